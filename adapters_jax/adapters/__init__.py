@@ -1,0 +1,1 @@
+"""Adapter methods: values with pure functions at the sites a backbone offers."""

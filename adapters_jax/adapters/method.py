@@ -1,0 +1,243 @@
+"""What an adapter method is: a value (its hyper-parameters) and pure functions at the sites.
+
+A method holds no arrays. Its parameters are a plain nested dict, laid out so that the tree itself
+says where the adapter sits: `layer_{i}/{site}/...` for what belongs to one site of one layer, and
+`shared/...` for what all layers use. A layer without an entry is not adapted.
+
+Because each site function is pure in its own parameters, a bank of adapters is a stack of such
+trees and per-row routing is a `vmap` over it; nothing here has to know.
+"""
+
+import dataclasses
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar, Self
+
+from flax import struct
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
+
+from adapters_jax import functional
+from adapters_jax.adapters import fields
+from adapters_jax.params import Rule, Tree
+from adapters_jax.sites import PROJECTIONS, SUB_LAYERS, Dimensions, Sites, Stream, SubLayer
+
+
+@struct.dataclass
+class At:
+    """Where and with what a site function is called, beside its own parameters."""
+
+    layer: int = struct.field(pytree_node=False)
+    name: str = struct.field(pytree_node=False)
+    shared: Tree
+    key: PRNGKeyArray | None  # None: no dropout, no other randomness
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """The base of all methods: the identity at every site, no parameters, no rules.
+
+    A subclass is a frozen dataclass whose fields are JSON values (lists become tuples, dicts become
+    hashable ones), checked on construction, and overrides `init` and the site functions it uses.
+    """
+
+    architecture: ClassVar[str]  # the name under which files and configs know the class
+    packable: ClassVar[bool] = True  # whether several texts may share a row
+
+    def __post_init__(self) -> None:
+        """Freeze every field and check its type against its annotation."""
+        for field in dataclasses.fields(self):
+            object.__setattr__(self, field.name, fields.freeze(getattr(self, field.name)))
+        fields.check(self.architecture, self)
+
+    def require(self, condition: bool, sentence: str) -> None:
+        """Raise a ValueError that begins with the architecture unless the condition holds."""
+        if not condition:
+            raise ValueError(f'{self.architecture}: {sentence}')
+
+    def init(self, key: PRNGKeyArray, dimensions: Dimensions, backbone: Tree) -> Tree:
+        """Return fresh parameters; `backbone` is there for methods that start from its weights."""
+        return {}
+
+    def rules(self, dimensions: Dimensions) -> tuple[Rule, ...]:
+        """Return the rules for leaves of the backbone that the method trains (paths start with
+        'backbone/'); its own parameters and the head are always trained."""
+        return ()
+
+    def embeddings(self, params: Tree, stream: Stream, at: At) -> Stream:
+        """Site `embeddings`; `params` is the whole tree of the adapter."""
+        return stream
+
+    def linear(
+        self,
+        params: Tree,
+        inputs: Float[Array, 'B T I'],
+        kernel: Float[Array, 'I O'],
+        outputs: Float[Array, 'B T O'],
+        at: At,
+    ) -> Float[Array, 'B T O']:
+        """Site `linear`; `params` is `layer_{i}/{sub_layer}/{name}`."""
+        return outputs
+
+    def key_value(
+        self,
+        params: Tree,
+        key: Float[Array, 'B S H K'],
+        value: Float[Array, 'B S H K'],
+        mask: Bool[Array, '#B 1 #T S'] | None,
+        at: At,
+    ) -> tuple[Array, Array, Array | None]:
+        """Site `key_value`; `params` is `layer_{i}/{sub_layer}`."""
+        return key, value, mask
+
+    def sub_layer(self, params: Tree, end: SubLayer, at: At) -> Float[Array, 'B T D']:
+        """Site `attention`, `cross_attention` or `feed_forward`; `params` is `layer_{i}/{name}`."""
+        return end.finish(end.output)
+
+    def block(self, params: Tree, stream: Stream, at: At) -> Stream:
+        """Site `block`; `params` is `layer_{i}/block`."""
+        return stream
+
+    def output(self, params: Tree, stream: Stream, at: At) -> Stream:
+        """Site `output`; `params` is `output`."""
+        return stream
+
+    def first_layer(self, params: Tree, dimensions: Dimensions) -> int:
+        """Return the lowest layer whose output the trained leaves can change.
+
+        Layers below it are the trunk: they get neither a gradient nor dropout.
+        """
+        from_tree = [int(m[1]) for name in params if (m := re.fullmatch(r'layer_(\d+)', name))]
+        lowest = min(from_tree, default=dimensions.layers)
+        return min(lowest, _first_tuned_layer(self.rules(dimensions), dimensions))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return every field and the architecture as JSON values."""
+        values = {f.name: fields.thaw(getattr(self, f.name)) for f in dataclasses.fields(self)}
+        return {'architecture': self.architecture} | values
+
+    @classmethod
+    def from_fields(cls, values: Mapping[str, Any]) -> Self:
+        """Build the method from JSON fields: the inverse of `to_json` (without architecture).
+
+        Raises:
+            ValueError: a field the class does not have, or lacks; the known ones are listed.
+        """
+        missing = dataclasses.MISSING
+        known = {
+            f.name: f.default is missing and f.default_factory is missing
+            for f in dataclasses.fields(cls)
+        }
+        unknown = sorted(set(values) - set(known))
+        if unknown:
+            raise ValueError(
+                f'{cls.architecture} has no option {", ".join(map(repr, unknown))}; '
+                f'known: {", ".join(sorted(known)) or "none"}'
+            )
+        absent = [name for name, required in known.items() if required and name not in values]
+        if absent:
+            raise ValueError(f'{cls.architecture} needs the option {", ".join(map(repr, absent))}')
+        return cls(**values)
+
+
+def adapted_layers(leave_out: Iterable[int], dimensions: Dimensions) -> list[int]:
+    """Return the layers that are not left out.
+
+    Raises:
+        ValueError: a layer that the backbone does not have, or no layer that remains.
+    """
+    left_out = set(leave_out)
+    absent = sorted(i for i in left_out if not 0 <= i < dimensions.layers)
+    if absent:
+        raise ValueError(
+            f'leave_out names layer {absent[0]}, but the backbone has layers 0 to '
+            f'{dimensions.layers - 1}'
+        )
+    kept = [i for i in range(dimensions.layers) if i not in left_out]
+    if not kept:
+        raise ValueError('leave_out names every layer of the backbone; keep at least one')
+    return kept
+
+
+def _first_tuned_layer(rules: tuple[Rule, ...], dimensions: Dimensions) -> int:
+    """Return the lowest layer with a leaf that the rules train; embeddings count as layer 0."""
+    if not rules:
+        return dimensions.layers
+    tables = [f'{name}/embedding' for name in ('word', 'position', 'token_type')]
+    probes = [(f'backbone/embeddings/{x}', 0) for x in (*tables, 'norm/scale', 'norm/bias')]
+    for i in range(dimensions.layers):
+        for sub_layer, projections in PROJECTIONS.items():
+            leaves = [f'{p}/{leaf}' for p in projections for leaf in ('kernel', 'bias')]
+            leaves += ['norm/scale', 'norm/bias']
+            probes += [(f'backbone/layer_{i}/{sub_layer}/{leaf}', i) for leaf in leaves]
+    tuned = [
+        layer
+        for path, layer in probes
+        if (rule := next((r for r in rules if r.matches(path)), None)) and rule.train
+    ]
+    return min(tuned, default=dimensions.layers)
+
+
+@struct.dataclass
+class Adapted(Sites):
+    """A method bound to its parameters: what a backbone calls at its sites."""
+
+    params: Tree
+    key: PRNGKeyArray | None
+    method: Method = struct.field(pytree_node=False)
+
+    def _at(self, layer: int, name: str, site: int) -> At:
+        key = functional.fold(self.key, layer + 1, site)
+        return At(layer=layer, name=name, shared=self.params.get('shared', {}), key=key)
+
+    def _find(self, *path: str) -> Tree | None:
+        node: Any = self.params
+        for name in path:
+            node = node.get(name) if isinstance(node, Mapping) else None
+        return node
+
+    def embeddings(self, stream: Stream) -> Stream:
+        """Let the method change the embedded input."""
+        return self.method.embeddings(self.params, stream, self._at(-1, 'embeddings', 0))
+
+    def linear(self, layer, sub_layer, name, inputs, kernel, outputs):
+        """Let the method change a projection's output."""
+        params = self._find(f'layer_{layer}', sub_layer, name)
+        if params is None:
+            return outputs
+        site = 100 + 10 * SUB_LAYERS.index(sub_layer) + _PROJECTION_NUMBER[name]
+        at = self._at(layer, f'{sub_layer}/{name}', site)
+        return self.method.linear(params, inputs, kernel, outputs, at)
+
+    def key_value(self, layer, sub_layer, key, value, mask):
+        """Let the method extend the keys and values."""
+        params = self._find(f'layer_{layer}', sub_layer)
+        if params is None:
+            return key, value, mask
+        at = self._at(layer, sub_layer, 10 + SUB_LAYERS.index(sub_layer))
+        return self.method.key_value(params, key, value, mask, at)
+
+    def sub_layer(self, layer, name, end):
+        """Let the method end a sub-layer."""
+        params = self._find(f'layer_{layer}', name)
+        if params is None:
+            return end.finish(end.output)
+        return self.method.sub_layer(params, end, self._at(layer, name, SUB_LAYERS.index(name)))
+
+    def block(self, layer, stream):
+        """Let the method change a block's output."""
+        params = self._find(f'layer_{layer}', 'block')
+        if params is None:
+            return stream
+        return self.method.block(params, stream, self._at(layer, 'block', 20))
+
+    def output(self, stream):
+        """Let the method change the last hidden states."""
+        params = self._find('output')
+        if params is None:
+            return stream
+        return self.method.output(params, stream, self._at(-1, 'output', 30))
+
+
+_PROJECTION_NUMBER = {
+    name: i for i, name in enumerate(('query', 'key', 'value', 'output', 'up', 'down'))
+}

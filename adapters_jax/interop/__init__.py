@@ -1,0 +1,1 @@
+"""Checkpoints of others: Hugging Face backbones, and the files they come in."""

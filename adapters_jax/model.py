@@ -1,0 +1,110 @@
+"""Binds a backbone, an adapter and a head into one `apply(params, batch)`.
+
+This is the only place where backbones and adapters meet; neither knows the other.
+"""
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from adapters_jax import functional
+from adapters_jax.adapters.method import Adapted, Method
+from adapters_jax.models.bert import Bert, BertConfig
+from adapters_jax.models.heads import HeadConfig, PooledHead, init_head
+from adapters_jax.params import Rule, Tree, freeze, train
+
+Batch = Mapping[str, Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A backbone with one adapter and one head, both stored under `name`.
+
+    `dtype` is what activations are computed in (logits are always float32); `remat` trades
+    memory for a second forward pass of each block.
+    """
+
+    config: BertConfig
+    method: Method
+    head_config: HeadConfig
+    outputs: int
+    name: str = 'default'
+    dtype: Any = jnp.float32
+    remat: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse a head that needs a pooler where the checkpoint has none."""
+        if self.head_config.pooling == 'pooler' and not self.config.pooler:
+            raise ValueError(
+                "head.pooling is 'pooler' but the backbone has no pooler; use 'mean' or 'cls'"
+            )
+
+    @property
+    def head(self) -> PooledHead:
+        """The head as a Linen module."""
+        return PooledHead(self.head_config, self.outputs)
+
+    def init(self, key: PRNGKeyArray, backbone: Tree) -> Tree:
+        """Return all parameters: the given backbone, a fresh adapter and a fresh head."""
+        adapter_key, head_key = jax.random.split(key)
+        dimensions = self.config.dimensions
+        return {
+            'backbone': backbone,
+            'adapters': {self.name: self.method.init(adapter_key, dimensions, backbone)},
+            'heads': {self.name: init_head(self.head, head_key, dimensions.hidden)},
+        }
+
+    @property
+    def rules(self) -> tuple[Rule, ...]:
+        """What is trained: the adapter, its head, and the backbone leaves the method asks for."""
+        name = re.escape(self.name)
+        own = (train(f'adapters/{name}/.*'), train(f'heads/{name}/.*'))
+        return (*own, *self.method.rules(self.config.dimensions), freeze('.*'))
+
+    def trunk(self, params: Tree) -> int:
+        """Return how many of the lowest layers nothing trainable can change."""
+        adapter = params.get('adapters', {}).get(self.name, {})
+        return self.method.first_layer(adapter, self.config.dimensions)
+
+    def apply(
+        self, params: Tree, batch: Batch, key: PRNGKeyArray | None = None
+    ) -> Float[Array, 'B S C']:
+        """Return the outputs of every example in the batch, in float32; no key, no dropout."""
+        adapter = params.get('adapters', {}).get(self.name, {})
+        backbone = Bert(self.config, self.dtype, self.trunk(params), self.remat)
+        variables = {'params': params['backbone']}
+        hidden = backbone.apply(
+            variables,
+            batch['input_ids'],
+            batch['token_type_ids'],
+            batch['positions'],
+            mask=attention_mask(batch['segments'], batch['starts'].shape[1]),
+            tags=batch.get('tags'),
+            sites=Adapted(adapter, functional.fold(key, 0), self.method),
+            deterministic=key is None,
+            rngs={} if key is None else {'dropout': functional.fold(key, 1)},
+        )
+        return self.head.apply(
+            {'params': params['heads'][self.name]},
+            hidden,
+            batch['segments'],
+            batch['starts'],
+            lambda first: backbone.apply(variables, first, method='pool'),
+            key is None,
+            rngs={} if key is None else {'dropout': functional.fold(key, 2)},
+        )
+
+
+def attention_mask(segments: Int[Array, 'B T'], examples: int) -> Bool[Array, 'B 1 #T T']:
+    """Return who may attend to whom: tokens of the same example, and of no padding.
+
+    With one example a row the mask hides padding only, which needs no T x T array.
+    """
+    if examples == 1:
+        return (segments > 0)[:, None, None, :]
+    return segments[:, None, :, None] == segments[:, None, None, :]

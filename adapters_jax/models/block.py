@@ -1,0 +1,206 @@
+"""The transformer block that serves every family of backbones, with the sites adapters use.
+
+What differs between families (where the LayerNorm stands, whether there is cross-attention, which
+activation) is an option of this block and not a second block, so an adapter written against the
+sites works for all of them.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from adapters_jax import functional
+from adapters_jax.sites import Sites, Stream, SubLayer
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockConfig:
+    """The options of a transformer block; dropout rates are per entry, sizes in scalars."""
+
+    hidden: int
+    feed_forward: int
+    heads: int
+    activation: str = 'gelu'
+    norm_epsilon: float = 1e-12
+    pre_norm: bool = False  # LayerNorm before the sub-layer (ViT, Whisper) or after it (BERT)
+    cross_attention: bool = False
+    causal: bool = False
+    dropout: float = 0.1
+    attention_dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        """Refuse sizes that do not fit together, and rates that are none."""
+        if self.heads < 1 or self.hidden % self.heads:
+            raise ValueError(
+                f'hidden size {self.hidden} is not a multiple of the number of heads {self.heads}'
+            )
+        for rate in (self.dropout, self.attention_dropout):
+            if not 0 <= rate < 1:
+                raise ValueError(f'the dropout rate {rate} is not a number in [0, 1)')
+        functional.activation(self.activation)
+
+
+class Norm(nn.Module):
+    """A LayerNorm handed out as a function, since a site may apply it twice or not at all."""
+
+    epsilon: float
+
+    @nn.compact
+    def __call__(self, features: int) -> Callable[[Array], Array]:
+        """Return the LayerNorm of vectors of that many features."""
+        scale = self.param('scale', nn.initializers.ones, (features,))
+        bias = self.param('bias', nn.initializers.zeros, (features,))
+        return lambda x: functional.layer_norm(x, scale, bias, self.epsilon)
+
+
+class Dense(nn.Module):
+    """A dense layer without sites: for poolers and heads, where no adapter reaches."""
+
+    features: int
+
+    @nn.compact
+    def __call__(self, x: Float[Array, '... I']) -> Float[Array, '... O']:
+        """Return `x @ kernel + bias`."""
+        shape = (x.shape[-1], self.features)
+        kernel = self.param('kernel', nn.initializers.normal(0.02), shape)
+        bias = self.param('bias', nn.initializers.zeros, (self.features,))
+        return functional.dense(x, kernel, bias)
+
+
+class Projection(nn.Module):
+    """A dense layer that offers its input, kernel and output at the `linear` site."""
+
+    features: int
+    layer: int
+    sub_layer: str
+
+    @nn.compact
+    def __call__(self, x: Float[Array, 'B T I'], sites: Sites) -> Float[Array, 'B T O']:
+        """Return what the `linear` site makes of `x @ kernel + bias`."""
+        kernel = self.param('kernel', nn.initializers.normal(0.02), (x.shape[-1], self.features))
+        bias = self.param('bias', nn.initializers.zeros, (self.features,))
+        y = functional.dense(x, kernel, bias)
+        return sites.linear(self.layer, self.sub_layer, self.name, x, kernel, y)
+
+
+class Attention(nn.Module):
+    """Multi-head attention (Vaswani et al. 2017, section 3.2.2) as a sub-layer.
+
+    `kind` is 'attention' (over the sequence itself) or 'cross_attention' (over `memory`).
+    """
+
+    config: BlockConfig
+    layer: int
+    kind: str
+
+    @nn.compact
+    def __call__(
+        self,
+        stream: Stream,
+        memory: Float[Array, 'B S D'] | None,
+        mask: Bool[Array, '#B 1 #T S'] | None,
+        sites: Sites,
+        deterministic: bool,
+    ) -> Stream:
+        """Return the stream after attention, residual connection and LayerNorm."""
+        c = self.config
+        norm = Norm(c.norm_epsilon, name='norm')(c.hidden)
+        x = norm(stream.hidden) if c.pre_norm else stream.hidden
+        memory = x if memory is None else memory
+
+        def project(name: str, inputs: Array) -> Array:
+            y = Projection(c.hidden, self.layer, self.kind, name=name)(inputs, sites)
+            return y.reshape(*y.shape[:-1], c.heads, c.hidden // c.heads)
+
+        query = project('query', x)
+        key, value = project('key', memory), project('value', memory)
+        key, value, mask = sites.key_value(self.layer, self.kind, key, value, mask)
+        rng = None if deterministic else self.make_rng('dropout')
+        mixed = functional.attend(query, key, value, mask, c.attention_dropout, rng)
+        mixed = mixed.reshape(*x.shape[:-1], c.hidden)
+        y = Projection(c.hidden, self.layer, self.kind, name='output')(mixed, sites)
+        return _finish(self, y, norm, stream, sites, deterministic)
+
+
+class FeedForward(nn.Module):
+    """The position-wise feed-forward network (Vaswani et al. 2017, section 3.3) as a sub-layer."""
+
+    config: BlockConfig
+    layer: int
+    kind: str = 'feed_forward'
+
+    @nn.compact
+    def __call__(self, stream: Stream, sites: Sites, deterministic: bool) -> Stream:
+        """Return the stream after the network, residual connection and LayerNorm."""
+        c = self.config
+        norm = Norm(c.norm_epsilon, name='norm')(c.hidden)
+        x = norm(stream.hidden) if c.pre_norm else stream.hidden
+        up = Projection(c.feed_forward, self.layer, self.kind, name='up')(x, sites)
+        up = functional.activation(c.activation)(up)
+        y = Projection(c.hidden, self.layer, self.kind, name='down')(up, sites)
+        return _finish(self, y, norm, stream, sites, deterministic)
+
+
+def _finish(
+    module: Attention | FeedForward,
+    y: Float[Array, 'B T D'],
+    norm: Callable[[Array], Array],
+    stream: Stream,
+    sites: Sites,
+    deterministic: bool,
+) -> Stream:
+    """End a sub-layer: dropout, then the site, which adds the residual and normalises."""
+    c = module.config
+    rng = None if deterministic else module.make_rng('dropout')
+    end = SubLayer(
+        output=functional.dropout(y, c.dropout, rng),
+        residual=stream.hidden,
+        norm=None if c.pre_norm else norm,
+        stream=stream,
+    )
+    return stream.replace(hidden=sites.sub_layer(module.layer, module.kind, end))
+
+
+class Block(nn.Module):
+    """Self-attention, cross-attention where the family has it, and a feed-forward network."""
+
+    config: BlockConfig
+    layer: int
+
+    @nn.compact
+    def __call__(
+        self,
+        stream: Stream,
+        sites: Sites,
+        deterministic: bool,
+        memory: Float[Array, 'B S D'] | None = None,
+        memory_mask: Bool[Array, '#B 1 #T S'] | None = None,
+    ) -> Stream:
+        """Return the stream after the whole block.
+
+        Raises:
+            ValueError: cross-attention without a memory, or a memory without cross-attention.
+        """
+        c = self.config
+        if c.cross_attention != (memory is not None):
+            raise ValueError(
+                f'the block has cross_attention={c.cross_attention}, but its memory is '
+                f'{"missing" if memory is None else "given"}'
+            )
+        mask = causal(stream.mask, stream.hidden.shape[1]) if c.causal else stream.mask
+        attention = Attention(c, self.layer, 'attention', name='attention')
+        stream = attention(stream, None, mask, sites, deterministic)
+        if c.cross_attention:
+            cross = Attention(c, self.layer, 'cross_attention', name='cross_attention')
+            stream = cross(stream, memory, memory_mask, sites, deterministic)
+        stream = FeedForward(c, self.layer, name='feed_forward')(stream, sites, deterministic)
+        return sites.block(self.layer, stream)
+
+
+def causal(mask: Bool[Array, '#B 1 #T T'] | None, length: int) -> Bool[Array, '#B 1 T T']:
+    """Return the mask that moreover hides what comes after each position."""
+    triangle = jnp.tril(jnp.ones((1, 1, length, length), bool))
+    return triangle if mask is None else mask & triangle
