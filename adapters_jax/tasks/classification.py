@@ -1,0 +1,232 @@
+"""One of C classes for a text or a pair of texts."""
+
+import dataclasses
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import sklearn.metrics
+from jaxtyping import Array, Float, Float32, Int
+
+from adapters_jax.tasks.task import Task, masked_sum, register
+
+Metric = Callable[['Classification', np.ndarray, np.ndarray], float]
+MAX_TABLE = 20  # classes of which a terminal still shows the whole confusion matrix
+
+
+def _accuracy(task: 'Classification', labels: np.ndarray, predicted: np.ndarray) -> float:
+    return sklearn.metrics.accuracy_score(labels, predicted)
+
+
+def _matthews(task: 'Classification', labels: np.ndarray, predicted: np.ndarray) -> float:
+    """Matthews' correlation; 0 where either side knows one class only and it is undefined."""
+    if len(set(labels)) < 2 or len(set(predicted)) < 2:
+        return 0.0
+    return sklearn.metrics.matthews_corrcoef(labels, predicted)
+
+
+def _of_positive(score: Callable[..., float]) -> Metric:
+    """Take a score of the positive class against all others; 0 where it is undefined."""
+
+    def metric(task: 'Classification', labels: np.ndarray, predicted: np.ndarray) -> float:
+        positive = task.labels.index(task.positive)
+        return score(labels == positive, predicted == positive, zero_division=0.0)
+
+    return metric
+
+
+def _averaged(score: Callable[..., float], average: str) -> Metric:
+    """Average a score over the classes that occur among the labels or the predictions."""
+
+    def metric(task: 'Classification', labels: np.ndarray, predicted: np.ndarray) -> float:
+        return score(labels, predicted, average=average, zero_division=0.0)
+
+    return metric
+
+
+_SCORES: dict[str, Callable[..., float]] = {
+    'f1': sklearn.metrics.f1_score,
+    'precision': sklearn.metrics.precision_score,
+    'recall': sklearn.metrics.recall_score,
+}
+METRICS: dict[str, Metric] = {
+    'accuracy': _accuracy,
+    'matthews': _matthews,
+    **{name: _of_positive(score) for name, score in _SCORES.items()},
+    **{
+        f'{name}_{average}': _averaged(score, average)
+        for name, score in _SCORES.items()
+        for average in ('macro', 'micro', 'weighted')
+    },
+}
+
+
+@register
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Classification(Task):
+    """Choose one of `labels`.
+
+    Attributes:
+        labels: the names of the classes; the order gives their ids.
+        positive: the class that `precision`, `recall` and `f1` are about; with two classes the
+            second one unless named here, with more these metrics need it named.
+
+    Raises:
+        ValueError: fewer than two classes, a class named twice or not by a text, a positive class
+            that is none of them, or a metric that lacks one.
+    """
+
+    name: ClassVar[str] = 'classification'
+    label_kind: ClassVar[Literal['class', 'number']] = 'class'
+    known_metrics: ClassVar[Mapping[str, Metric]] = METRICS
+    default_metrics: ClassVar[tuple[str, ...]] = ('accuracy', 'f1_macro')
+
+    labels: tuple[str, ...]
+    positive: str = ''
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._set(labels=tuple(self.labels))
+        self._check_labels()
+        if not self.positive and len(self.labels) == 2:
+            self._set(positive=self.labels[1])
+        if self.positive and self.positive not in self.labels:
+            raise ValueError(
+                f'the positive class {self.positive!r} is none of {_listed(self.labels)}'
+            )
+        lacking = [metric for metric in self.metric_names if metric in _SCORES]
+        if lacking and not self.positive:
+            raise ValueError(
+                f'{", ".join(lacking)} of {len(self.labels)} classes needs a positive class: set '
+                f'`positive`, or use {lacking[0]}_macro'
+            )
+
+    def _check_labels(self) -> None:
+        wrong = [label for label in self.labels if not isinstance(label, str) or not label]
+        if wrong:
+            raise ValueError(f'classes are named by texts that are not empty, not by {wrong[0]!r}')
+        if len(self.labels) < 2:
+            raise ValueError(
+                f'classification needs at least two classes, not {len(self.labels)} '
+                f'({_listed(self.labels)})'
+            )
+        twice = [label for label, count in Counter(self.labels).items() if count > 1]
+        if twice:
+            raise ValueError(f'each class may be named once, but these are repeated: {twice}')
+
+    @property
+    def num_outputs(self) -> int:
+        """The number of classes."""
+        return len(self.labels)
+
+    def label_column(self, values: Sequence[str]) -> np.ndarray:
+        """Turn N class names into their ids, int32 [N].
+
+        Raises:
+            ValueError: a label that is no class of this task.
+        """
+        ids = {label: index for index, label in enumerate(self.labels)}
+        unseen = Counter(value for value in values if value not in ids)
+        if unseen:
+            found = ', '.join(f'{label!r} ({n} times)' for label, n in unseen.most_common(5))
+            more = f' and {len(unseen) - 5} more' if len(unseen) > 5 else ''
+            raise ValueError(
+                f'unseen labels {found}{more}; known: {_listed(self.labels)}. Correct them, or '
+                f'name all classes in the task'
+            )
+        return np.asarray([ids[value] for value in values], np.int32)
+
+    def loss(
+        self,
+        outputs: Float[Array, 'B S C'],
+        batch: Mapping[str, Array],
+        label_smoothing: float | Float[Array, ''] = 0.0,
+    ) -> tuple[Float32[Array, ''], Float32[Array, '']]:
+        """Return the sum of the cross-entropies (nats) of the real examples, and their count.
+
+        Args:
+            outputs: logits.
+            batch: has `label`, int32 [B, S], and `example_mask`, bool [B, S].
+            label_smoothing: share of the target spread evenly over all classes, 0 to 1
+                (Szegedy et al. 2016, section 7).
+
+        Raises:
+            ValueError: a label smoothing outside 0 to 1.
+        """
+        if isinstance(label_smoothing, int | float) and not 0 <= label_smoothing <= 1:
+            raise ValueError(f'label smoothing must lie between 0 and 1, not {label_smoothing}')
+
+        def cross_entropy(
+            logits: Float32[Array, 'B S C'], labels: Int[Array, 'B S']
+        ) -> Float32[Array, 'B S']:
+            log_p = jax.nn.log_softmax(logits)
+            of_label = jnp.take_along_axis(log_p, labels[..., None], axis=-1)[..., 0]
+            return -(1 - label_smoothing) * of_label - label_smoothing * log_p.mean(-1)
+
+        return masked_sum(cross_entropy, outputs, batch['label'], batch['example_mask'])
+
+    def _scores(self, outputs: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+        self._check_ids(labels)
+        predicted = outputs.argmax(-1)
+        return {name: float(METRICS[name](self, labels, predicted)) for name in self.metric_names}
+
+    def _check_ids(self, labels: np.ndarray) -> None:
+        wrong = labels[(labels < 0) | (labels >= self.num_outputs)]
+        if len(wrong):
+            raise ValueError(
+                f'labels must be class ids from 0 to {self.num_outputs - 1}, but {len(wrong)} of '
+                f'{len(labels)} are not (the first is {wrong[0]}): is the split unlabelled?'
+            )
+
+    def _describe(self, outputs: np.ndarray) -> list[dict[str, Any]]:
+        """Give the class under `prediction` and, as Hugging Face pipelines do, under `label`."""
+        names = [self.labels[index] for index in outputs.argmax(-1)]
+        return [
+            {'prediction': name, 'label': name, 'logits': logits}
+            for name, logits in zip(names, outputs.tolist(), strict=True)
+        ]
+
+    def confusion(self, outputs: np.ndarray, labels: np.ndarray) -> list[list[int]]:
+        """Count examples by true class (outer) and predicted class (inner).
+
+        Raises:
+            ValueError: labels that are no class ids.
+        """
+        outputs, labels = self._checked(outputs), np.asarray(labels)
+        self._check_ids(labels)
+        ids = np.arange(self.num_outputs)
+        counts = np.zeros((len(ids), len(ids)), int)
+        np.add.at(counts, (labels, outputs.argmax(-1)), 1)
+        return counts.tolist()
+
+    def confusion_text(self, confusion: Sequence[Sequence[int]]) -> str:
+        """Render a confusion matrix for a terminal; of many classes the commonest errors only."""
+        if self.num_outputs > MAX_TABLE:
+            return self._commonest_errors(np.asarray(confusion))
+        side = max(len(label) for label in (*self.labels, 'true \\ predicted'))
+        cells = [[str(count) for count in row] for row in confusion]
+        widths = [max(map(len, column)) for column in zip(self.labels, *cells, strict=True)]
+        rows = zip(('true \\ predicted', *self.labels), (self.labels, *cells), strict=True)
+        return '\n'.join(
+            '  '.join([f'{head:<{side}}', *(f'{c:>{w}}' for c, w in zip(row, widths, strict=True))])
+            for head, row in rows
+        )
+
+    def _commonest_errors(self, confusion: np.ndarray) -> str:
+        errors = [
+            (int(confusion[true, predicted]), self.labels[true], self.labels[predicted])
+            for true, predicted in np.argwhere(confusion)
+            if true != predicted
+        ]
+        errors.sort(key=lambda error: (-error[0], *error[1:]))
+        lines = [f'{n:>6}  {true} -> {predicted}' for n, true, predicted in errors[:MAX_TABLE]]
+        return '\n'.join([f'{sum(e[0] for e in errors)} errors; true -> predicted', *lines])
+
+
+def _listed(labels: Sequence[str]) -> str:
+    """List class names for a message, the first 20 of many."""
+    more = f' and {len(labels) - 20} more' if len(labels) > 20 else ''
+    return ', '.join(map(repr, labels[:20])) + more
