@@ -1,0 +1,1 @@
+"""From files, hubs and wheels to batches of token ids."""

@@ -1,0 +1,239 @@
+"""Which examples go into which batch, and where: planned for a whole epoch at once.
+
+A plan is a pure function of the lengths, the policy, the seed and the epoch. No step of it knows
+how many processes or threads there are, so each of them can assemble any part of any batch by its
+number, and a run continues from a batch number alone.
+"""
+
+import dataclasses
+
+import numpy as np
+from jaxtyping import Bool, Int32, Int64, Integer
+
+from adapters_jax.data.encoded import Encoded, ranges
+from adapters_jax.data.policies import (
+    WINDOW,
+    Buckets,
+    Packed,
+    Policy,
+    bucket_of,
+    choose_buckets,
+    choose_packing,
+    pack,
+    sort_in_windows,
+)
+
+__all__ = [
+    'Buckets',
+    'Packed',
+    'Plan',
+    'Policy',
+    'assemble',
+    'choose_buckets',
+    'choose_packing',
+    'plan_epoch',
+]
+
+# Separates this use of the run's seed from every other.
+PURPOSE = int.from_bytes(b'epoch', 'big') % 2**32
+
+Batch = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """The batches of one epoch: N examples in the order in which they are computed.
+
+    example: which one. length: its tokens. row: its row in its batch. slot: its place among the
+    examples of that row. column: its first token's place in the row. first: [M + 1], where each of
+    M batches begins among the N. widths: [M], the length of the batch's rows. Every batch has
+    `rows` rows and `segments` slots in each; the last batch of an epoch may end in empty ones.
+    """
+
+    example: Int64[np.ndarray, ' N']
+    length: Int64[np.ndarray, ' N']
+    row: Int64[np.ndarray, ' N']
+    slot: Int64[np.ndarray, ' N']
+    column: Int64[np.ndarray, ' N']
+    first: Int64[np.ndarray, ' M+1']
+    widths: Int64[np.ndarray, ' M']
+    rows: int
+    segments: int
+
+    def __len__(self) -> int:
+        return len(self.widths)
+
+    @property
+    def padding(self) -> float:
+        """The share of computed tokens that are padding, empty rows included."""
+        return float(1 - self.length.sum() / (self.rows * self.widths.sum()))
+
+    @property
+    def shapes(self) -> set[tuple[int, int, int]]:
+        """The different (B, T, S) of the batches: as many programs are compiled."""
+        return {(self.rows, int(width), self.segments) for width in np.unique(self.widths)}
+
+    @property
+    def examples_per_batch(self) -> Int64[np.ndarray, ' M']:
+        """How many examples each batch has."""
+        return np.diff(self.first)
+
+
+def plan_epoch(
+    lengths: Integer[np.ndarray, ' N'], policy: Policy, seed: int, epoch: int, shuffle: bool
+) -> Plan:
+    """Plans an epoch in which every example comes exactly once.
+
+    lengths: tokens of each example. seed, epoch: non-negative; without shuffle they change nothing.
+    The number of batches is the same in every epoch. Raises ValueError where an example is empty or
+    too long for the policy.
+    """
+    lengths = np.asarray(lengths, np.int64)
+    longest = policy.row_length if isinstance(policy, Packed) else policy.lengths[-1]
+    if not lengths.size:
+        raise ValueError('There are no examples to plan batches of.')
+    if lengths.min() < 1 or lengths.max() > longest:
+        raise ValueError(
+            f'Rows of {longest} tokens hold examples of 1 to {longest} tokens, but these '
+            f'{len(lengths)} have {lengths.min()} to {lengths.max()}. Choose the policy from the '
+            'lengths of this split.'
+        )
+    rng = np.random.default_rng([PURPOSE, seed, epoch]) if shuffle else None
+    order = np.arange(len(lengths)) if rng is None else rng.permutation(len(lengths))
+    if isinstance(policy, Packed):
+        return _plan_packed(lengths, policy, order, rng)
+    return _plan_buckets(lengths, policy, order, rng)
+
+
+def assemble(
+    encoded: Encoded,
+    plan: Plan,
+    index: int,
+    pad_id: int,
+    rows: tuple[int, int] | None = None,
+) -> Batch:
+    """The arrays of batch `index`, or of its rows from rows[0] to before rows[1].
+
+    Token columns are [B, T], with pad_id in input_ids and 0 elsewhere where there is no token.
+    positions restart at 0 in each example; segments number the examples of a row from 1, and are 0
+    on padding. starts (each example's first token), example_mask, example_id (-1 where there is
+    none) and the example columns are [B, S, ...].
+    """
+    first, last = rows or (0, plan.rows)
+    entries = slice(plan.first[index], plan.first[index + 1])
+    row = plan.row[entries]
+    # Entries are in order of their rows, so the part wanted is a slice as well.
+    begin, end = np.searchsorted(row, (first, last))
+    entries = slice(entries.start + begin, entries.start + end)
+    row, slot = row[begin:end] - first, plan.slot[entries]
+    example, column = plan.example[entries], plan.column[entries]
+    shape = (last - first, int(plan.widths[index]))
+    slots = (last - first, plan.segments)
+    return _token_arrays(encoded, example, row, slot, column, shape, pad_id) | _example_arrays(
+        encoded, example, row, slot, column, slots
+    )
+
+
+def _token_arrays(
+    encoded: Encoded,
+    example: Int64[np.ndarray, ' E'],
+    row: Int64[np.ndarray, ' E'],
+    slot: Int64[np.ndarray, ' E'],
+    column: Int64[np.ndarray, ' E'],
+    shape: tuple[int, int],
+    pad_id: int,
+) -> Batch:
+    lengths = encoded.lengths[example]
+    source = ranges(encoded.offsets[example], lengths)
+    target = ranges(row * shape[1] + column, lengths)
+
+    def placed(values: np.ndarray, empty: int = 0) -> np.ndarray:
+        flat = np.full((shape[0] * shape[1], *values.shape[1:]), empty, values.dtype)
+        flat[target] = values
+        return flat.reshape(*shape, *values.shape[1:])
+
+    batch = {
+        name: placed(values[source], pad_id if name == 'input_ids' else 0)
+        for name, values in encoded.tokens.items()
+    }
+    batch['positions'] = placed(ranges(np.zeros_like(lengths), lengths).astype(np.int32))
+    batch['segments'] = placed(np.repeat(slot + 1, lengths).astype(np.int32))
+    return batch
+
+
+def _example_arrays(
+    encoded: Encoded,
+    example: Int64[np.ndarray, ' E'],
+    row: Int64[np.ndarray, ' E'],
+    slot: Int64[np.ndarray, ' E'],
+    column: Int64[np.ndarray, ' E'],
+    slots: tuple[int, int],
+) -> dict[str, Int32[np.ndarray, 'B S'] | Bool[np.ndarray, 'B S'] | np.ndarray]:
+    def placed(values: np.ndarray, empty: int = 0) -> np.ndarray:
+        array = np.full((*slots, *values.shape[1:]), empty, values.dtype)
+        array[row, slot] = values
+        return array
+
+    batch = {name: placed(values[example]) for name, values in encoded.examples.items()}
+    batch['starts'] = placed(column.astype(np.int32))
+    batch['example_mask'] = placed(np.ones(len(example), bool))
+    batch['example_id'] = placed(example.astype(np.int32), -1)
+    return batch
+
+
+def _plan_packed(
+    lengths: Int64[np.ndarray, ' N'],
+    policy: Packed,
+    order: Int64[np.ndarray, ' N'],
+    rng: np.random.Generator | None,
+) -> Plan:
+    # Stable: among equal lengths the shuffled order stays, so rows differ from epoch to epoch.
+    order = order[np.argsort(-lengths[order], kind='stable')]
+    row, rows = pack(lengths[order].tolist(), policy.row_length, policy.max_segments)
+    if rng is not None:
+        row = rng.permutation(rows)[row]
+    by_row = np.argsort(row, kind='stable')
+    example, row = order[by_row], row[by_row]
+    first_in_row = np.searchsorted(row, row)
+    filled = np.cumsum(lengths[example]) - lengths[example]
+    batches = -(-rows // policy.rows)
+    return Plan(
+        example=example,
+        length=lengths[example],
+        row=row % policy.rows,
+        slot=np.arange(len(row)) - first_in_row,
+        column=filled - filled[first_in_row],
+        first=np.searchsorted(row, np.arange(batches + 1) * policy.rows),
+        widths=np.full(batches, policy.row_length),
+        rows=policy.rows,
+        segments=policy.max_segments,
+    )
+
+
+def _plan_buckets(
+    lengths: Int64[np.ndarray, ' N'],
+    policy: Buckets,
+    order: Int64[np.ndarray, ' N'],
+    rng: np.random.Generator | None,
+) -> Plan:
+    size = policy.batch_size
+    window = None if rng is None else WINDOW
+    order = order[sort_in_windows(lengths[order], size, window)]
+    full = len(order) // size
+    if rng is not None:
+        # The batch that is not full stays last.
+        shuffled = order[: full * size].reshape(full, size)[rng.permutation(full)]
+        order = np.concatenate([shuffled.ravel(), order[full * size :]])
+    first = np.append(np.arange(0, len(order), size), len(order))
+    zeros = np.zeros(len(order), np.int64)
+    return Plan(
+        example=order,
+        length=lengths[order],
+        row=np.arange(len(order)) % size,
+        slot=zeros,
+        column=zeros,
+        first=first,
+        widths=bucket_of(np.maximum.reduceat(lengths[order], first[:-1]), policy),
+        rows=size,
+        segments=1,
+    )

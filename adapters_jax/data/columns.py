@@ -1,0 +1,196 @@
+"""From the columns somebody happened to choose to `text_a`, `text_b` and `label`.
+
+Everything after this module sees these three columns only. Names are guessed only where there is
+exactly one guess; each value is checked here, while the line it came from is still known.
+"""
+
+import dataclasses
+import math
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import datasets
+
+PAIRS = (
+    ('text_a', 'text_b'),
+    ('sentence1', 'sentence2'),
+    ('question1', 'question2'),
+    ('premise', 'hypothesis'),
+    ('text1', 'text2'),
+    ('#1 string', '#2 string'),
+)
+SINGLES = (
+    *('text', 'sentence', 'content', 'question', 'query', 'utterance', 'review', 'tweet'),
+    *('message', 'document', 'body', 'comment', 'title'),
+)
+LABELS = (
+    *('label', 'labels', 'class', 'category', 'target', 'score', 'similarity', 'gold_label'),
+    *('sentiment', 'intent', 'rating', 'stars', 'quality', 'is_duplicate'),
+)
+KINDS = ('class', 'number')
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """What the user says on columns; '' or None leaves one to be detected."""
+
+    text_a: str | int | None = None
+    text_b: str | int | None = None
+    label: str | int | None = None
+
+    @property
+    def given(self) -> dict[str, str | int]:
+        """The columns that are set."""
+        return {k: v for k, v in dataclasses.asdict(self).items() if v not in ('', None)}
+
+    def header_in(self, cells: Sequence[str]) -> bool:
+        """Whether a file's first line names its columns.
+
+        Raises ValueError where neither the line nor the choice tells.
+        """
+        known = {*SINGLES, *LABELS, *(name for pair in PAIRS for name in pair)}
+        known |= {str(name).casefold() for name in self.given.values() if not _is_index(name)}
+        if any(cell.strip().casefold() in known for cell in cells):
+            return True
+        if 'text_a' in self.given:
+            return not all(_is_index(name) for name in self.given.values())
+        raise ValueError(
+            f'Cannot tell whether the first line, {_shown(cells)}, names the columns. Set '
+            'data.header to True or False, and data.columns.text_a and data.columns.label to '
+            'names or, without a header, to positions counted from 0.'
+        )
+
+
+def choose(names: Sequence[str], choice: Choice, labelled: bool, where: str) -> dict[str, str]:
+    """Finds the columns of a table: {'text_a': name, ['text_b': name,] ['label': name]}.
+
+    labelled: whether a missing label is an error. where: the file, for messages.
+    Raises ValueError listing the columns, where one is missing or more than one would do.
+    """
+    given = {key: _named(names, value) for key, value in choice.given.items()}
+    if not labelled and given.get('label', '') is None:
+        del given['label']
+    for key, name in given.items():
+        if name is None:
+            raise ValueError(
+                f'{where} has no column {choice.given[key]!r} (data.columns.{key}); its columns '
+                f'are {_shown(names)}, or 0 to {len(names) - 1} by position.'
+            )
+    if 'text_b' in given and 'text_a' not in given:
+        raise ValueError('data.columns.text_b is set without data.columns.text_a; set both.')
+    taken = set(given.values())
+    if 'text_a' not in given:
+        given |= _detect_texts([name for name in names if name not in taken], where, names)
+    if 'label' not in given:
+        given |= _detect_label([name for name in names if name not in taken], labelled, where)
+    if len(set(given.values())) < len(given):
+        raise ValueError(f'{where}: one column is used twice in {given}; set data.columns.')
+    return given
+
+
+def build(
+    columns: Mapping[str, Sequence[Any]], kind: str, labelled: bool, place: Callable[[int], str]
+) -> datasets.Dataset:
+    """Checks the chosen columns and puts them into a Dataset with the normal names.
+
+    kind: 'class' (labels become str) or 'number' (float). labelled: whether labels must be there; a
+    split all of whose labels are empty is unlabelled. place(i): where row i stands, for messages.
+    Raises ValueError naming the row: empty text, missing label, a number that is none.
+    """
+    if kind not in KINDS:
+        raise ValueError(f'label_kind is {kind!r}; it must be one of {KINDS}.')
+    features = {key: datasets.Value('string') for key in columns if key != 'label'}
+    values = {key: _texts(columns[key], key, place) for key in features}
+    labels = columns.get('label', ())
+    if any(not _missing(label) for label in labels):
+        convert = class_name if kind == 'class' else _number
+        values['label'] = [convert(label, i, place) for i, label in enumerate(labels)]
+        features['label'] = datasets.Value('string' if kind == 'class' else 'float64')
+    elif labelled:
+        raise ValueError(f'{place(0)}: no label, here or on any later row; labels are needed.')
+    return datasets.Dataset.from_dict(values, features=datasets.Features(features))
+
+
+def at_lines(path: pathlib.Path, lines: Sequence[int]) -> Callable[[int], str]:
+    """Names the place of a row: 'train.csv, line 3'."""
+    return lambda row: f'{path}, line {lines[row]}'
+
+
+def class_name(value: Any, row: int, place: Callable[[int], str]) -> str:
+    """A class as readable text: 'sports', '3' (also from 3.0), 'true'."""
+    if _missing(value):
+        raise ValueError(f'{place(row)}: the label is empty; give one or remove the row.')
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    if not isinstance(value, str | int | float):
+        raise ValueError(f'{place(row)}: the label {value!r} is neither text nor a number.')
+    return str(value).strip()
+
+
+def _number(value: Any, row: int, place: Callable[[int], str]) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError(
+            f'{place(row)}: the label {value!r} is not a finite number, which a regression needs '
+            '(with a point, not a comma).'
+        )
+    return number
+
+
+def _missing(value: Any) -> bool:
+    return value is None or (isinstance(value, str) and not value.strip())
+
+
+def _texts(values: Sequence[Any], key: str, place: Callable[[int], str]) -> list[str]:
+    for row, value in enumerate(values):
+        if _missing(value):
+            raise ValueError(f'{place(row)}: {key} is empty; give a text or remove the row.')
+        if not isinstance(value, str):
+            raise ValueError(f'{place(row)}: {key} is {value!r}, which is not a text.')
+    return list(values)
+
+
+def _named(names: Sequence[str], value: str | int) -> str | None:
+    if value in names:
+        return value
+    return names[int(value)] if _is_index(value) and 0 <= int(value) < len(names) else None
+
+
+def _is_index(value: str | int) -> bool:
+    return isinstance(value, int) or value.isdecimal()
+
+
+def _detect_texts(names: Sequence[str], where: str, columns: Sequence[str]) -> dict[str, str]:
+    found = {name.casefold(): name for name in names}
+    pairs = [pair for pair in PAIRS if found.keys() >= set(pair)]
+    singles = [name for name in SINGLES if name in found]
+    if len(pairs) + len(singles) == 1:
+        keys = ('text_a', 'text_b') if pairs else ('text_a',)
+        return {k: found[name] for k, name in zip(keys, [*sum(pairs, ()), *singles], strict=True)}
+    reason = 'several columns could hold' if pairs or singles else 'no column is known to hold'
+    raise ValueError(
+        f'{where}: {reason} the text; its columns are {_shown(columns)}. Set '
+        'data.columns.text_a (and data.columns.text_b for pairs).'
+    )
+
+
+def _detect_label(names: Sequence[str], labelled: bool, where: str) -> dict[str, str]:
+    found = [name for name in names if name.casefold() in LABELS]
+    if len(found) == 1:
+        return {'label': found[0]}
+    if not found and not labelled:
+        return {}
+    reason = 'several columns could hold' if found else 'no column is known to hold'
+    raise ValueError(
+        f'{where}: {reason} the label; its columns are {_shown(names)}. Set data.columns.label.'
+    )
+
+
+def _shown(names: Sequence[str]) -> str:
+    return ', '.join(repr(name[:40]) for name in names)

@@ -1,0 +1,88 @@
+"""One split of a data set as flat arrays, the form every later step works on.
+
+Texts differ in length. Padding them to a rectangle fixes a batch size and a row length long before
+either is known, so a split is kept ragged: all token columns are laid end to end and `offsets` says
+where each example begins. Rows are formed when a batch is assembled (`batches.py`).
+"""
+
+import dataclasses
+import functools
+import hashlib
+
+import numpy as np
+from jaxtyping import Int64, Integer
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoded:
+    """One split: N examples of ragged token columns and of one value per example.
+
+    tokens: flat columns of length offsets[-1] ('input_ids', 'token_type_ids': int32, ...).
+    offsets: int64 [N + 1]; example i owns tokens offsets[i] to offsets[i + 1].
+    examples: columns [N, ...] ('label': int32 for classes, float32 for numbers; absent where
+        the split is unlabelled).
+    truncated: how many examples of the split were cut to the longest length allowed, as counted
+        when they were encoded (a selection of examples does not know, and says 0).
+
+    Raises ValueError where the shapes do not fit together.
+    """
+
+    tokens: dict[str, np.ndarray]
+    offsets: np.ndarray
+    examples: dict[str, np.ndarray]
+    truncated: int = 0
+
+    def __post_init__(self):
+        offsets = self.offsets
+        if offsets.ndim != 1 or not offsets.size or offsets[0] or (np.diff(offsets) < 0).any():
+            raise ValueError('offsets must be one ascending row of numbers that begins with 0.')
+        for name, column in self.tokens.items():
+            if column.shape[:1] != (offsets[-1],):
+                raise ValueError(
+                    f'Token column {name!r} has shape {column.shape}, but the offsets end at '
+                    f'{offsets[-1]}.'
+                )
+        for name, column in self.examples.items():
+            if column.shape[:1] != (len(self),):
+                raise ValueError(
+                    f'Example column {name!r} has shape {column.shape}, but there are '
+                    f'{len(self)} examples.'
+                )
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @functools.cached_property
+    def lengths(self) -> Int64[np.ndarray, ' N']:
+        """Tokens of each example."""
+        return np.diff(self.offsets)
+
+    def select(self, indices: Integer[np.ndarray, ' M']) -> 'Encoded':
+        """The examples at `indices`, in that order (an index may come several times)."""
+        indices = np.asarray(indices, np.int64)
+        lengths = self.lengths[indices]
+        source = ranges(self.offsets[indices], lengths)
+        return Encoded(
+            tokens={name: column[source] for name, column in self.tokens.items()},
+            offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+            examples={name: column[indices] for name, column in self.examples.items()},
+        )
+
+    def fingerprint(self) -> str:
+        """A hexadecimal name of the content: equal for equal arrays, and for those only."""
+        digest = hashlib.sha256()
+        groups = {'tokens': self.tokens, 'examples': self.examples, '': {'offsets': self.offsets}}
+        for group, columns in groups.items():
+            for name in sorted(columns):
+                column = np.ascontiguousarray(columns[name])
+                digest.update(f'{group}/{name}:{column.dtype.str}:{column.shape}\n'.encode())
+                digest.update(column.data)
+        return digest.hexdigest()
+
+
+def ranges(
+    starts: Integer[np.ndarray, ' M'], lengths: Integer[np.ndarray, ' M']
+) -> Int64[np.ndarray, ' L']:
+    """starts[0], starts[0] + 1, ... (lengths[0] numbers), then the same for starts[1], ..."""
+    ends = np.cumsum(lengths)
+    return np.arange(ends[-1] if ends.size else 0) + np.repeat(starts - (ends - lengths), lengths)

@@ -1,0 +1,109 @@
+"""Batches as a stream: assembled ahead by grain's threads, at a position that can be saved.
+
+Since a batch is a pure function of its number (`batches.py`), the state of the stream is that
+number. It says nothing of processes, threads or prefetched batches, and restoring it repeats every
+later batch bit by bit, on any number of processes.
+"""
+
+import functools
+import threading
+from typing import NamedTuple
+
+import grain
+
+from adapters_jax.data.batches import Batch, Plan, assemble, plan_epoch
+from adapters_jax.data.encoded import Encoded
+from adapters_jax.data.policies import Packed, Policy
+
+
+class Position(NamedTuple):
+    """Where a batch stands: its epoch and its number in that epoch, both from 0."""
+
+    epoch: int
+    index: int
+
+
+def train_batches(
+    encoded: Encoded,
+    policy: Policy,
+    seed: int,
+    pad_id: int,
+    *,
+    process_index: int = 0,
+    process_count: int = 1,
+    threads: int = 2,
+    prefetch: int = 8,
+) -> grain.DatasetIterator:
+    """An endless iterator over (Position, batch): epoch after epoch, each in its own order.
+
+    get_state and set_state (and grain.checkpoint.CheckpointSave and CheckpointRestore) save and
+    restore the position; the state is the same on every process. Each process gets its own equal
+    share of the rows of every batch. threads assemble up to `prefetch` batches ahead.
+    Raises ValueError where the rows do not divide over the processes.
+    """
+    rows = _process_rows(policy, process_index, process_count)
+    plans = _Plans(encoded, policy, seed)
+    batches = len(plans(0))
+
+    def make(number: int, _: int) -> tuple[Position, Batch]:
+        epoch, index = divmod(number, batches)
+        return Position(epoch, index), assemble(encoded, plans(epoch), index, pad_id, rows)
+
+    # `repeat` numbers on through the epochs, so the number alone gives epoch and place.
+    numbers = grain.MapDataset.source(range(batches)).repeat().map_with_index(make)
+    return iter(numbers.to_iter_dataset(_read_options(threads, prefetch)))
+
+
+def eval_batches(
+    encoded: Encoded,
+    policy: Policy,
+    pad_id: int,
+    *,
+    process_index: int = 0,
+    process_count: int = 1,
+    threads: int = 2,
+    prefetch: int = 8,
+) -> grain.IterDataset:
+    """Every example once, in an order that is always the same; to be iterated as often as needed.
+
+    Yields batches only: example_id says which examples they hold, example_mask which slots are
+    empty. All processes get the same number of batches. Raises ValueError as train_batches does.
+    """
+    rows = _process_rows(policy, process_index, process_count)
+    plan = plan_epoch(encoded.lengths, policy, seed=0, epoch=0, shuffle=False)
+    numbers = grain.MapDataset.source(range(len(plan)))
+    batches = numbers.map(lambda index: assemble(encoded, plan, index, pad_id, rows))
+    return batches.to_iter_dataset(_read_options(threads, prefetch))
+
+
+class _Plans:
+    """The plans of the epochs, each made once though several threads ask for it."""
+
+    def __init__(self, encoded: Encoded, policy: Policy, seed: int):
+        lengths = encoded.lengths
+        self._lock = threading.Lock()
+        # Two, because batches ahead may belong to the next epoch.
+        self._plan = functools.lru_cache(maxsize=2)(
+            lambda epoch: plan_epoch(lengths, policy, seed, epoch, shuffle=True)
+        )
+
+    def __call__(self, epoch: int) -> Plan:
+        with self._lock:
+            return self._plan(epoch)
+
+
+def _read_options(threads: int, prefetch: int) -> grain.ReadOptions:
+    return grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)
+
+
+def _process_rows(policy: Policy, process_index: int, process_count: int) -> tuple[int, int]:
+    rows = policy.rows if isinstance(policy, Packed) else policy.batch_size
+    if rows % process_count:
+        raise ValueError(
+            f'A batch of {rows} rows does not divide over {process_count} processes; choose a '
+            'batch size, or a multiple of rows, that does.'
+        )
+    if not 0 <= process_index < process_count:
+        raise ValueError(f'process_index is {process_index} of {process_count} processes.')
+    share = rows // process_count
+    return process_index * share, (process_index + 1) * share

@@ -1,0 +1,187 @@
+"""`load`: from what a config says about its data to one normal form, whatever the source.
+
+The result has one `datasets.Dataset` a split with the columns `text_a`, optionally `text_b`, and
+`label` (str for classes, float for numbers; absent where a split is unlabelled), and nothing else.
+
+Keys of `data`; '' and None mean not set:
+
+| key | meaning |
+|---|---|
+| name | a built-in data set (`builtin.py`), else a data set id of the Hugging Face hub |
+| config_name | the configuration of a hub data set |
+| dir | a folder: of the GLUE task where `glue` is set, else with train.*, validation.* (or dev.*, \
+valid.*, val.*) and test.*; `train`, `validation` and `test` are looked up in it |
+| glue | a GLUE task (`glue.py`), read from `dir`, or from the hub where `dir` is not set |
+| train, validation, test | named files: .csv .tsv .txt .jsonl .json .parquet, also with .gz |
+| columns.text_a, .text_b, .label | names, or positions counted from 0; detected where not set |
+| header | True, False or 'auto': whether the first line of a file names its columns |
+| encoding | of text files; utf-8-sig (with or without byte order mark) by default |
+| delimiter | of text files; by suffix where not set. .txt files: see `text_files.Layout` |
+| quoting | 'csv' (quotes delimit fields), 'none' (they are text), 'auto' (csv for .csv only) |
+| split_fractions | (validation, test): shares cut off the training split, see `_complete` |
+| split_seed | seed of that cut and of `limit` |
+| limit | at most so many rows a split, drawn at random, for trials; 0 for all |
+"""
+
+import functools
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import datasets
+import numpy as np
+
+from adapters_jax.data import builtin, columns, folders, glue, splits, text_files
+
+HEADERS = {'auto': None, 'true': True, 'false': False}
+
+Splits = dict[str, datasets.Dataset]
+
+
+def load(data: Mapping[str, Any], label_kind: str) -> Splits:
+    """Reads the splits that `data` (a mapping or ConfigDict, keys above) describes.
+
+    label_kind: 'class' or 'number'. Returns 'train', 'validation' and 'test' as far as there are
+    any (MNLI: 'validation_matched' and 'validation_mismatched', and so for test).
+    Raises ValueError or FileNotFoundError with one sentence on what to change.
+    """
+    if label_kind not in columns.KINDS:
+        raise ValueError(f'label_kind is {label_kind!r}; it must be one of {columns.KINDS}.')
+    found = _reader(data)(data, label_kind)
+    for name, split in found.items():
+        if not len(split):
+            raise ValueError(f'The split {name!r} is empty; it must hold at least one example.')
+    found = _complete(found, data)
+    return {name: _limited(split, data) for name, split in found.items()}
+
+
+def _reader(data: Mapping[str, Any]) -> Callable[[Mapping[str, Any], str], Splits]:
+    given = {key for key in ('name', 'glue', 'dir', *folders.SPLITS) if data.get(key)}
+    allowed = ({'name'}, {'glue', 'dir'}, {'dir', *folders.SPLITS})
+    if not any(given <= source for source in allowed):
+        raise ValueError(
+            f'data sets {", ".join(sorted(given))}, which name several sources: set name alone, '
+            'or glue and dir, or dir alone, or train, validation and test (looked up in dir).'
+        )
+    if not given:
+        raise ValueError(
+            'data names no source: set data.name to a hub id or one of '
+            f'{", ".join(builtin.SETS)}, or data.dir, or data.train.'
+        )
+    if data.get('glue'):
+        return _from_glue
+    if data.get('name'):
+        return _from_builtin if data['name'] in builtin.SETS else _from_hub
+    return _from_files
+
+
+def _from_builtin(data: Mapping[str, Any], label_kind: str) -> Splits:
+    place = functools.partial('{}, row {}'.format, data['name'])
+    return {'train': columns.build(builtin.read(data['name']), label_kind, True, place)}
+
+
+def _from_files(data: Mapping[str, Any], label_kind: str) -> Splits:
+    choice = columns.Choice(**(data.get('columns') or {}))
+    layout = _layout(data, choice.header_in)
+    found = {}
+    for split, path in folders.find_files(data).items():
+        table = text_files.open_table(path, layout)
+        labelled = split != 'test'
+        chosen = columns.choose(table.names, choice, labelled, str(path))
+        values, lines = table.read(chosen)
+        found[split] = columns.build(values, label_kind, labelled, columns.at_lines(path, lines))
+    return found
+
+
+def _from_glue(data: Mapping[str, Any], label_kind: str) -> Splits:
+    task = glue.task(data['glue'])
+    if label_kind != task.label_kind:
+        raise ValueError(
+            f'The labels of {task.folder} are of the kind {task.label_kind!r}, but the task asks '
+            f'for {label_kind!r}.'
+        )
+    if not data.get('dir'):
+        key = next(key for key, value in glue.TASKS.items() if value is task)
+        chosen = dict(zip(('text_a', 'text_b'), task.hub_columns, strict=False))
+        return _from_hub({'name': glue.HUB_ID, 'config_name': key, 'columns': chosen}, label_kind)
+    encoding = data.get('encoding') or 'utf-8-sig'
+    files = glue.find_files(pathlib.Path(data['dir']).expanduser(), task)
+    return {split: glue.read_split(path, split, task, encoding) for split, path in files.items()}
+
+
+def _from_hub(data: Mapping[str, Any], label_kind: str) -> Splits:
+    name = data['name']
+    try:
+        loaded = datasets.load_dataset(name, data.get('config_name') or None)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f'data.name is {name!r}, which is neither built in ({", ".join(builtin.SETS)}) nor to '
+            f'be had from the Hugging Face hub: {error}'
+        ) from error
+    choice = columns.Choice(**(data.get('columns') or {}))
+    found = {}
+    for split, rows in loaded.items():
+        stem, _, suffix = split.partition('_')
+        role = next((r for r, stems in folders.SPLITS.items() if stem in stems), None)
+        if role is None or (role == 'train' and suffix):
+            continue
+        key = f'{role}_{suffix}' if suffix else role  # MNLI has validation_matched
+        found[key] = _hub_split(rows, choice, label_kind, role != 'test', f'{name}, split {split}')
+    if 'train' not in found:
+        raise ValueError(f'{name} has no split for training; its splits are {", ".join(loaded)}.')
+    return found
+
+
+def _hub_split(
+    rows: datasets.Dataset, choice: columns.Choice, label_kind: str, labelled: bool, where: str
+) -> datasets.Dataset:
+    chosen = columns.choose(rows.column_names, choice, labelled, where)
+    values = {key: rows[name][:] for key, name in chosen.items()}
+    feature = rows.features[chosen['label']] if 'label' in chosen else None
+    if isinstance(feature, datasets.ClassLabel):
+        # The hub marks labels that are kept secret by -1.
+        named = feature.int2str if label_kind == 'class' else float
+        values['label'] = [None if i in (None, -1) else named(i) for i in values['label']]
+    return columns.build(
+        values, label_kind, labelled, functools.partial('{}, row {}'.format, where)
+    )
+
+
+def _layout(data: Mapping[str, Any], detect: Callable[[list[str]], bool]) -> text_files.Layout:
+    header = str(data.get('header', 'auto')).lower()
+    if header not in HEADERS:
+        raise ValueError(f"data.header is {data['header']!r}; it must be True, False or 'auto'.")
+    return text_files.Layout(
+        encoding=data.get('encoding') or 'utf-8-sig',
+        delimiter=data.get('delimiter') or '',
+        header=detect if header == 'auto' else HEADERS[header],
+        quoting=data.get('quoting') or 'auto',
+    )
+
+
+def _complete(found: Splits, data: Mapping[str, Any]) -> Splits:
+    """Cuts a missing validation split off the training split, and a test split with it.
+
+    A source with a validation split is left as it is: it was divided by somebody, and shrinking its
+    training split would make results incomparable.
+    """
+    fractions = tuple(data.get('split_fractions') or (0.0, 0.0))
+    if len(fractions) != 2:
+        raise ValueError(f'data.split_fractions is {fractions}; it needs (validation, test).')
+    if 'train' not in found or not any(fractions) or any(k.startswith('validation') for k in found):
+        return found
+    wanted = dict(zip(('validation', 'test'), fractions, strict=True))
+    if 'test' in found:
+        del wanted['test']
+    cut = splits.split_off(found['train'], wanted, int(data.get('split_seed') or 0))
+    return found | cut
+
+
+def _limited(split: datasets.Dataset, data: Mapping[str, Any]) -> datasets.Dataset:
+    limit = int(data.get('limit') or 0)
+    if limit < 0:
+        raise ValueError(f'data.limit is {limit}; it must be positive, or 0 for all rows.')
+    if not limit or limit >= len(split):
+        return split
+    rng = np.random.default_rng([int(data.get('split_seed') or 0), len(split)])
+    return split.select(np.sort(rng.choice(len(split), limit, replace=False)))

@@ -1,0 +1,118 @@
+"""Cuts held-out splits from one pool without letting a text stand on both sides.
+
+Real data repeats itself: the same question twice, one premise under three hypotheses. Cut at
+random, some held-out texts have then been trained on, and the score is too good. Rows that share a
+text are therefore kept together, and classes are kept in proportion.
+"""
+
+import logging
+from collections.abc import Sequence
+
+import datasets
+import numpy as np
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
+from sklearn.model_selection import train_test_split
+
+LARGEST_GROUP = 0.2  # of all rows; beyond it, keeping every shared text together splits nothing
+
+_LOG = logging.getLogger(__name__)
+
+
+def split_off(
+    pool: datasets.Dataset, fractions: dict[str, float], seed: int
+) -> dict[str, datasets.Dataset]:
+    """Cuts the named fractions off `pool`; what is left is 'train'.
+
+    fractions: split name -> share of all rows, e.g. {'validation': 0.1, 'test': 0.1}. Each split
+    keeps the order of the pool, and depends on the rows and the seed alone. Classes (labels that
+    are str) keep their proportions as far as their sizes allow, and one example each in 'train'.
+    Raises ValueError where a split would be empty.
+    """
+    fractions = {name: share for name, share in fractions.items() if share}
+    if min(fractions.values(), default=0) < 0 or sum(fractions.values()) >= 1:
+        raise ValueError(f'data.split_fractions is {fractions}; it needs shares that sum below 1.')
+    groups = same_text_groups(pool['text_a'][:], pool['text_b'][:] if _is_pair(pool) else None)
+    _, first_row = np.unique(groups, return_index=True)
+    classes = _classes(pool, first_row)
+    left = np.arange(len(first_row))
+    members = {}
+    for name, share in fractions.items():
+        size = round(share * len(first_row))
+        held, left = _hold_out(left, classes, size, np.random.default_rng([seed, len(members)]))
+        if not held.size:
+            raise ValueError(
+                f'{len(pool)} rows ({len(first_row)} with texts of their own) are too few to cut '
+                f'{share:.0%} off as {name}; give a file for it, or change data.split_fractions.'
+            )
+        members[name] = held
+    members = {'train': left, **members}
+    return {k: pool.select(np.flatnonzero(np.isin(groups, held))) for k, held in members.items()}
+
+
+def same_text_groups(texts_a: Sequence[str], texts_b: Sequence[str] | None) -> np.ndarray:
+    """A group number for each row, [N]: rows that share a text, directly or by others, share it.
+
+    Texts that differ only in case or white space count as the same. Where one text (a fixed
+    question, say) ties most rows together, only rows equal in both texts are grouped.
+    """
+    keys = {}
+
+    def numbered(texts: Sequence[str]) -> np.ndarray:
+        return np.array(
+            [keys.setdefault(' '.join(text.casefold().split()), len(keys)) for text in texts]
+        )
+
+    first = numbered(texts_a)
+    if texts_b is None:
+        return first
+    second = numbered(texts_b)
+    edges = coo_matrix((np.ones(len(first), bool), (first, second)), shape=(len(keys),) * 2)
+    groups = connected_components(edges, directed=False)[1][first]
+    groups = np.unique(groups, return_inverse=True)[1]
+    if np.bincount(groups).max() <= LARGEST_GROUP * len(groups):
+        return groups
+    _LOG.warning(
+        'One text ties more than %.0f %% of the rows together: only rows that are equal in both '
+        'texts are kept in one split.',
+        100 * LARGEST_GROUP,
+    )
+    return np.unique(first * np.int64(len(keys)) + second, return_inverse=True)[1]
+
+
+def _is_pair(pool: datasets.Dataset) -> bool:
+    return 'text_b' in pool.column_names
+
+
+def _classes(pool: datasets.Dataset, rows: np.ndarray) -> np.ndarray:
+    labels = np.array(pool['label'][:]) if 'label' in pool.column_names else np.zeros(len(pool))
+    if labels.dtype.kind != 'U':
+        return np.zeros(len(rows), np.int64)
+    return np.unique(labels[rows], return_inverse=True)[1]
+
+
+def _hold_out(
+    groups: np.ndarray, classes: np.ndarray, size: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Divides group numbers into `size` held-out ones and the rest."""
+    shuffled = rng.permutation(groups)
+    # The first of each class stays: a class that is only held out could never be learned.
+    anchors = shuffled[np.unique(classes[shuffled], return_index=True)[1]]
+    free = np.setdiff1d(groups, anchors)
+    held = free
+    if size < len(free):
+        held = _draw(free, classes, size, int(rng.integers(2**31)))
+    return held, np.setdiff1d(groups, held)
+
+
+def _draw(free: np.ndarray, classes: np.ndarray, size: int, seed: int) -> np.ndarray:
+    if not size:
+        return free[:0]
+    kinds, counts = np.unique(classes[free], return_counts=True)
+    common = free[np.isin(classes[free], kinds[counts > 1])]
+    # scikit-learn stratifies only with at least one place for each class on both sides.
+    if size >= len(kinds) and len(common) - size >= len(kinds):
+        return train_test_split(
+            common, test_size=size, stratify=classes[common], random_state=seed
+        )[1]
+    return train_test_split(free, test_size=size, random_state=seed)[1]

@@ -1,0 +1,234 @@
+"""Reads a local table (CSV, TSV, text, JSON, JSONL, Parquet; gzip too) a line at a time.
+
+Quotes are where table readers silently go wrong. In a CSV file they delimit fields; in the TSV
+files of GLUE they are ordinary characters, often unbalanced, and a reader that takes them for
+delimiters swallows whole lines. So each format has one rule (`Layout.quoting`), the number of
+fields of every line is checked, and each record keeps its line number for the error messages.
+"""
+
+import codecs
+import csv
+import dataclasses
+import gzip
+import itertools
+import json
+import pathlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import IO, Any
+
+import pyarrow.parquet
+
+DELIMITERS = {'.csv': ',', '.tsv': '\t', '.tab': '\t'}
+SUFFIXES = ('.csv', '.tsv', '.tab', '.txt', '.jsonl', '.json', '.parquet')
+
+# Python's own limit of 128 KiB a field would refuse long documents.
+csv.field_size_limit(max(csv.field_size_limit(), 2**24))
+
+Record = tuple[int, Sequence[Any] | Mapping[str, Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How to read a file where its suffix does not say.
+
+    delimiter: '' means by suffix (for .txt: tab where the first line has one, else none, so that
+        each line is one text). Another one than tab divides the lines of a .txt file once, which
+        reads the common 'LABEL text' with ' '.
+    header: True, False, or a function that decides from the cells of the first line.
+    quoting: 'csv' (quotes delimit fields), 'none' (quotes are text), 'auto' ('csv' for .csv, else
+        'none').
+    """
+
+    encoding: str = 'utf-8-sig'
+    delimiter: str = ''
+    header: bool | Callable[[list[str]], bool] = True
+    quoting: str = 'auto'
+
+    def __post_init__(self):
+        if self.quoting not in ('auto', 'csv', 'none'):
+            raise ValueError(
+                f"data.quoting is {self.quoting!r}; it must be 'auto', 'csv' or 'none'."
+            )
+        try:
+            codecs.lookup(self.encoding)
+        except LookupError:
+            raise ValueError(
+                f'data.encoding is {self.encoding!r}, which is not an encoding known to Python; '
+                "use for instance 'utf-8-sig' or 'latin-1'."
+            ) from None
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """The column names of a file and its records, each with its line number (one pass only)."""
+
+    path: pathlib.Path
+    names: list[str]
+    records: Iterator[Record]
+
+    def read(
+        self, columns: Mapping[str, str], skip_broken: bool = False
+    ) -> tuple[dict[str, list], list[int]]:
+        """The chosen columns, {key: column name} -> {key: values}, and the line numbers.
+
+        skip_broken leaves out lines with a wrong number of fields instead of raising.
+        Raises ValueError naming the line, or where there is none.
+        """
+        places = [self.names.index(name) for name in columns.values()]
+        keys = list(columns.values())
+        picked: list[list] = [[] for _ in keys]
+        lines = []
+        try:
+            for line, record in self.records:
+                if isinstance(record, Mapping):
+                    values = [record.get(key) for key in keys]
+                elif len(record) == len(self.names):
+                    values = [record[place] for place in places]
+                elif skip_broken:
+                    continue
+                else:
+                    raise ValueError(self._wrong_width(line, len(record)))
+                lines.append(line)
+                for column, value in zip(picked, values, strict=True):
+                    column.append(value)
+        except UnicodeDecodeError as error:
+            raise ValueError(_not_decodable(self.path, error)) from None
+        if not lines:
+            raise ValueError(f'{self.path} has no examples; it must hold at least one.')
+        return dict(zip(columns, picked, strict=True)), lines
+
+    def _wrong_width(self, line: int, width: int) -> str:
+        return (
+            f'{self.path}, line {line}: {width} fields where the first line has {len(self.names)}. '
+            'Mend the line, or set data.delimiter or data.quoting if the file is laid out '
+            'differently.'
+        )
+
+
+def open_table(path: pathlib.Path, layout: Layout) -> Table:
+    """Opens a file by its suffix. Raises ValueError where it is of no known kind or is empty."""
+    suffix = _suffix(path)
+    readers = {'.jsonl': _jsonl, '.json': _json, '.parquet': _parquet}
+    if suffix not in SUFFIXES:
+        raise ValueError(f'{path} is of no kind known here; known are {", ".join(SUFFIXES)} (.gz).')
+    if suffix in readers:
+        return readers[suffix](path, layout)
+    try:
+        return _delimited(path, layout, suffix)
+    except UnicodeDecodeError as error:
+        raise ValueError(_not_decodable(path, error)) from None
+
+
+def _suffix(path: pathlib.Path) -> str:
+    name = path.name.lower().removesuffix('.gz')
+    return pathlib.PurePath(name).suffix
+
+
+def _open(path: pathlib.Path, encoding: str, newline: str) -> IO[str]:
+    opener = gzip.open if path.name.lower().endswith('.gz') else open
+    return opener(path, 'rt', encoding=encoding, newline=newline)
+
+
+def _not_decodable(path: pathlib.Path, error: UnicodeDecodeError) -> str:
+    return (
+        f'{path} is not {error.encoding} (byte {error.object[error.start]:#04x}: {error.reason}); '
+        "set data.encoding, for instance to 'latin-1'."
+    )
+
+
+def _delimited(path: pathlib.Path, layout: Layout, suffix: str) -> Table:
+    delimiter = layout.delimiter or DELIMITERS.get(suffix) or _sniff(path, layout.encoding)
+    quoted = layout.quoting == 'csv' or (layout.quoting == 'auto' and suffix == '.csv')
+    # A text file with another delimiter than tab is 'LABEL text': only its first one divides.
+    divisions = 1 if suffix == '.txt' and delimiter not in ('', '\t') else -1
+    if quoted:
+        records = _quoted(path, layout.encoding, delimiter)
+    else:
+        records = _literal(path, layout.encoding, delimiter, divisions)
+    first = next(records, None)
+    if first is None:
+        raise ValueError(f'{path} is empty; it must hold at least one example.')
+    cells = list(first[1])
+    header = layout.header(cells) if callable(layout.header) else layout.header
+    if header:
+        return Table(path, [cell.strip() for cell in cells], records)
+    return Table(path, [str(i) for i in range(len(cells))], itertools.chain([first], records))
+
+
+def _sniff(path: pathlib.Path, encoding: str) -> str:
+    with _open(path, encoding, '\n') as file:
+        return '\t' if '\t' in file.readline() else ''
+
+
+def _literal(path: pathlib.Path, encoding: str, delimiter: str, divisions: int) -> Iterator[Record]:
+    # newline='\n': a lone carriage return or a Unicode line separator inside a text ends no line.
+    with _open(path, encoding, '\n') as file:
+        for number, line in enumerate(file, start=1):
+            line = line.rstrip('\r\n')
+            if line:
+                yield number, line.split(delimiter, divisions) if delimiter else [line]
+
+
+def _quoted(path: pathlib.Path, encoding: str, delimiter: str) -> Iterator[Record]:
+    with _open(path, encoding, '') as file:
+        reader = csv.reader(file, delimiter=delimiter or ',', strict=True)
+        begin = 1
+        try:
+            for fields in reader:
+                if fields:
+                    yield begin, fields
+                begin = reader.line_num + 1
+        except csv.Error as error:
+            raise ValueError(
+                f'{path}, line {begin}: {error}. Probably a quotation mark is missing there; if '
+                "quotation marks are ordinary characters in this file, set data.quoting='none'."
+            ) from None
+
+
+def _jsonl(path: pathlib.Path, layout: Layout) -> Table:
+    def records() -> Iterator[Record]:
+        with _open(path, layout.encoding, '\n') as file:
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    yield number, _parse(line.rstrip(), path, number)
+
+    return _of_objects(path, records())
+
+
+def _json(path: pathlib.Path, layout: Layout) -> Table:
+    with _open(path, layout.encoding, '\n') as file:
+        objects = _parse(file.read(), path, 1)
+    if not isinstance(objects, list):
+        raise ValueError(f'{path} must hold a list of objects; for one object a line use .jsonl.')
+    return _of_objects(path, iter(enumerate(objects, start=1)))
+
+
+def _parse(text: str, path: pathlib.Path, line: int) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        place = line + error.lineno - 1
+        raise ValueError(f'{path}, line {place}: not JSON ({error.msg}).') from None
+
+
+def _of_objects(path: pathlib.Path, records: Iterator[Record]) -> Table:
+    def checked() -> Iterator[Record]:
+        for number, record in records:
+            if not isinstance(record, dict):
+                raise ValueError(f'{path}, entry {number}: {record!r} where an object must stand.')
+            yield number, record
+
+    stream = checked()
+    try:
+        first = next(stream, None)
+    except UnicodeDecodeError as error:
+        raise ValueError(_not_decodable(path, error)) from None
+    if first is None:
+        raise ValueError(f'{path} is empty; it must hold at least one example.')
+    return Table(path, list(first[1]), itertools.chain([first], stream))
+
+
+def _parquet(path: pathlib.Path, layout: Layout) -> Table:
+    del layout  # a Parquet file says all of this itself
+    rows = pyarrow.parquet.read_table(path).to_pylist()
+    return _of_objects(path, iter(enumerate(rows, start=1)))

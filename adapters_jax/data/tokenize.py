@@ -1,0 +1,176 @@
+"""Texts to token ids: once, in batches, and kept on disk.
+
+Encoding is the slow part of starting a run, and its result depends on the texts, the tokenizer and
+the length limit alone. Those three name the cached file, so a run that repeats them reads arrays.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import pathlib
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import datasets
+import numpy as np
+import transformers
+
+from adapters_jax.data.encoded import Encoded
+
+BATCH = 1000  # texts a call: enough for the tokenizer's threads, little memory
+FORMAT = 1  # raised whenever the same inputs would be encoded differently
+COLUMNS = ('input_ids', 'token_type_ids')
+
+_LOG = logging.getLogger(__name__)
+
+Tokenizer = transformers.PreTrainedTokenizerFast
+LabelIds = Callable[[Sequence[Any]], np.ndarray]
+
+
+def load_tokenizer(directory: str | os.PathLike) -> Tokenizer:
+    """The fast tokenizer of a model folder, without padding or truncation of its own.
+
+    Some tokenizer.json files pad and cut every text to 128; rows are formed later here. Raises
+    FileNotFoundError or ValueError where the folder holds no fast tokenizer.
+    """
+    folder = pathlib.Path(directory)
+    if not folder.is_dir():
+        raise FileNotFoundError(f'There is no folder {folder} to read a tokenizer from.')
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        names = ', '.join(sorted(path.name for path in folder.iterdir()))
+        raise ValueError(
+            f'{folder} holds no readable tokenizer (it holds {names or "nothing"}); it needs '
+            f'tokenizer.json and config.json: {error}'
+        ) from error
+    if not tokenizer.is_fast:
+        raise ValueError(f'{folder} holds a slow tokenizer only; add its tokenizer.json.')
+    tokenizer.backend_tokenizer.no_padding()
+    tokenizer.backend_tokenizer.no_truncation()
+    return tokenizer
+
+
+def encode(
+    dataset: datasets.Dataset,
+    tokenizer: Tokenizer,
+    max_length: int,
+    label_ids: LabelIds | None = None,
+    cache_dir: str | os.PathLike | None = None,
+    positions: int | None = None,
+) -> Encoded:
+    """Encodes text_a (and text_b) of a split, special tokens included.
+
+    max_length: most tokens an example may have; longer ones lose tokens from the longer of their
+    texts first. They are counted in `truncated` and logged. label_ids: turns the label column into
+    an array [N]; without it, or without labels, there is no 'label'. cache_dir: None for no cache.
+    positions: how many the model has. Raises ValueError where max_length fits no text or no model.
+    """
+    pair = 'text_b' in dataset.column_names
+    _check_length(max_length, positions, tokenizer.num_special_tokens_to_add(pair))
+    texts = [dataset[key][:] for key in ('text_a', 'text_b') if key in dataset.column_names]
+    path = None
+    if cache_dir is not None:
+        path = pathlib.Path(cache_dir) / f'{_cache_key(texts, tokenizer, max_length)}.npz'
+    arrays = _read(path) if path else None
+    if arrays is None:
+        arrays = _encode_texts(texts, tokenizer, max_length)
+        if path:
+            _write(path, arrays)
+    truncated = int(arrays['truncated'])
+    if truncated:
+        _LOG.warning(
+            '%d of %d examples (%.1f %%) are longer than max_length = %d and were cut.',
+            *(truncated, len(dataset), 100 * truncated / len(dataset), max_length),
+        )
+    labels = {}
+    if label_ids is not None and 'label' in dataset.column_names:
+        labels['label'] = label_ids(dataset['label'][:])
+    tokens = {name: arrays[name] for name in COLUMNS}
+    return Encoded(tokens, arrays['offsets'], labels, truncated)
+
+
+def tokenizer_fingerprint(tokenizer: Tokenizer) -> str:
+    """A hexadecimal name of what the tokenizer does, whatever padding or truncation is set now."""
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    state |= {'padding': None, 'truncation': None}
+    sides = f'{tokenizer.truncation_side}\n'
+    return hashlib.sha256((sides + json.dumps(state, sort_keys=True)).encode()).hexdigest()
+
+
+def _check_length(max_length: int, positions: int | None, special: int) -> None:
+    if positions is not None and max_length > positions:
+        raise ValueError(
+            f'max_length is {max_length}, but the model has {positions} positions; set it to '
+            f'{positions} or less.'
+        )
+    if max_length <= special:
+        raise ValueError(
+            f'max_length is {max_length}, which leaves no room for text beside the {special} '
+            'special tokens; raise it.'
+        )
+
+
+def _slices(texts: Sequence[Sequence[str]]) -> Iterator[list[Sequence[str]]]:
+    for begin in range(0, len(texts[0]), BATCH):
+        yield [column[begin : begin + BATCH] for column in texts]
+
+
+def _encode_texts(
+    texts: Sequence[Sequence[str]], tokenizer: Tokenizer, max_length: int
+) -> dict[str, np.ndarray]:
+    columns = {name: [] for name in COLUMNS}
+    lengths = []
+    truncated = 0
+    for part in _slices(texts):
+        batch = tokenizer(
+            *part,
+            max_length=max_length,
+            truncation='longest_first',
+            padding=False,
+            return_attention_mask=False,
+            return_token_type_ids=True,
+            verbose=False,
+        )
+        for name, column in columns.items():
+            column.extend(np.array(ids, np.int32) for ids in batch[name])
+        lengths += [len(ids) for ids in batch['input_ids']]
+        truncated += sum(bool(encoding.overflowing) for encoding in batch.encodings)
+    flat = {name: np.concatenate(column) for name, column in columns.items()}
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    return flat | {'offsets': offsets, 'truncated': np.array(truncated)}
+
+
+def _cache_key(texts: Sequence[Sequence[str]], tokenizer: Tokenizer, max_length: int) -> str:
+    digest = hashlib.sha256(f'{FORMAT} {max_length} {tokenizer_fingerprint(tokenizer)}'.encode())
+    for part in _slices(texts):
+        digest.update(json.dumps(part).encode())
+    return digest.hexdigest()[:32]
+
+
+def _read(path: pathlib.Path) -> dict[str, np.ndarray] | None:
+    if not path.is_file():
+        return None
+    try:
+        # numpy leaves a file that it opened itself open where it cannot read it.
+        with path.open('rb') as file, np.load(file, allow_pickle=False) as stored:
+            return {name: stored[name] for name in (*COLUMNS, 'offsets', 'truncated')}
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        _LOG.warning('The cached encoding %s is damaged (%s): encoding again.', path, error)
+        return None
+
+
+def _write(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Renamed when complete: a reader never sees a part, and of two writers the last one wins.
+    with tempfile.NamedTemporaryFile(dir=path.parent, suffix='.part', delete=False) as file:
+        temporary = pathlib.Path(file.name)
+        try:
+            np.savez(file, **arrays)
+            file.close()
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)

@@ -1,0 +1,201 @@
+import gzip
+
+import datasets
+import ml_collections
+import pytest
+
+from adapters_jax.data.sources import load
+
+CSV = 'text,label\n' + ''.join(f'"text, {i}",{"odd" if i % 2 else "even"}\n' for i in range(40))
+
+
+def config(**data):
+    """A config as a run has it: with every key, most of them not set."""
+    columns = {'text_a': '', 'text_b': '', 'label': ''} | data.pop('columns', {})
+    unset = dict.fromkeys(['name', 'config_name', 'dir', 'glue', 'train', 'validation', 'test'], '')
+    settings = {'header': 'auto', 'encoding': '', 'delimiter': '', 'quoting': 'auto'}
+    cut = {'split_fractions': (0.1, 0.1), 'split_seed': 0, 'limit': 0}
+    return ml_collections.ConfigDict({**unset, **settings, **cut, 'columns': columns, **data})
+
+
+def sizes(splits):
+    return {name: len(split) for name, split in splits.items()}
+
+
+def put(folder, **files):
+    for name, content in files.items():
+        (folder / name.replace('__', '.')).write_bytes(content.encode())
+
+
+def test_a_folder_with_one_file_is_cut_in_three(tmp_path):
+    put(tmp_path, train__csv=CSV)
+    splits = load(config(dir=str(tmp_path)), 'class')
+    assert sizes(splits) == {'train': 32, 'validation': 4, 'test': 4}
+    assert splits['train'].column_names == ['text_a', 'label']
+
+
+def test_a_given_test_split_is_kept_and_validation_cut_off(tmp_path):
+    put(tmp_path, train__csv=CSV, test__tsv='text\nunlabelled\n')
+    splits = load(config(dir=str(tmp_path)), 'class')
+    assert sizes(splits) == {'train': 36, 'validation': 4, 'test': 1}
+    assert splits['test'].column_names == ['text_a']
+
+
+def test_a_given_validation_split_leaves_training_whole(tmp_path):
+    put(tmp_path, train__csv=CSV, dev__jsonl='{"text": "x", "label": "odd"}\n')
+    assert sizes(load(config(dir=str(tmp_path)), 'class')) == {'train': 40, 'validation': 1}
+
+
+def test_fractions_of_zero_cut_nothing(tmp_path):
+    put(tmp_path, train__csv=CSV)
+    splits = load(config(dir=str(tmp_path), split_fractions=(0.0, 0.0)), 'class')
+    assert sizes(splits) == {'train': 40}
+
+
+def test_named_files_are_looked_up_in_the_folder(tmp_path):
+    put(tmp_path, one__csv=CSV, two__csv=CSV, train__csv='nothing')
+    data = config(dir=str(tmp_path), train='one.csv', validation=str(tmp_path / 'two.csv'))
+    assert sizes(load(data, 'class')) == {'train': 40, 'validation': 40}
+    data = config(test=str(tmp_path / 'one.csv'))
+    assert sizes(load(data, 'class')) == {'test': 40}
+
+
+def test_a_file_without_header_by_positions(tmp_path):
+    put(tmp_path, train__csv='A plane.,"An ""air"" plane.",5.0\nA man,A flute,3.8\n')
+    columns = {'text_a': '0', 'text_b': '1', 'label': '2'}
+    data = config(dir=str(tmp_path), columns=columns, split_fractions=(0.0, 0.0))
+    train = load(data, 'number')['train']
+    assert train[0] == {'text_a': 'A plane.', 'text_b': 'An "air" plane.', 'label': 5.0}
+    assert len(train) == 2
+
+
+def test_header_can_be_forced_either_way(tmp_path):
+    put(tmp_path, train__csv='text,label\nx,y\n')
+    columns = {'text_a': '0', 'label': '1'}
+    data = config(dir=str(tmp_path), columns=columns, header=False, split_fractions=(0.0, 0.0))
+    assert load(data, 'class')['train']['text_a'][:] == ['text', 'x']
+    with data.unlocked():
+        data.header = True
+    assert load(data, 'class')['train']['text_a'][:] == ['x']
+
+
+def test_encoding_delimiter_and_compression(tmp_path):
+    content = 'NUM How many ?\nLOC Wo ist K\xf6ln ?\n'.encode('latin-1')
+    (tmp_path / 'train.txt.gz').write_bytes(gzip.compress(content))
+    data = config(
+        dir=str(tmp_path),
+        encoding='latin-1',
+        delimiter=' ',
+        columns={'text_a': '1', 'label': '0'},
+        split_fractions=(0.0, 0.0),
+    )
+    assert load(data, 'class')['train']['text_a'][:] == ['How many ?', 'Wo ist Köln ?']
+
+
+def test_limit_draws_a_repeatable_sample(tmp_path):
+    put(tmp_path, train__csv=CSV)
+    first, again = (
+        load(config(dir=str(tmp_path), limit=10, split_seed=seed), 'class')['train'][:]
+        for seed in (4, 4)
+    )
+    assert first == again
+    assert len(first['text_a']) == 10
+    assert first['text_a'] != [f'text, {i}' for i in range(10)]
+    assert set(first['label']) == {'odd', 'even'}
+
+
+def hub(monkeypatch, splits):
+    asked = []
+    monkeypatch.setattr(
+        datasets, 'load_dataset', lambda *names: asked.append(names) or datasets.DatasetDict(splits)
+    )
+    return asked
+
+
+def hub_split(labels, **texts):
+    names = datasets.ClassLabel(names=['neg', 'pos'])
+    split = datasets.Dataset.from_dict({**texts, 'label': labels})
+    return split.cast_column('label', names)
+
+
+def test_hub_data_gets_its_class_names_and_loses_hidden_labels(monkeypatch):
+    splits = {
+        'train': hub_split([0, 1], text=['a', 'b']),
+        'unsupervised': hub_split([-1], text=['u']),
+        'test': hub_split([-1, -1], text=['c', 'd']),
+    }
+    asked = hub(monkeypatch, splits)
+    data = config(name='some/set', config_name='plain', split_fractions=(0.0, 0.0))
+    found = load(data, 'class')
+    assert asked == [('some/set', 'plain')]
+    assert sizes(found) == {'train': 2, 'test': 2}
+    assert found['train']['label'][:] == ['neg', 'pos']
+    assert found['test'].column_names == ['text_a']
+
+
+def test_glue_without_a_folder_comes_from_the_hub(monkeypatch):
+    pairs = {'premise': ['a'], 'hypothesis': ['b']}
+    names = ['train', 'validation_matched', 'validation_mismatched', 'test_matched']
+    asked = hub(monkeypatch, {name: hub_split([1], **pairs) for name in names})
+    found = load(config(glue='mnli'), 'class')
+    assert asked == [('nyu-mll/glue', 'mnli')]
+    assert list(found) == names
+    assert found['train'][0] == {'text_a': 'a', 'text_b': 'b', 'label': 'pos'}
+
+
+def test_a_hub_that_does_not_answer_is_one_sentence(monkeypatch):
+    def fail(*_):
+        raise ConnectionError('no network')
+
+    monkeypatch.setattr(datasets, 'load_dataset', fail)
+    with pytest.raises(ValueError, match=r"data\.name is 'no/such'.*trec.*no network"):
+        load(config(name='no/such'), 'class')
+
+
+@pytest.mark.parametrize(
+    ('data', 'message'),
+    [
+        ({}, r'names no source.*trec.*data\.dir'),
+        ({'name': 'trec', 'dir': 'x'}, 'dir, name, which name several sources'),
+        ({'name': 'trec', 'glue': 'rte'}, 'glue, name, which name several sources'),
+        ({'glue': 'rte', 'train': 'x.csv'}, 'glue, train, which name several sources'),
+        ({'dir': '/nowhere/at/all'}, "'/nowhere/at/all', which is not a folder"),
+        ({'train': '/nowhere/x.csv'}, r'data\.train: there is no file /nowhere/x\.csv; the folder'),
+    ],
+)
+def test_sources_that_cannot_be_are_refused(data, message):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        load(config(**data), 'class')
+
+
+@pytest.mark.parametrize(
+    ('files', 'data', 'message'),
+    [
+        ({'notes__md': ''}, {}, r'no train\.csv .* holds notes\.md'),
+        ({'train__csv': CSV, 'train__tsv': ''}, {}, r'several files for train: train\.csv, train'),
+        ({'train__csv': 'text,label\n'}, {}, r'train\.csv has no examples'),
+        ({'train__csv': CSV, 'dev__csv': ''}, {}, r'dev\.csv is empty'),
+        ({'train__csv': 'text,label\nx,1\n ,1\n'}, {}, r'train\.csv, line 3: text_a is empty'),
+        ({'train__csv': 'text,label\nx,1\ny\n'}, {}, r'line 3: 1 fields where .* 2'),
+        ({'train__csv': CSV}, {'columns': {'label': 'y'}}, "no column 'y' .*'text', 'label'"),
+        ({'train__csv': CSV}, {'header': 'maybe'}, "data.header is 'maybe'"),
+        ({'train__csv': CSV}, {'split_fractions': (0.1,)}, 'needs .validation, test.'),
+        ({'train__csv': CSV}, {'limit': -1}, 'data.limit is -1'),
+        ({'train__csv': CSV, 'dev__csv': 'text\nx\n'}, {}, r'dev\.csv: no column .* the label'),
+    ],
+)
+def test_bad_folders_and_files_are_explained(tmp_path, files, data, message):
+    put(tmp_path, **files)
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        load(config(dir=str(tmp_path), **data), 'class')
+
+
+def test_regression_labels_must_be_numbers(tmp_path):
+    put(tmp_path, train__csv='sentence1,sentence2,score\na,b,1.5\nc,d,good\n')
+    with pytest.raises(ValueError, match=r"train\.csv, line 3: the label 'good' is not"):
+        load(config(dir=str(tmp_path)), 'number')
+
+
+def test_unknown_label_kind_is_refused_first():
+    with pytest.raises(ValueError, match="label_kind is 'words'"):
+        load({'name': 'trec'}, 'words')
