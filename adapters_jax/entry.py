@@ -1,0 +1,122 @@
+"""What all command lines share: flags, logging, and one clear sentence for a user's mistake."""
+
+import contextlib
+import logging
+import runpy
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from absl import app, flags
+from absl import logging as absl_logging
+
+from adapters_jax.config import Config
+from adapters_jax.files import InUseError
+
+# What a mistake in a config, a file or a folder raises; anything else is a defect of ours and
+# keeps its traceback.
+MISTAKES = (ValueError, OSError, FloatingPointError, InUseError, flags.Error)
+
+
+def run(define: Callable[[], dict[str, flags.FlagHolder]], main: Callable[..., None]) -> None:
+    """Define the flags, parse the command line and call `main` with the flags' values.
+
+    A user's mistake ends the process with status 2 and its sentence; `--traceback` shows where it
+    was noticed. Flags are defined here and not on import, so that modules can be imported together.
+    """
+    holders = define()
+    show = flags.DEFINE_bool('traceback', False, 'Show where a mistake was noticed.')
+    # JAX's own options (--jax_platforms, ...) become flags of each command.
+    jax.config.config_with_absl()
+
+    def parse(argv: Sequence[str]) -> list[str]:
+        with _told(lambda: '--traceback' in argv):
+            check_overrides(argv)
+            rest = flags.FLAGS(argv)
+            if len(rest) > 1:
+                raise ValueError(f'unexpected argument {rest[1]!r}; options begin with --')
+            return rest
+
+    def guarded(_: Sequence[str]) -> None:
+        _set_up_logging()
+        with _told(lambda: show.value):
+            main(**{name: holder.value for name, holder in holders.items()})
+
+    app.run(guarded, flags_parser=parse)
+
+
+@contextlib.contextmanager
+def _told(show_traceback: Callable[[], bool]) -> Iterator[None]:
+    """Turn a user's mistake into its sentence on stderr and exit status 2."""
+    try:
+        yield
+    except MISTAKES as error:
+        if show_traceback():
+            traceback.print_exc()
+        print(f'error: {str(error) or type(error).__name__}', file=sys.stderr)
+        sys.exit(2)
+
+
+def load_config(text: str) -> Config:
+    """Return the config of `FILE.py[:argument]`.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: an argument that the file does not take.
+    """
+    name, _, argument = text.partition(':')
+    path = Path(name)
+    if not path.is_file():
+        beside = sorted(str(other) for other in path.parent.glob('*.py'))
+        raise FileNotFoundError(
+            f'--config: there is no file {name}; {path.parent} holds {", ".join(beside) or "none"}'
+        )
+    get_config = runpy.run_path(str(path)).get('get_config')
+    if get_config is None:
+        raise ValueError(f'--config: {name} defines no function get_config')
+    return get_config(argument or None)
+
+
+def check_overrides(argv: Sequence[str]) -> None:
+    """Refuse `--config.KEY=...` for keys that the config file's result does not have.
+
+    The flags library would refuse them too, but with a traceback and without the known keys.
+
+    Raises:
+        ValueError: naming the keys that there are at that level.
+    """
+    given = dict(
+        argument.lstrip('-').partition('=')[::2] for argument in argv if argument.startswith('-')
+    )
+    if not given.get('config'):
+        return
+    config = load_config(given['config'])
+    for key in (name for name in given if name.startswith('config.')):
+        node: Any = config
+        for part in key.split('.')[1:]:
+            if not isinstance(node, Config) or part not in node:
+                known = ', '.join(sorted(node)) if isinstance(node, Config) else 'nothing below it'
+                raise ValueError(f'unknown config key --{key}: no {part!r} here; known: {known}')
+            node = node[part]
+
+
+def _set_up_logging() -> None:
+    """Our own messages from INFO, those of libraries from WARNING, without time stamps."""
+    absl_logging.use_absl_handler()
+    absl_logging.set_verbosity(absl_logging.WARNING)
+    ours = logging.getLogger('adapters_jax')
+    ours.setLevel(logging.INFO)
+    ours.propagate = False
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter('%(message)s'))
+    ours.handlers = [handler]
+
+
+def table(rows: dict[str, Any]) -> str:
+    """Return names and values in two columns; numbers with a fraction get four digits."""
+    width = max(map(len, rows), default=0)
+    shown = {k: f'{v:.4f}' if isinstance(v, float) else str(v) for k, v in rows.items()}
+    return '\n'.join(f'  {name:<{width}}  {value}' for name, value in shown.items())

@@ -1,0 +1,250 @@
+"""Writing that is whole or not at all, so that a kill or a full disk never leaves half a result.
+
+Everything is written under a temporary name beside its final one, brought to the disk, and renamed.
+"""
+
+import contextlib
+import errno
+import fcntl
+import json
+import logging
+import math
+import os
+import secrets
+import shutil
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+LOCK_FILE = '.lock'
+
+_log = logging.getLogger(__name__)
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FORBIDDEN = (errno.EROFS, errno.EACCES, errno.EPERM)
+_NO_LOCKS_HERE = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
+# Locks that this process holds: record locks do not exclude their own process.
+_held: set[Path] = set()
+
+
+class DiskError(OSError):
+    """A full disk or a directory that may not be written to, in one sentence with a remedy."""
+
+    def __str__(self) -> str:
+        return self.strerror
+
+
+class InUseError(RuntimeError):
+    """Another run works in the same directory."""
+
+
+@contextlib.contextmanager
+def explained(path: Path | str) -> Iterator[None]:
+    """Turn the operating system's refusals to write `path` into a sentence with a remedy.
+
+    Raises:
+        DiskError: the disk is full, or the directory may not be written to; other errors pass.
+    """
+    try:
+        yield
+    except DiskError:
+        raise
+    except OSError as error:
+        if error.errno not in _FULL + _FORBIDDEN:
+            raise
+        raise refusal(error.errno, path) from error
+
+
+def refusal(code: int, path: Path | str) -> DiskError:
+    """Return the error for an `errno` of a full disk or a directory that may not be written to."""
+    reason = os.strerror(code).lower()
+    if code in _FULL:
+        remedy = f'no room to write {path} ({reason}): free some space, or choose another directory'
+    else:
+        remedy = f'{path} cannot be written ({reason}): choose a directory that you may write to'
+    return DiskError(code, remedy)
+
+
+@contextlib.contextmanager
+def atomic(path: Path | str) -> Iterator[Path]:
+    """Give a name beside `path` to write a file or a directory to; it becomes `path` at the end.
+
+    If the block fails, nothing of it remains and what was at `path` stays. A directory that takes
+    the place of another is renamed in two steps; `recover` mends a kill between the two.
+
+    Raises:
+        DiskError: the disk is full, or the directory may not be written to.
+        FileExistsError: a file is to replace a directory, or a directory a file.
+    """
+    path = Path(path)
+    temporary = path.with_name(f'.{path.name}.{secrets.token_hex(4)}.tmp')
+    with explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        recover(path)
+        try:
+            yield temporary
+            _sync_tree(temporary)
+            _replace(temporary, path)
+        finally:
+            _remove(temporary)
+        _sync(path.parent)
+
+
+def recover(path: Path | str) -> None:
+    """Bring back the directory that a kill caught between the two steps of its replacement.
+
+    A reader of a directory that `atomic` may be replacing calls this first.
+    """
+    path = Path(path)
+    previous = _previous(path)
+    if not previous.exists():
+        return
+    if path.exists():
+        shutil.rmtree(previous)
+    else:
+        previous.rename(path)
+
+
+def make_directory(path: Path | str) -> Path:
+    """Make a directory, with its parents, where there is none; make sure it can be written to.
+
+    Raises:
+        DiskError: the disk is full, or the directory may not be written to.
+        FileExistsError: there is a file of that name.
+    """
+    path = Path(path)
+    if path.exists() and not path.is_dir():
+        raise FileExistsError(f'{path} is a file: remove it, or choose another directory')
+    with explained(path):
+        path.mkdir(parents=True, exist_ok=True)
+        probe = path / f'.{secrets.token_hex(4)}.tmp'
+        probe.touch()
+        probe.unlink()
+    return path
+
+
+def write_text(path: Path | str, text: str) -> None:
+    """Write a text file atomically, in UTF-8.
+
+    Raises:
+        DiskError: the disk is full, or the directory may not be written to.
+    """
+    with atomic(path) as temporary:
+        temporary.write_text(text, encoding='utf-8')
+
+
+def write_json(path: Path | str, value: Any) -> None:
+    """Write a JSON file atomically; see `plain` for what becomes of arrays, NaN and infinity.
+
+    Raises:
+        DiskError: the disk is full, or the directory may not be written to.
+    """
+    text = json.dumps(plain(value), indent=2, ensure_ascii=False, allow_nan=False)
+    write_text(path, text + '\n')
+
+
+def plain(value: Any) -> Any:
+    """Return `value` as JSON can hold it.
+
+    Arrays become lists or numbers, paths strings, and the floats that JSON does not have become
+    'nan', 'inf' and '-inf'.
+    """
+    if hasattr(value, 'items'):
+        return {str(key): plain(item) for key, item in value.items()}
+    if hasattr(value, 'tolist'):
+        return plain(value.tolist())
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return str(value) if isinstance(value, Path) else value
+
+
+@contextlib.contextmanager
+def lock(directory: Path | str) -> Iterator[None]:
+    """Hold a directory for this process alone; the lock goes when the process does.
+
+    Processes that this one forks do not hold it, so workers that outlive a killed run are no
+    obstacle to the next one.
+
+    Raises:
+        InUseError: another run holds it.
+        DiskError: the directory may not be written to.
+    """
+    path = Path(directory).resolve() / LOCK_FILE
+    # Not opened twice by one process: closing either file would release the lock.
+    if path in _held:
+        raise InUseError(_in_use(directory, 'this process'))
+    with explained(directory):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open('a+', encoding='utf-8')
+    with file:
+        _lock_or_refuse(file, directory)
+        _held.add(path)
+        try:
+            yield
+        finally:
+            _held.remove(path)
+
+
+def _lock_or_refuse(file: Any, directory: Path | str) -> None:
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in _NO_LOCKS_HERE:
+            _log.warning('%s is on a file system without locks: start one run at a time', directory)
+            return
+        if error.errno not in (errno.EACCES, errno.EAGAIN):
+            raise
+        file.seek(0)
+        holder = file.read().strip() or 'another process'
+        raise InUseError(_in_use(directory, holder)) from error
+    file.truncate(0)
+    file.write(f'process {os.getpid()} on {socket.gethostname()}')
+    file.flush()
+
+
+def _in_use(directory: Path | str, holder: str) -> str:
+    return (
+        f'{directory} is in use by another run ({holder}): wait for it, stop it, '
+        'or choose another directory'
+    )
+
+
+def _previous(path: Path) -> Path:
+    return path.with_name(f'.{path.name}.previous')
+
+
+def _replace(temporary: Path, path: Path) -> None:
+    if path.exists() and path.is_dir() != temporary.is_dir():
+        kind = 'directory' if path.is_dir() else 'file'
+        raise FileExistsError(f'{path} is a {kind}: remove it, or choose another name')
+    if not path.is_dir():
+        temporary.replace(path)
+        return
+    previous = _previous(path)
+    path.rename(previous)
+    temporary.rename(path)
+    shutil.rmtree(previous)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _sync_tree(path: Path) -> None:
+    for inner in path.rglob('*') if path.is_dir() else ():
+        _sync(inner)
+    _sync(path)
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file, or the names in a directory, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,132 @@
+"""Our own form of a finished adapter: a folder with a config and one or two tensor files.
+
+`adapter.safetensors` holds every leaf that training changed and nothing else: the adapter's own
+under `adapter/`, and the backbone leaves that its method tunes (LayerNorms, biases) under
+`backbone/`. `head.safetensors` holds the head. Nothing here is ever pickled.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+import adapters_jax
+from adapters_jax import files, params
+
+CONFIG, ADAPTER, HEAD = 'adapter_config.json', 'adapter.safetensors', 'head.safetensors'
+FORMAT = 'adapters_jax'
+
+
+@dataclasses.dataclass(frozen=True)
+class AdapterFolder:
+    """What a folder holds: descriptions as JSON values, parameters as nested dicts.
+
+    `backbone` says which checkpoint the adapter belongs to: its name, fingerprint and sizes.
+    """
+
+    name: str
+    method: dict[str, Any]
+    head: dict[str, Any]
+    task: dict[str, Any]
+    backbone: dict[str, Any]
+    max_length: int
+    adapter_params: params.Tree
+    head_params: params.Tree
+    backbone_params: params.Tree = dataclasses.field(default_factory=dict)
+
+    def overlay(self, backbone: params.Tree) -> params.Tree:
+        """Return the full parameters over the given backbone, tuned leaves replaced."""
+        leaves = params.flatten(backbone) | params.flatten(self.backbone_params)
+        return {
+            'backbone': params.unflatten(leaves),
+            'adapters': {self.name: self.adapter_params},
+            'heads': {self.name: self.head_params},
+        }
+
+
+def save(folder: AdapterFolder, directory: Path) -> Path:
+    """Write the folder under a temporary name, then rename it onto `directory`."""
+    described = ('name', 'method', 'head', 'task', 'backbone', 'max_length')
+    config = {'format': FORMAT, 'version': adapters_jax.__version__}
+    config |= {field: getattr(folder, field) for field in described}
+    leaves = {f'adapter/{p}': x for p, x in params.flatten(folder.adapter_params).items()}
+    leaves |= {f'backbone/{p}': x for p, x in params.flatten(folder.backbone_params).items()}
+    with files.atomic(directory) as temporary:
+        temporary.mkdir()
+        save_file(_contiguous(leaves), temporary / ADAPTER)
+        save_file(_contiguous(params.flatten(folder.head_params)), temporary / HEAD)
+        (temporary / CONFIG).write_text(json.dumps(config, indent=2) + '\n')
+    return directory
+
+
+def load(directory: Path) -> AdapterFolder:
+    """Read a folder that `save` wrote.
+
+    Raises:
+        FileNotFoundError: a missing folder or file.
+        ValueError: a config of another format, or a tensor file that cannot be read.
+    """
+    directory = Path(directory)
+    config = _read_config(directory)
+    leaves = _read_tensors(directory / ADAPTER)
+    tree = params.unflatten(leaves)
+    return AdapterFolder(
+        name=config['name'],
+        method=config['method'],
+        head=config['head'],
+        task=config['task'],
+        backbone=config['backbone'],
+        max_length=config['max_length'],
+        adapter_params=tree.get('adapter', {}),
+        head_params=params.unflatten(_read_tensors(directory / HEAD)),
+        backbone_params=tree.get('backbone', {}),
+    )
+
+
+def check_backbone(folder: AdapterFolder, found: dict[str, Any]) -> None:
+    """Refuse a backbone that is not the one the adapter was trained on.
+
+    Raises:
+        ValueError: sizes or fingerprints that differ, with both values.
+    """
+    for key, value in folder.backbone.items():
+        if key != 'name' and found.get(key) != value:
+            raise ValueError(
+                f'the adapter was made for another backbone: its {key} is {value}, that of '
+                f'{found["name"]!r} is {found.get(key)}; expected {folder.backbone["name"]!r} as '
+                'it was when the adapter was trained'
+            )
+
+
+def _read_config(directory: Path) -> dict[str, Any]:
+    path = directory / CONFIG
+    if not path.exists():
+        present = sorted(p.name for p in directory.iterdir()) if directory.is_dir() else []
+        raise FileNotFoundError(
+            f'{directory} is not an adapter: it has no {CONFIG} (found: '
+            f'{", ".join(present) or "nothing"}); a run writes its adapter to WORKDIR/adapter'
+        )
+    config = json.loads(path.read_text())
+    if config.get('format') != FORMAT:
+        raise ValueError(
+            f'{path} is not of this project: its "format" is {config.get("format")!r}, '
+            f'expected {FORMAT!r}'
+        )
+    return config
+
+
+def _read_tensors(path: Path) -> dict[str, np.ndarray]:
+    if not path.exists():
+        raise FileNotFoundError(f'{path} is missing: the adapter folder is incomplete')
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f'{path} is damaged ({error}); restore it from its source') from error
+
+
+def _contiguous(leaves: dict[str, Any]) -> dict[str, np.ndarray]:
+    return {path: np.ascontiguousarray(leaf) for path, leaf in leaves.items()}

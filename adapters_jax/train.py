@@ -1,0 +1,76 @@
+"""Train an adapter: `python -m adapters_jax.train --config=configs/quickstart.py --workdir=DIR`.
+
+Run again with the same workdir, it continues from the last checkpoint; a finished run says so.
+This file is kept short so that everything it does can be imported and tested.
+"""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from ml_collections import config_flags
+
+from adapters_jax import entry, files
+from adapters_jax.config import Config, differences, read, to_json
+from adapters_jax.training import experiment, loop
+
+_LOG = logging.getLogger(__name__)
+SUMMARY, CONFIG = 'summary.json', 'config.json'
+
+
+def train(config: Config, workdir: str | Path) -> dict[str, Any]:
+    """Train what `config` describes in `workdir`, and return the summary that is written there.
+
+    Raises:
+        ValueError, FileNotFoundError: a mistake in the config or the data, before any step.
+        NonFiniteLossError: the loss stopped being a number.
+    """
+    workdir = Path(workdir)
+    with files.lock(workdir):
+        check_same_run(config, workdir)
+        summary = workdir / SUMMARY
+        if summary.exists():
+            _LOG.info('%s is finished already; another --workdir trains again', workdir)
+            return json.loads(summary.read_text())
+        trainer = loop.Trainer(experiment.build(config), workdir)
+        # Written only now: a config with a mistake in it makes no claim on the workdir.
+        files.write_json(workdir / CONFIG, to_json(config))
+        values = trainer.run()
+        files.write_json(summary, values)
+        return values
+
+
+def check_same_run(config: Config, workdir: Path) -> None:
+    """Refuse a workdir that holds a run with other settings.
+
+    Raises:
+        ValueError: the settings that differ, with both values.
+    """
+    path = workdir / CONFIG
+    changed = differences(read(path), config) if path.exists() else []
+    if changed:
+        raise ValueError(
+            f'{workdir} holds a run with another config ({"; ".join(changed)}); give the same '
+            'config to continue it, or another --workdir'
+        )
+
+
+def main(config: Config, workdir: str) -> None:
+    """Train, and print what was reached and written."""
+    summary = train(config, workdir)
+    for split, metrics in summary['metrics'].items():
+        print(f'best on {split}, at step {summary["best_step"]}:\n{entry.table(metrics)}')
+    print(f'wrote {workdir}: adapter/, summary.json, metrics.jsonl, config.json, log.txt')
+
+
+def _define() -> dict[str, flags.FlagHolder]:
+    config = config_flags.DEFINE_config_file('config', None, 'FILE.py[:key=value,...]')
+    workdir = flags.DEFINE_string('workdir', None, 'Directory of the run.')
+    flags.mark_flags_as_required(['config', 'workdir'])
+    return {'config': config, 'workdir': workdir}
+
+
+if __name__ == '__main__':
+    entry.run(_define, main)

@@ -1,0 +1,287 @@
+"""Checkpoints that survive a kill at any instant, a full disk and damaged files.
+
+The one module that knows Orbax. Orbax copies the state, writes it in the background under a
+temporary name, and renames it when all is there. What it lacks is a way to tell a sound checkpoint
+from one whose files were damaged later: `manifest` has that.
+"""
+
+import contextlib
+import dataclasses
+import json
+import logging
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import grain
+import jax
+import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+
+from adapters_jax import files
+from adapters_jax.training import manifest
+from adapters_jax.training.manifest import Manifest
+
+LATEST = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Restored:
+    """A checkpoint as read back."""
+
+    step: int
+    state: Any
+    progress: dict[str, Any]
+
+
+class Checkpoints:
+    """The checkpoints of one run: its latest two, and the best.
+
+    `identity` is a JSON-able dict that a run must agree with to continue a checkpoint. The caller
+    holds `files.lock` on the run's directory: what another process is writing looks half-written.
+    Every process of a run calls every method, in the same order.
+    """
+
+    def __init__(self, directory: Path | str, identity: Mapping[str, Any]) -> None:
+        self.directory = Path(directory).resolve()
+        self._identity = manifest.as_json(identity)
+        self._manager: ocp.CheckpointManager | None = None
+        self._manifests: dict[int, Manifest] = {}
+        self._under_way = 0
+
+    def __enter__(self) -> 'Checkpoints':
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
+
+    def save(
+        self,
+        step: int,
+        state: Any,
+        data_iterator: Any,
+        progress: Mapping[str, Any],
+        metric: float | None = None,
+    ) -> None:
+        """Start to save a step; return as soon as `state` is copied and may be donated.
+
+        Args:
+            step: number of steps taken; one that is saved already is not saved again.
+            state: a pytree of jax arrays.
+            data_iterator: a grain iterator, or anything with get_state and set_state; or None.
+            progress: what else the loop must remember, as JSON.
+            metric: larger is better, NaN is none; of equal ones the earlier is the best.
+
+        Raises:
+            files.DiskError: this checkpoint, or the one before it, could not be written; the
+                earlier ones are untouched.
+        """
+        manager = self._open()
+        self.wait()
+        if step in manager.all_steps():
+            return
+        self._under_way = step
+        self._manifests[step] = {
+            'identity': self._identity,
+            'progress': manifest.as_json(progress),
+            'metric': manifest.as_json(metric),
+            'arrays': _describe(state),
+            'positions': 0 if data_iterator is None else jax.process_count(),
+        }
+        items = {'state': ocp.args.StandardSave(state)}
+        if data_iterator is not None:
+            items['data'] = grain.checkpoint.CheckpointSave(_Position(data_iterator))
+        with self._explained():
+            manager.save(step, args=ocp.args.Composite(**items), force=True)
+
+    def restore(self, abstract_state: Any, data_iterator: Any) -> Restored | None:
+        """Return the newest sound checkpoint, and set the iterator to its position.
+
+        Damaged ones are set aside with a warning. Arrays come back bit for bit, in the shardings
+        of `abstract_state`, a pytree of jax.ShapeDtypeStruct. None where there is no checkpoint.
+
+        Raises:
+            ValueError: the checkpoint belongs to another backbone, config or model.
+        """
+        return self._restore(max, abstract_state, data_iterator)
+
+    def restore_best(self, abstract_state: Any) -> Restored | None:
+        """Return the sound checkpoint with the largest metric; None where none has a metric.
+
+        Raises:
+            ValueError: the checkpoint belongs to another backbone, config or model.
+        """
+        return self._restore(manifest.best, abstract_state, None)
+
+    def wait(self) -> None:
+        """Wait until the checkpoint under way is on the disk.
+
+        Raises:
+            files.DiskError: it could not be written.
+        """
+        if self._manager is not None:
+            with self._explained():
+                self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Wait, and release what Orbax holds. Raises as `wait` does."""
+        manager, self._manager = self._manager, None
+        if manager is not None:
+            with self._explained():
+                manager.close()
+            logging.getLogger('absl').removeFilter(_is_news)
+
+    def _restore(
+        self, choose: Callable[[dict[int, Manifest]], int | None], abstract_state: Any, data: Any
+    ) -> Restored | None:
+        self.close()
+        if not self.directory.is_dir():
+            return None
+        manager = self._open()
+        step = choose(self._manifests) if self._manifests else None
+        if step is None:
+            return None
+        found, where = self._manifests[step], self.directory / str(step)
+        _check_identity(where, found['identity'], self._identity)
+        _check_arrays(where, found['arrays'], _describe(abstract_state))
+        items = {'state': ocp.args.StandardRestore(abstract_state)}
+        if data is not None:
+            _check_positions(where, found['positions'])
+            items['data'] = grain.checkpoint.CheckpointRestore(_Position(data))
+        restored = manager.restore(step, args=ocp.args.Composite(**items))
+        return Restored(step, restored['state'], found['progress'])
+
+    def _open(self) -> ocp.CheckpointManager:
+        if self._manager is None:
+            logging.getLogger('absl').addFilter(_is_news)
+            with self._explained():
+                self._manifests = _sound(self.directory)
+                self._manager = ocp.CheckpointManager(self.directory, options=self._options())
+        return self._manager
+
+    def _options(self) -> ocp.CheckpointManagerOptions:
+        return ocp.CheckpointManagerOptions(
+            preservation_policy=_LatestAndBest(self._manifests),
+            cleanup_tmp_directories=True,
+            # Made before `save` returns: one that cannot be made is an error there and then.
+            async_options=ocp.AsyncOptions(
+                create_directories_asynchronously=False,
+                post_finalization_callback=self._seal,
+            ),
+        )
+
+    def _seal(self) -> None:
+        """Write the manifest; Orbax calls this when all else is written, before it renames."""
+        for directory in self.directory.glob(f'{self._under_way}.*'):
+            manifest.write(directory, self._manifests[self._under_way])
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            with files.explained(self.directory):
+                yield
+        except ValueError as error:  # TensorStore's way to report what the system refused
+            code = re.search(r"os_error_code='(\d+)'", str(error))
+            if code is None:
+                raise
+            raise files.refusal(int(code[1]), self.directory) from error
+
+
+class _LatestAndBest:
+    """What Orbax asks, when it has written a checkpoint, which of them to keep."""
+
+    def __init__(self, manifests: Mapping[int, Manifest]) -> None:
+        self._manifests = manifests
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        """Tell for each checkpoint, in order of steps, whether to keep it."""
+        del context
+        steps = [info.step for info in checkpoints]
+        best = manifest.best({step: self._manifests[step] for step in steps})
+        return [step in steps[-LATEST:] or step == best for step in steps]
+
+
+class _Position:
+    """An iterator as grain's handler expects it: with its state in bytes."""
+
+    def __init__(self, iterator: Any) -> None:
+        self._iterator = iterator
+
+    def get_state(self) -> bytes:
+        """Return the position as JSON."""
+        state = self._iterator.get_state()
+        raw = isinstance(state, bytes)
+        return json.dumps({'bytes': raw, 'state': state.decode() if raw else state}).encode()
+
+    def set_state(self, encoded: bytes) -> None:
+        """Move the iterator to a position that `get_state` returned."""
+        saved = json.loads(encoded)
+        state = saved['state']
+        self._iterator.set_state(state.encode() if saved['bytes'] else state)
+
+    def start_prefetch(self) -> None:
+        """Do nothing: an iterator starts to read ahead at its first element."""
+
+
+def _sound(directory: Path) -> dict[int, Manifest]:
+    """Return the manifests of the sound checkpoints; Orbax sees no other one then."""
+    if jax.process_index() == 0:
+        manifest.set_damaged_aside(directory)
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(f'{directory}: checkpoints inspected')
+    return manifest.read_all(directory)
+
+
+def _describe(state: Any) -> dict[str, list[Any]]:
+    """Return the dtype and shape of each leaf by its path."""
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    named = ((jax.tree_util.keystr(p, simple=True, separator='/'), x) for p, x in leaves)
+    return {name: [str(x.dtype), list(x.shape)] for name, x in named}
+
+
+def _check_identity(where: Path, saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    differing = _differences(_flatten(saved), _flatten(wanted))
+    if differing:
+        raise ValueError(
+            f'{where} belongs to another run: {differing}; continue with the settings it was '
+            'made with, or use another workdir'
+        )
+
+
+def _check_arrays(where: Path, saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    differing = _differences(saved, wanted)
+    if differing:
+        raise ValueError(
+            f'{where} holds the state of another model or optimizer: {differing}; continue with '
+            'the code and settings it was made with, or use another workdir'
+        )
+
+
+def _check_positions(where: Path, saved: int) -> None:
+    if saved != jax.process_count():
+        raise ValueError(
+            f'{where} holds the positions in the data of {saved} processes, and this run has '
+            f'{jax.process_count()}: continue with {saved}, or use another workdir'
+        )
+
+
+def _differences(saved: Mapping[str, Any], wanted: Mapping[str, Any], most: int = 5) -> str:
+    keys = [key for key in sorted(saved | wanted) if saved.get(key) != wanted.get(key)]
+    listed = [f'{k} is {saved.get(k)!r} there and {wanted.get(k)!r} here' for k in keys[:most]]
+    more = [f'and {len(keys) - most} more'] if len(keys) > most else []
+    return ', '.join(listed + more)
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        nested = isinstance(value, Mapping) and value
+        flat |= _flatten(value, f'{prefix}{key}.') if nested else {f'{prefix}{key}': value}
+    return flat
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Pass by Orbax's running commentary, and tracebacks of errors that are raised besides."""
+    passing = record.levelno >= logging.WARNING and not record.exc_info
+    return passing or 'orbax' not in record.pathname

@@ -1,0 +1,178 @@
+"""From a config to the things it names: backbone, task, data, model.
+
+Everything that can be wrong about a run is found here, before any long work starts.
+"""
+
+import dataclasses
+import functools
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from adapters_jax import tasks
+from adapters_jax.adapters import registry
+from adapters_jax.config import Config
+from adapters_jax.data import sources, tokenize
+from adapters_jax.data.encoded import Encoded
+from adapters_jax.interop.adapter_folder import AdapterFolder
+from adapters_jax.interop.backbones import LoadedBackbone, load_backbone
+from adapters_jax.model import Model
+from adapters_jax.models.heads import HeadConfig
+from adapters_jax.params import Tree, cast
+from adapters_jax.tasks.task import Task
+from adapters_jax.wheels import cache_directory
+
+_LOG = logging.getLogger(__name__)
+DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Experiment:
+    """A run's parts, ready to train or evaluate. `splits` are encoded; `texts` are readable."""
+
+    config: Config
+    backbone: LoadedBackbone
+    task: Task
+    model: Model
+    splits: Mapping[str, Encoded]
+    texts: sources.Splits
+
+    @property
+    def validation_splits(self) -> list[str]:
+        """The names of the splits that early stopping looks at; the first one decides."""
+        return [name for name in self.splits if name.startswith('validation')]
+
+    def init_params(self) -> Tree:
+        """Return the backbone with a fresh adapter and head, from the config's seed."""
+        key = jax.random.fold_in(jax.random.key(self.config.seed), 0)
+        return self.model.init(key, self.backbone.params)
+
+    def folder(self, trainable: Tree) -> AdapterFolder:
+        """Describe trained leaves as a finished adapter."""
+        return AdapterFolder(
+            name=self.model.name,
+            method=self.model.method.to_json(),
+            head=self.model.head_config.to_json(),
+            task=self.task.to_json(),
+            backbone=describe_backbone(self.backbone),
+            max_length=self.config.data.max_length,
+            adapter_params=trainable.get('adapters', {}).get(self.model.name, {}),
+            head_params=trainable['heads'][self.model.name],
+            backbone_params=trainable.get('backbone', {}),
+        )
+
+
+def build(config: Config) -> Experiment:
+    """Load and check everything that a config names.
+
+    Raises:
+        ValueError, FileNotFoundError: the first mistake found, in one sentence.
+    """
+    method = registry.create(config.method)
+    head = HeadConfig(**config.head.to_dict())
+    for key in ('dtype', 'frozen_dtype'):
+        choose_dtype(config, key)
+    texts = sources.load(config.data, tasks.kind(config.task.name).label_kind)
+    if 'train' not in texts:
+        raise ValueError('there is no training split; set data.train, data.dir or data.name')
+    task = make_task(config, texts)
+    backbone = load_backbone(config.backbone)
+    model = Model(
+        config=backbone.config,
+        method=method,
+        head_config=head,
+        outputs=task.num_outputs,
+        dtype=choose_dtype(config, 'dtype'),
+        remat=config.training.remat,
+    )
+    splits = encode_splits(config, texts, task, backbone)
+    return Experiment(config, backbone, task, model, splits, texts)
+
+
+def choose_dtype(config: Config, key: str) -> Any:
+    """Return the number format that config.training names under `key`."""
+    name = config.training[key]
+    if name not in DTYPES:
+        raise ValueError(f'training.{key} is {name!r}; expected one of {", ".join(DTYPES)}')
+    return DTYPES[name]
+
+
+def make_task(config: Config, texts: sources.Splits) -> Task:
+    """Build the task; class names come from the config, else from the training labels."""
+    settings: dict[str, Any] = {}
+    if tasks.kind(config.task.name).label_kind == 'class':
+        labels = config.task.labels or sorted(set(texts['train']['label']))
+        settings = {'labels': tuple(labels), 'positive': config.task.positive}
+    return tasks.create(
+        config.task.name,
+        metrics=tuple(config.task.metrics),
+        primary=config.task.primary,
+        **settings,
+    )
+
+
+def encode_splits(
+    config: Config, texts: sources.Splits, task: Task, backbone: LoadedBackbone
+) -> dict[str, Encoded]:
+    """Tokenize every split and attach its labels as numbers."""
+    tokenizer = tokenize.load_tokenizer(backbone.directory)
+    cache = config.data.cache_dir
+    directory = None if cache == 'none' else Path(cache or cache_directory() / 'tokens')
+    return {
+        name: tokenize.encode(
+            split,
+            tokenizer,
+            config.data.max_length,
+            label_ids=functools.partial(label_column, task, name),
+            cache_dir=directory,
+            positions=backbone.config.positions,
+        )
+        for name, split in texts.items()
+    }
+
+
+def label_column(task: Task, split: str, values: Sequence[Any]) -> np.ndarray:
+    """Turn a split's labels into numbers, naming the split in the error for an unseen one."""
+    try:
+        return task.label_column(values)
+    except ValueError as error:
+        raise ValueError(f'in the split {split!r}: {error}') from error
+
+
+def describe_backbone(backbone: LoadedBackbone) -> dict[str, Any]:
+    """Return what identifies the checkpoint that an adapter belongs to."""
+    sizes = backbone.config.dimensions
+    return {
+        'name': backbone.name,
+        'family': backbone.config.family,
+        'layers': sizes.layers,
+        'hidden': sizes.hidden,
+        'fingerprint': backbone.fingerprint,
+    }
+
+
+def task_of(folder: AdapterFolder) -> Task:
+    """Return the task that a finished adapter serves."""
+    return tasks.from_json(folder.task)
+
+
+def bind(folder: AdapterFolder, backbone: LoadedBackbone, dtype: Any = jnp.float32) -> Model:
+    """Return the model that a finished adapter and its backbone make."""
+    return Model(
+        config=backbone.config,
+        method=registry.from_json(folder.method),
+        head_config=HeadConfig(**folder.head),
+        outputs=task_of(folder).num_outputs,
+        name=folder.name,
+        dtype=dtype,
+    )
+
+
+def place(tree: Tree, dtype: Any, sharding: Any) -> Tree:
+    """Put a tree of host arrays on devices, floating-point leaves in `dtype`."""
+    return jax.tree.map(lambda x: jax.device_put(x, sharding), cast(tree, dtype))

@@ -1,0 +1,40 @@
+"""A finished adapter applied to encoded examples: what `evaluate` and `predict` share."""
+
+import numpy as np
+from jaxtyping import Float
+
+from adapters_jax import sharding
+from adapters_jax.config import Config
+from adapters_jax.data.encoded import Encoded
+from adapters_jax.interop import adapter_folder
+from adapters_jax.interop.adapter_folder import AdapterFolder
+from adapters_jax.interop.backbones import LoadedBackbone
+from adapters_jax.params import partition
+from adapters_jax.training import batching, evaluation
+from adapters_jax.training.experiment import bind, choose_dtype, describe_backbone, place
+from adapters_jax.training.step import jit_outputs
+
+
+def outputs(
+    folder: AdapterFolder, backbone: LoadedBackbone, encoded: Encoded, config: Config
+) -> Float[np.ndarray, 'N C']:
+    """Return the outputs for every example, in order.
+
+    Raises:
+        ValueError: the backbone is not the one that the adapter was trained on.
+    """
+    adapter_folder.check_backbone(folder, describe_backbone(backbone))
+    model = bind(folder, backbone, choose_dtype(config, 'dtype'))
+    mesh = sharding.make_mesh(config.mesh.data)
+    everywhere = sharding.replicated(mesh)
+    # The same split as in training, so that frozen weights are in the same number format.
+    trainable, frozen = partition(folder.overlay(backbone.params), model.rules)
+    return evaluation.outputs(
+        jit_outputs(model),
+        place(trainable, np.float32, everywhere),
+        place(frozen, choose_dtype(config, 'frozen_dtype'), everywhere),
+        encoded,
+        batching.choose(config, model, encoded.lengths, mesh.shape['data'], training=False),
+        backbone.config.pad_id,
+        mesh,
+    )

@@ -1,0 +1,272 @@
+"""What a user sees of a run, and what it leaves on disk for tables and plots.
+
+| where | what |
+|---|---|
+| `metrics.jsonl` | one object a line: step, split, values; the same however often resumed |
+| `log.txt` | the plain lines, with the time of day |
+| `tensorboard/` | event files, with examples per second besides |
+| stderr | a progress bar on a terminal, plain lines every so many steps elsewhere |
+"""
+
+import collections
+import json
+import logging
+import resource
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import rich.console
+import rich.progress
+import tensorboardX
+
+from adapters_jax import files
+
+METRICS, LOG, TENSORBOARD = 'metrics.jsonl', 'log.txt', 'tensorboard'
+TRAIN = 'train'
+_LINES_PER_RUN = 50
+_WINDOW = 50  # steps over which speed is averaged
+
+
+class Monitor:
+    """Records a run of `total_steps` steps in `workdir`; only the first process writes anything.
+
+    Use it as a context manager, and call `start` before the first step. Warnings logged by this
+    package reach the log and the screen too.
+
+    Args:
+        workdir: an existing directory.
+        total_steps: steps of the whole run, those before a resumption included.
+        metric: the validation metric shown in the bar; by default the first one reported.
+        every: steps from one plain line to the next; by default 50 lines a run.
+        console: where to show progress; by default stderr.
+    """
+
+    def __init__(
+        self,
+        workdir: Path | str,
+        total_steps: int,
+        *,
+        metric: str | None = None,
+        every: int | None = None,
+        console: rich.console.Console | None = None,
+    ) -> None:
+        self._workdir, self._total, self._metric = Path(workdir), total_steps, metric
+        self._every = every or max(1, total_steps // _LINES_PER_RUN)
+        self._writes = jax.process_index() == 0
+        self._console = console or rich.console.Console(stderr=True)
+        self._pace, self._started = _Pace(), time.monotonic()
+        self._shown: dict[str, str] = {}
+        self._split: str | None = None
+        self._log = self._metrics = self._tensorboard = self._bar = None
+
+    def __enter__(self) -> 'Monitor':
+        if self._writes:
+            self._log = _Lines(self._workdir / LOG)
+            self._handler = _Handler(self)
+            logger = logging.getLogger('adapters_jax')
+            # In place of the outer handlers: a message is shown once, above the bar.
+            self._outer, logger.handlers = logger.handlers, [self._handler]
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        if not self._writes:
+            return
+        logging.getLogger('adapters_jax').handlers = self._outer
+        for part in (self._bar, self._tensorboard, self._metrics, self._log):
+            if part is not None:
+                (part.stop if part is self._bar else part.close)()
+
+    def start(self, step: int = 0) -> None:
+        """Begin after `step` steps: what an earlier run recorded of later ones is dropped.
+
+        From step 0, everything recorded before is dropped.
+        """
+        if not self._writes:
+            return
+        drop_later_lines(self._workdir / METRICS, step)
+        self._metrics = _Lines(self._workdir / METRICS)
+        directory = self._workdir / TENSORBOARD
+        with files.explained(directory):
+            self._tensorboard = tensorboardX.SummaryWriter(
+                str(directory), purge_step=step + 1 if step else 0
+            )
+        if self._console.is_terminal and not self._console.is_dumb_terminal:
+            self._bar = _make_bar(self._console)
+            self._task = self._bar.add_task('train', total=self._total, completed=step, facts='')
+            self._bar.start()
+
+    def train(self, step: int, values: Mapping[str, Any]) -> None:
+        """Record a training step.
+
+        `values` holds numbers by name. Of these 'loss' is shown, and 'examples', the number of
+        examples in the step, gives the speed.
+        """
+        if not self._writes:
+            return
+        values = files.plain(values)
+        self._pace.add(step, values.get('examples', 0))
+        self._record(step, TRAIN, values)
+        if 'loss' in values:
+            self._shown = {'loss': ''} | self._shown | {'loss': _number(values['loss'])}
+        facts = self._update_bar(step)
+        if step % self._every == 0 or step == self._total:
+            self._tensorboard.add_scalar('train/examples_per_second', self._pace.examples, step)
+            share = f'{100 * step // self._total} %'
+            self._write(f'step {step:,}/{self._total:,} ({share})  {facts}', self._bar is None)
+
+    def evaluation(self, step: int, split: str, values: Mapping[str, Any]) -> None:
+        """Record the metrics of a split after `step` steps; the first split's are shown."""
+        if not self._writes:
+            return
+        values = files.plain(values)
+        self._record(step, split, values)
+        self._tensorboard.flush()
+        self._pace.pause()
+        self._split = self._split or split
+        name = self._metric or next(iter(values), None)
+        if split == self._split and name in values:
+            self._shown[name] = _number(values[name])
+            self._update_bar(step)
+        self.message(
+            f'step {step:,}: {split} ' + ', '.join(f'{k} {_number(v)}' for k, v in values.items())
+        )
+
+    def message(self, text: str) -> None:
+        """Show a line, above the bar where there is one, and log it."""
+        if self._writes:
+            self._write(text, True)
+
+    def _record(self, step: int, split: str, values: dict[str, Any]) -> None:
+        self._metrics.append(json.dumps({'step': step, 'split': split, 'values': values}))
+        for name, value in values.items():
+            if isinstance(value, int | float | str) and _is_number(value):
+                self._tensorboard.add_scalar(f'{split}/{name}', float(value), step)
+
+    def _update_bar(self, step: int) -> str:
+        facts = self._facts(step)
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step, facts=facts)
+        return facts
+
+    def _facts(self, step: int) -> str:
+        facts = [f'{name} {value}' for name, value in self._shown.items()]
+        if self._pace.examples:
+            facts.append(f'{self._pace.examples:,.0f} examples/s')
+        if step >= self._total:
+            facts.append(f'in {_duration(time.monotonic() - self._started)}')
+        elif self._pace.steps:
+            facts.append(f'{_duration((self._total - step) / self._pace.steps)} left')
+        return '  '.join(facts)
+
+    def _write(self, text: str, show: bool) -> None:
+        self._log.append(time.strftime('%Y-%m-%d %H:%M:%S ') + text)
+        if show:
+            self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def drop_later_lines(path: Path, step: int) -> None:
+    """Leave in a metrics file the whole lines of steps up to `step`; none for step 0.
+
+    What a kill left of a last line is dropped too.
+    """
+    if not path.exists():
+        return
+    lines = path.read_text(encoding='utf-8', errors='replace').split('\n')
+    kept = [line for line in lines if step and _step_of(line) <= step]
+    files.write_text(path, ''.join(line + '\n' for line in kept))
+
+
+def peak_memory_bytes() -> dict[str, int]:
+    """Return the most bytes that this process ever took: of 'host', and of a 'device' if known."""
+    unit = 1 if sys.platform == 'darwin' else 1024
+    peaks = {'host': resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
+    statistics = [device.memory_stats() or {} for device in jax.local_devices()]
+    device = max(s.get('peak_bytes_in_use', 0) for s in statistics)
+    return peaks | ({'device': device} if device else {})
+
+
+class _Lines:
+    """A file that whole lines are appended to, each given to the system at once."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        with files.explained(path):
+            self._file = path.open('a', encoding='utf-8')
+
+    def append(self, line: str) -> None:
+        with files.explained(self._path):
+            self._file.write(line + '\n')
+            self._file.flush()
+
+    def close(self) -> None:
+        with files.explained(self._path):
+            self._file.close()
+
+
+class _Pace:
+    """Speed over the last steps, without pauses, and without the first step's compilation."""
+
+    def __init__(self) -> None:
+        self.steps = self.examples = 0.0  # per second
+        self._marks: collections.deque[tuple[float, int, int]] = collections.deque(maxlen=_WINDOW)
+
+    def add(self, step: int, examples: int) -> None:
+        self._marks.append((time.monotonic(), step, examples))
+        (start, first, skipped), (end, last, _) = self._marks[0], self._marks[-1]
+        if end > start:
+            self.steps = (last - first) / (end - start)
+            self.examples = (sum(mark[2] for mark in self._marks) - skipped) / (end - start)
+
+    def pause(self) -> None:
+        self._marks.clear()
+
+
+class _Handler(logging.Handler):
+    """Hands the package's log records to the monitor; handlers of the root show them already."""
+
+    def __init__(self, monitor: Monitor) -> None:
+        super().__init__(logging.INFO)
+        self._monitor = monitor
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = f'{record.levelname.lower()}: {record.getMessage()}'
+        self._monitor._write(text, not logging.getLogger().handlers)
+
+
+def _make_bar(console: rich.console.Console) -> rich.progress.Progress:
+    return rich.progress.Progress(
+        rich.progress.TextColumn('[bold]{task.percentage:>3.0f} %'),
+        rich.progress.BarColumn(bar_width=None),
+        rich.progress.TextColumn('[dim]{task.completed:,.0f}/{task.total:,.0f}'),
+        rich.progress.TextColumn(' {task.fields[facts]}', markup=False),
+        console=console,
+        refresh_per_second=4,
+        expand=True,
+    )
+
+
+def _step_of(line: str) -> float:
+    try:
+        return json.loads(line)['step']
+    except (ValueError, KeyError, TypeError):
+        return float('inf')
+
+
+def _is_number(value: int | float | str) -> bool:
+    return not isinstance(value, str) or value in ('nan', 'inf', '-inf')
+
+
+def _number(value: Any) -> str:
+    if not isinstance(value, float):
+        return f'{value:,}' if isinstance(value, int) else str(value)
+    return f'{value:.4f}' if value == 0 or 1e-3 <= abs(value) < 1e4 else f'{value:.2e}'
+
+
+def _duration(seconds: float) -> str:
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f'{hours}:{minute:02}:{second:02}' if hours else f'{minute}:{second:02}'

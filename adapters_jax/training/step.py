@@ -1,0 +1,130 @@
+"""The step: one pure function from trainable leaves to better ones.
+
+Gradients are taken over the trainable tree alone; frozen leaves are an argument that is neither
+differentiated nor donated. Losses are sums with counts, so the result does not depend on how
+a batch is cut over devices or accumulation steps.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from adapters_jax.model import Batch, Model
+from adapters_jax.params import Tree, merge
+from adapters_jax.tasks.task import Task
+
+Metrics = dict[str, Float[Array, '']]
+TrainStep = Callable[..., tuple[Tree, Any, Metrics]]
+
+
+def loss_sum(
+    trainable: Tree,
+    frozen: Tree,
+    batch: Batch,
+    key: PRNGKeyArray | None,
+    model: Model,
+    task: Task,
+    label_smoothing: float,
+) -> tuple[Float[Array, ''], Float[Array, '']]:
+    """Return the sum of the losses of the batch's examples, and how many there are."""
+    outputs = model.apply(merge(trainable, frozen), batch, key)
+    return task.loss(outputs, batch, label_smoothing)
+
+
+def gradients(
+    trainable: Tree,
+    frozen: Tree,
+    batch: Batch,
+    key: PRNGKeyArray | None,
+    accumulate: int,
+    **fixed: Any,
+) -> tuple[Tree, Float[Array, ''], Float[Array, '']]:
+    """Return the gradient of the summed loss, the sum, and the count, over `accumulate` parts.
+
+    Raises:
+        ValueError: rows that do not divide into that many parts.
+    """
+    grad = jax.value_and_grad(loss_sum, has_aux=True)
+
+    def part(carry: Any, item: tuple[Array, Batch]) -> tuple[Any, None]:
+        index, rows = item
+        part_key = None if key is None else jax.random.fold_in(key, index)
+        (total, count), grads = grad(trainable, frozen, rows, part_key, **fixed)
+        return jax.tree.map(lambda a, b: a + b, carry, (grads, total, count)), None
+
+    if accumulate == 1:
+        (total, count), grads = grad(trainable, frozen, batch, key, **fixed)
+        return grads, total, count
+    rows = len(next(iter(batch.values())))
+    if rows % accumulate:
+        raise ValueError(
+            f'a batch of {rows} rows does not divide into {accumulate} parts; choose '
+            'training.accumulate so that it divides the rows of every batch'
+        )
+    # Part i takes every `accumulate`-th row from row i on, so it has rows of every device.
+    parts = {
+        name: column.reshape(-1, accumulate, *column.shape[1:]).swapaxes(0, 1)
+        for name, column in batch.items()
+    }
+    zeros = (jax.tree.map(jnp.zeros_like, trainable), jnp.zeros(()), jnp.zeros(()))
+    carry, _ = jax.lax.scan(part, zeros, (jnp.arange(accumulate), parts))
+    return carry
+
+
+def train_step(
+    trainable: Tree,
+    opt_state: optax.OptState,
+    frozen: Tree,
+    batch: Batch,
+    key: PRNGKeyArray,
+    step: Array,
+    *,
+    model: Model,
+    task: Task,
+    optimizer: optax.GradientTransformation,
+    accumulate: int = 1,
+    label_smoothing: float = 0.0,
+    dropout: bool = True,
+) -> tuple[Tree, optax.OptState, Metrics]:
+    """Take one optimiser step; `key` is the run's, and each step folds its number into it.
+
+    Metrics are `loss` (mean over examples), `gradient_norm` (trainable leaves, before clipping)
+    and `examples`.
+    """
+    step_key = jax.random.fold_in(key, step) if dropout else None
+    fixed = {'model': model, 'task': task, 'label_smoothing': label_smoothing}
+    grads, total, count = gradients(trainable, frozen, batch, step_key, accumulate, **fixed)
+    divisor = jnp.maximum(count, 1)
+    grads = jax.tree.map(lambda g: g / divisor.astype(g.dtype), grads)
+    updates, opt_state = optimizer.update(grads, opt_state, trainable)
+    metrics = {
+        'loss': total / divisor,
+        'gradient_norm': optax.tree.norm(grads),
+        'examples': count,
+    }
+    return optax.apply_updates(trainable, updates), opt_state, metrics
+
+
+def jit_train_step(trainable: Tree, opt_state: optax.OptState, **fixed: Any) -> TrainStep:
+    """Compile `train_step` for states placed like the given ones.
+
+    The state is donated, and its output shardings are pinned to the input's: left open, XLA may
+    re-shard the moments after the first step and compile a second program.
+    """
+
+    def step(trainable, opt_state, frozen, batch, key, step):
+        return train_step(trainable, opt_state, frozen, batch, key, step, **fixed)
+
+    shardings = jax.tree.map(lambda x: x.sharding, (trainable, opt_state))
+    return jax.jit(
+        step, donate_argnames=('trainable', 'opt_state'), out_shardings=(*shardings, None)
+    )
+
+
+def jit_outputs(model: Model) -> Callable[[Tree, Tree, Batch], Float[Array, 'B S C']]:
+    """Compile the forward pass: outputs of every example of a batch, without dropout."""
+    return jax.jit(lambda trainable, frozen, batch: model.apply(merge(trainable, frozen), batch))

@@ -1,0 +1,66 @@
+"""Puts the stored results into the README: `python -m experiments.table`.
+
+No number there is typed by hand; a test renders the table again and compares.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+README = Path(__file__).parents[1] / 'README.md'
+RESULTS = Path(__file__).parent / 'results'
+BEGIN, END = '<!-- results: begin -->', '<!-- results: end -->'
+TITLES = {'trec': 'TREC questions, 6 classes', 'rte': 'RTE (GLUE)', 'stsb': 'STS-B, English'}
+
+
+def render(results: list[dict[str, Any]]) -> str:
+    """Return the Markdown table of results, and below it where they come from."""
+    lines = [
+        '| task | method | trained parameters | metric | mean ± s.d. | split | minutes |',
+        '|---|---|---|---|---|---|---|',
+        *(_row(result) for result in results),
+    ]
+    origins = sorted({f'{r["hardware"]}, commit `{r["commit"]}`' for r in results})
+    seeds = sorted({len(r['seeds']) for r in results})
+    note = (
+        f'Backbone `minilm`; {", ".join(map(str, seeds))} seeds; minutes are those of training one '
+        f'seed on {"; ".join(origins)}. Made by `python -m experiments.text_tasks`; the single '
+        'commands are in `experiments/results/*.json`.'
+    )
+    return '\n'.join([*lines, '', note])
+
+
+def _row(result: dict[str, Any]) -> str:
+    share = 100 * result['trainable_parameters'] / result['total_parameters']
+    metric = result['primary']
+    score = result['metrics'][metric]
+    minutes = sum(result['seconds']) / len(result['seconds']) / 60
+    cells = (
+        TITLES[result['task']],
+        f'`{result["method"]}`',
+        f'{result["trainable_parameters"]:,} ({share:.1f} %)',
+        metric,
+        f'{score["mean"]:.3f} ± {score["deviation"]:.3f}',
+        f'{result["split"]} ({result["examples"]:,})',
+        f'{minutes:.1f}',
+    )
+    return f'| {" | ".join(cells)} |'
+
+
+def read_results() -> list[dict[str, Any]]:
+    """Return the stored results in the order of the table."""
+    results = [json.loads(path.read_text()) for path in RESULTS.glob('*.json')]
+    order = list(TITLES)
+    return sorted(results, key=lambda r: (order.index(r['task']), r['method']))
+
+
+def insert(text: str, table: str) -> str:
+    """Return the README's text with the table between its two marks."""
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    return f'{before}{BEGIN}\n{table}\n{END}{after}'
+
+
+if __name__ == '__main__':
+    README.write_text(insert(README.read_text(), render(read_results())))
+    print(f'wrote the results table of {README}')

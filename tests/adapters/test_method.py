@@ -1,0 +1,128 @@
+"""What all methods share: the identity by default, the trunk, rules, and keys that differ."""
+
+import dataclasses
+from typing import ClassVar
+
+import jax
+import numpy as np
+import pytest
+import small_bert as small
+
+from adapters_jax import params
+from adapters_jax.adapters import registry
+from adapters_jax.adapters.method import Adapted, Method
+from adapters_jax.models.bert import Bert
+from adapters_jax.params import train
+
+
+@dataclasses.dataclass(frozen=True)
+class Tuning(Method):
+    architecture: ClassVar[str] = 'tuning'
+    pattern: str
+
+    def rules(self, dimensions):
+        return (train(self.pattern),)
+
+
+@dataclasses.dataclass(frozen=True)
+class Recorder(Method):
+    architecture: ClassVar[str] = 'recorder'
+    calls: ClassVar[list] = []
+
+    def sub_layer(self, params, end, at):
+        self.calls.append((at.layer, at.name, at.key))
+        return super().sub_layer(params, end, at)
+
+    def linear(self, params, inputs, kernel, outputs, at):
+        self.calls.append((at.layer, at.name, at.key))
+        return outputs
+
+    def key_value(self, params, key, value, mask, at):
+        self.calls.append((at.layer, f'{at.name}/key_value', at.key))
+        return key, value, mask
+
+    def block(self, params, stream, at):
+        self.calls.append((at.layer, 'block', at.key))
+        return stream
+
+    def embeddings(self, params, stream, at):
+        self.calls.append((at.layer, 'embeddings', at.key))
+        return stream
+
+    def output(self, params, stream, at):
+        self.calls.append((at.layer, 'output', at.key))
+        return stream
+
+
+def full_tree():
+    projections = {name: {} for name in ('query', 'key', 'value', 'output')}
+    layer = {'attention': projections, 'feed_forward': {'up': {}, 'down': {}}, 'block': {}}
+    return {f'layer_{i}': layer for i in range(3)} | {'output': {}}
+
+
+def test_the_base_method_is_the_identity_at_every_site():
+    ids, inputs = small.padded(small.texts([9, 4]), 12)
+    sites = Adapted(params=full_tree(), key=None, method=registry.create('head'))
+    weights = {'params': small.backbone()}
+    found = Bert(small.CONFIG).apply(weights, ids, sites=sites, **inputs)
+    np.testing.assert_array_equal(found, Bert(small.CONFIG).apply(weights, ids, **inputs))
+
+
+def test_every_call_of_a_site_has_its_own_key():
+    Recorder.calls.clear()
+    ids, inputs = small.padded(small.texts([9, 4]), 12)
+    sites = Adapted(params=full_tree(), key=jax.random.key(0), method=Recorder())
+    Bert(small.CONFIG).apply({'params': small.backbone()}, ids, sites=sites, **inputs)
+    places = [(layer, name) for layer, name, _ in Recorder.calls]
+    assert len(places) == len(set(places)) == 3 * (4 + 2 + 1 + 2 + 1) + 2
+    keys = {jax.random.key_data(key).tobytes() for *_, key in Recorder.calls}
+    assert len(keys) == len(places)
+
+
+@pytest.mark.parametrize(
+    ('pattern', 'layer'),
+    [
+        ('backbone/.*', 0),
+        ('backbone/embeddings/position/embedding', 0),
+        ('backbone/layer_2/.*', 2),
+        ('backbone/layer_[12]/attention/value/bias', 1),
+        ('backbone/layer_1/feed_forward/up/kernel', 1),
+        ('backbone/pooler/.*', 3),
+        ('heads/.*', 3),
+    ],
+)
+def test_the_trunk_ends_at_the_first_tuned_layer(pattern, layer):
+    assert Tuning(pattern=pattern).first_layer({}, small.DIMENSIONS) == layer
+    assert Tuning(pattern=pattern).first_layer({'layer_0': {}}, small.DIMENSIONS) == 0
+
+
+def tuned_paths(text):
+    method = registry.create(text)
+    rules = (*method.rules(small.DIMENSIONS), params.freeze('.*'))
+    tuned, _ = params.partition({'backbone': small.backbone()}, rules)
+    return method, set(params.flatten(tuned))
+
+
+def test_baselines_train_what_they_say():
+    everything = {f'backbone/{path}' for path in params.flatten(small.backbone())}
+    full, paths = tuned_paths('full')
+    assert paths == everything and full.first_layer({}, small.DIMENSIONS) == 0
+    head, paths = tuned_paths('head')
+    assert paths == set() and head.first_layer({}, small.DIMENSIONS) == 3
+    top, paths = tuned_paths('top_layers[layers=2]')
+    starts = ('backbone/layer_1/', 'backbone/layer_2/', 'backbone/pooler/')
+    assert paths == {path for path in everything if path.startswith(starts)}
+    assert top.first_layer({}, small.DIMENSIONS) == 1
+    assert all(method.init(jax.random.key(0), small.DIMENSIONS, {}) == {} for method in (full, top))
+
+
+def test_more_top_layers_than_there_are():
+    with pytest.raises(ValueError, match='layers=4, but the backbone has 3'):
+        registry.create('top_layers[layers=4]').rules(small.DIMENSIONS)
+
+
+def test_top_layers_do_not_match_by_prefix():
+    dimensions = dataclasses.replace(small.DIMENSIONS, layers=12)
+    (layers, _) = registry.create('top_layers[layers=2]').rules(dimensions)
+    hits = [i for i in range(12) if layers.matches(f'backbone/layer_{i}/attention/norm/scale')]
+    assert hits == [10, 11]

@@ -1,0 +1,265 @@
+"""A toy backbone and toy data, as files on the disk: what whole runs are tested on.
+
+The backbone is a real checkpoint folder (config.json, model.safetensors, a fast WordPiece
+tokenizer) of a tiny random BERT; the data can be learned from single words, so a few hundred steps
+reach a known result.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import tiny
+import tokenizers
+from safetensors.numpy import save_file
+
+from adapters_jax.config import Config, base
+from adapters_jax.data import glue
+from adapters_jax.models.bert import BertConfig, tensor_names
+from adapters_jax.params import flatten
+
+TOPICS = {
+    'animal': ('cat', 'dog', 'horse', 'owl', 'fox'),
+    'food': ('bread', 'soup', 'rice', 'apple', 'cheese'),
+    'weather': ('rain', 'snow', 'wind', 'sun', 'storm'),
+}
+FILLERS = tuple('the a this that was is has very near under over with and but then so'.split())
+GOOD, BAD = ('good', 'great', 'fine'), ('bad', 'awful', 'poor')
+LETTERS = 'abcdefghijklmnopqrstuvwxyz0123456789.,!?\'"'
+SPECIALS = ('[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]')
+
+
+def vocabulary() -> list[str]:
+    """Return the words above, and letters to spell every other one with."""
+    words = [word for topic in TOPICS.values() for word in topic]
+    pieces = [*LETTERS, *('##' + letter for letter in LETTERS)]
+    return list(dict.fromkeys([*SPECIALS, *words, *FILLERS, *GOOD, *BAD, *pieces]))
+
+
+def write_backbone(
+    folder: Path, *, layers: int = 3, hidden: int = 16, positions: int = 128, seed: int = 0
+) -> str:
+    """Write a random BERT as a checkpoint folder; return its name, for `config.backbone`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    hf = {
+        'model_type': 'bert',
+        'architectures': ['BertModel'],
+        'vocab_size': len(vocabulary()),
+        'hidden_size': hidden,
+        'num_hidden_layers': layers,
+        'num_attention_heads': 2,
+        'intermediate_size': 2 * hidden,
+        'max_position_embeddings': positions,
+        'type_vocab_size': 2,
+        'pad_token_id': 0,
+    }
+    (folder / 'config.json').write_text(json.dumps(hf))
+    config = BertConfig.from_hf(hf)
+    leaves = flatten(tiny.backbone(config, seed))
+    tensors = {
+        theirs: np.ascontiguousarray(leaves[ours].T if transposed else leaves[ours])
+        for theirs, (ours, transposed) in tensor_names(config).items()
+    }
+    save_file(tensors, folder / 'model.safetensors')
+    _write_tokenizer(folder, positions)
+    return str(folder)
+
+
+def _write_tokenizer(folder: Path, positions: int) -> None:
+    ids = {word: number for number, word in enumerate(vocabulary())}
+    tokenizers.BertWordPieceTokenizer(ids).save(str(folder / 'tokenizer.json'))
+    settings = {'tokenizer_class': 'BertTokenizer', 'model_max_length': positions}
+    (folder / 'tokenizer_config.json').write_text(json.dumps(settings))
+
+
+Rows = list[tuple[str, ...]]
+
+
+def texts(count: int, seed: int = 0, mean: float = 6.0) -> Rows:
+    """Return (text, topic); lengths are skewed as those of real sentences."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for i in range(count):
+        topic = list(TOPICS)[i % len(TOPICS)]
+        words = _fillers(rng, mean)
+        words[int(rng.integers(len(words)))] = str(rng.choice(TOPICS[topic]))
+        rows.append((' '.join(words), topic))
+    return rows
+
+
+def pairs(count: int, seed: int = 0) -> Rows:
+    """Return (text, text, 'yes' or 'no'): whether the second text is praise."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for i in range(count):
+        word = rng.choice(GOOD if i % 2 else BAD)
+        rows.append((_text(rng), f'{_text(rng)} {word}', 'yes' if i % 2 else 'no'))
+    return rows
+
+
+def ratings(count: int, seed: int = 0) -> Rows:
+    """Return (text, number): the share of praise among the words that judge, in [-1, 1]."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for _ in range(count):
+        good = int(rng.integers(0, 5))
+        words = [*rng.choice(GOOD, good), *rng.choice(BAD, 4 - good)]
+        rows.append((' '.join(map(str, rng.permutation(words))), f'{good / 2 - 1:.2f}'))
+    return rows
+
+
+def _fillers(rng: np.random.Generator, mean: float) -> list[str]:
+    size = int(np.clip(rng.lognormal(np.log(mean), 0.5), 2, 10 * mean))
+    return [str(word) for word in rng.choice(FILLERS, size)]
+
+
+def _text(rng: np.random.Generator) -> str:
+    return ' '.join(_fillers(rng, 6.0))
+
+
+def write_table(path: Path, header: Sequence[str], rows: Rows) -> str:
+    """Write a CSV file, or a TSV file if the path says so; return the path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    separator = '\t' if path.suffix == '.tsv' else ','
+    lines = [separator.join(row) for row in ([header] if header else []) + [*rows]]
+    path.write_text('\n'.join(lines) + '\n', 'utf-8')
+    return str(path)
+
+
+def write_texts(path: Path, count: int = 240, seed: int = 0, mean: float = 6.0) -> str:
+    """Write a classification data set as a CSV file; return its path."""
+    return write_table(path, ('text', 'label'), texts(count, seed, mean))
+
+
+def write_pairs(path: Path, count: int = 240, seed: int = 0) -> str:
+    """Write a data set of pairs as a TSV file; return its path."""
+    return write_table(path, ('sentence1', 'sentence2', 'label'), pairs(count, seed))
+
+
+def write_ratings(path: Path, count: int = 240, seed: int = 0) -> str:
+    """Write a regression data set as a CSV file; return its path."""
+    return write_table(path, ('text', 'label'), ratings(count, seed))
+
+
+def trec_like(_: str) -> dict[str, list[str]]:
+    """Stand in for `builtin.read`: a pool as large as the one that the quickstart cuts up."""
+    rows = texts(300)
+    return {'text_a': [row[0] for row in rows], 'label': [row[1] for row in rows]}
+
+
+# The columns of each GLUE file: labelled, then the test file's. T and U are the texts, L the label.
+_LAYOUTS: dict[str, tuple[str, str]] = {
+    'cola': ('source=gj04 L mark= T', 'index=0 sentence=T'),
+    'sst2': ('sentence=T label=L', 'index=0 sentence=T'),
+    'mrpc': (
+        'Quality=L #1_ID=1 #2_ID=2 #1_String=T #2_String=U',
+        'index=0 #1_ID=1 #2_ID=2 #1_String=T #2_String=U',
+    ),
+    'stsb': (
+        'index=0 genre=g filename=f year=y old_index=1 source1=s source2=s '
+        'sentence1=T sentence2=U score=L',
+        'index=0 genre=g filename=f year=y old_index=1 source1=s source2=s sentence1=T sentence2=U',
+    ),
+    'qqp': (
+        'id=0 qid1=1 qid2=2 question1=T question2=U is_duplicate=L',
+        'id=0 question1=T question2=U',
+    ),
+    'mnli': (
+        'index=0 promptID=p pairID=q genre=g sentence1=T sentence2=U label1=x gold_label=L',
+        'index=0 promptID=p pairID=q genre=g sentence1=T sentence2=U',
+    ),
+    'qnli': ('index=0 question=T sentence=U label=L', 'index=0 question=T sentence=U'),
+    'rte': ('index=0 sentence1=T sentence2=U label=L', 'index=0 sentence1=T sentence2=U'),
+    'wnli': ('index=0 sentence1=T sentence2=U label=L', 'index=0 sentence1=T sentence2=U'),
+}
+_NUMBERED = ('cola', 'sst2', 'mrpc', 'qqp', 'wnli')  # their files hold 0 and 1, not names
+
+
+def write_glue(root: Path, key: str, train: int = 48, held_out: int = 18, seed: int = 0) -> str:
+    """Write one GLUE folder in the benchmark's own layout; return `root`, for `data.dir`."""
+    task = glue.task(key)
+    folder = root / task.folder
+    sizes = {'train': train}
+    for suffix in task.validation:
+        sizes |= {f'dev{suffix}': held_out, f'test{suffix}': held_out}
+    for number, (split, size) in enumerate(sizes.items()):
+        labelled, unlabelled = _LAYOUTS[key]
+        layout = unlabelled if split.startswith('test') else labelled
+        rows = _glue_rows(key, size, seed + number)
+        named = key != 'cola' or split.startswith('test')
+        _write_layout(folder / f'{split}.tsv', layout, rows, named)
+    return str(root)
+
+
+def _glue_rows(key: str, count: int, seed: int) -> Rows:
+    names = glue.task(key).labels
+    if not names:
+        return [(a, _text(np.random.default_rng(seed)), y) for a, y in ratings(count, seed)]
+    kinds = [str(i) if key in _NUMBERED else name for i, name in enumerate(names)]
+    rng, words = np.random.default_rng(seed), (BAD, GOOD, FILLERS)
+    return [
+        (f'{_text(rng)} {rng.choice(words[i % len(kinds)])}', _text(rng), kinds[i % len(kinds)])
+        for i in range(count)
+    ]
+
+
+def _write_layout(path: Path, layout: str, rows: Rows, named: bool) -> None:
+    cells = [cell.rpartition('=')[::2] for cell in layout.split(' ')]
+    header = tuple(name.replace('_', ' ') if '#' in name else name for name, _ in cells)
+    filled = [
+        tuple(dict(zip('TUL', row, strict=True)).get(value, value) for _, value in cells)
+        for row in rows
+    ]
+    write_table(path, header if named else (), filled)
+
+
+def config(backbone: str, train: str = '', **changes: object) -> Config:
+    """Return a config for the toy data: no cache, one device, a line of metrics for each step.
+
+    `changes` are keys with '__' between their levels: `training__steps=3`.
+    """
+    made = base()
+    made.backbone = backbone
+    made.method = 'pfeiffer[reduction_factor=2]'
+    made.data.train = train
+    settle(made)
+    made.training.log_every = 1
+    made.training.epochs = 1.0
+    return change(made, **changes)
+
+
+def settle(made: Config) -> Config:
+    """Let a shipped config run on this machine: nothing outside the test's folder, one device."""
+    made.data.cache_dir = 'none'
+    made.mesh.data = 1
+    return made
+
+
+def change(made: Config, **changes: object) -> Config:
+    """Set keys, with '__' between their levels."""
+    for path, value in changes.items():
+        *parents, name = path.split('__')
+        node = made
+        for parent in parents:
+            node = node[parent]
+        node[name] = value
+    return made
+
+
+def read_lines(path: Path) -> list[dict]:
+    """Read a JSONL file."""
+    return [json.loads(line) for line in path.read_text('utf-8').split('\n') if line]
+
+
+def losses(workdir: Path) -> list[tuple[int, float]]:
+    """Return the step and the loss of every line of training in metrics.jsonl."""
+    lines = read_lines(workdir / 'metrics.jsonl')
+    return [(line['step'], line['values']['loss']) for line in lines if line['split'] == 'train']
+
+
+def bits(tree: dict) -> dict[str, bytes]:
+    """Return every leaf's bytes by its path."""
+    return {path: np.asarray(leaf).tobytes() for path, leaf in flatten(tree).items()}
+
+
