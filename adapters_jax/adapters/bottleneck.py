@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from adapters_jax import functional
-from adapters_jax.adapters import parts
+from adapters_jax.adapters import fields, parts
 from adapters_jax.adapters.method import At, Method, adapted_layers
 from adapters_jax.params import Rule, Tree, train
 from adapters_jax.sites import SUB_LAYERS, Dimensions, SubLayer
@@ -187,7 +187,8 @@ def _check_size(method: Bottleneck) -> None:
     factor, size = method.reduction_factor, method.size
     method.require(
         (factor is None) != (size is None),
-        f'reduction_factor={factor} and size={size}; give one of the two and None for the other',
+        f'reduction_factor={fields.thaw(factor)} and size={size}; give one of the two and None for '
+        'the other',
     )
     method.require(size is None or size >= 1, f'size={size} is not at least 1')
     if factor is None:

@@ -190,9 +190,11 @@ class Block(nn.Module):
                 f'the block has cross_attention={c.cross_attention}, but its memory is '
                 f'{"missing" if memory is None else "given"}'
             )
-        mask = causal(stream.mask, stream.hidden.shape[1]) if c.causal else stream.mask
+        if c.causal:
+            # In the stream, so that an adapter that looks along the sequence looks back only, too.
+            stream = stream.replace(mask=causal(stream.mask, stream.hidden.shape[1]))
         attention = Attention(c, self.layer, 'attention', name='attention')
-        stream = attention(stream, None, mask, sites, deterministic)
+        stream = attention(stream, None, stream.mask, sites, deterministic)
         if c.cross_attention:
             cross = Attention(c, self.layer, 'cross_attention', name='cross_attention')
             stream = cross(stream, memory, memory_mask, sites, deterministic)

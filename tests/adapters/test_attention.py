@@ -195,6 +195,17 @@ def test_only_the_inside_form_goes_back_through_the_backbone(form):
     assert backward == (0 if form is SideAttentionAdapter else forward - 2)
 
 
+def test_side_form_sends_no_gradient_into_what_it_reads():
+    method, tree = method_and_tree(SideAttentionAdapter)
+    sites = Adapted(params=tree, key=None, method=method)
+
+    def state(hidden):
+        stream = sites.embeddings(Stream(hidden=hidden, mask=None, word_vectors=hidden))
+        return jnp.square(sites.block(0, stream).carry[CARRY[1]]).sum()
+
+    assert not jax.grad(state)(jnp.asarray(drawn(0, 2, 5, 24))).any()
+
+
 def test_side_form_trains_at_the_price_of_its_own_backward_pass():
     ids, inputs = batch((30, 20), 32)
     method = SideAttentionAdapter(**SMALL)
