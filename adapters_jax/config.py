@@ -130,7 +130,7 @@ def _optimizer() -> Config:
             # Leaves without weight decay: regular expressions over '/'-joined paths.
             'decay_exclude': (
                 r'(.*/)?bias',
-                r'.*norm[a-z0-9_]*/.*',
+                r'(.*/)?[a-z_]*norm[a-z0-9_]*/.*',
                 r'(.*/)?(scale|scaling|magnitude)',
             ),
             # Largest global norm of the gradient; 0: no clipping.

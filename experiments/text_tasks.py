@@ -69,12 +69,13 @@ def run(
             evaluate(workdir, split)
         runs.append(summary | {'evaluation': json.loads(path.read_text()), 'seed': seed})
     result = {'task': task, 'method': method, 'split': split, 'command': command}
-    result |= _over_seeds(runs)
+    result |= over_seeds(runs)
     files.write_json(RESULTS / f'{task}_{method}.json', result)
     return result
 
 
-def _over_seeds(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def over_seeds(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return mean, standard deviation and values of each metric, and what the runs share."""
     metrics = {
         name: [run['evaluation']['metrics'][name] for run in runs]
         for name in runs[0]['evaluation']['metrics']

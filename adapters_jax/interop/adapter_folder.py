@@ -19,6 +19,7 @@ from adapters_jax import files, params
 
 CONFIG, ADAPTER, HEAD = 'adapter_config.json', 'adapter.safetensors', 'head.safetensors'
 FORMAT = 'adapters_jax'
+_DESCRIBED = ('name', 'method', 'head', 'task', 'backbone', 'max_length')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,16 +51,15 @@ class AdapterFolder:
 
 def save(folder: AdapterFolder, directory: Path) -> Path:
     """Write the folder under a temporary name, then rename it onto `directory`."""
-    described = ('name', 'method', 'head', 'task', 'backbone', 'max_length')
     config = {'format': FORMAT, 'version': adapters_jax.__version__}
-    config |= {field: getattr(folder, field) for field in described}
+    config |= {field: getattr(folder, field) for field in _DESCRIBED}
     leaves = {f'adapter/{p}': x for p, x in params.flatten(folder.adapter_params).items()}
     leaves |= {f'backbone/{p}': x for p, x in params.flatten(folder.backbone_params).items()}
     with files.atomic(directory) as temporary:
         temporary.mkdir()
         save_file(_contiguous(leaves), temporary / ADAPTER)
         save_file(_contiguous(params.flatten(folder.head_params)), temporary / HEAD)
-        (temporary / CONFIG).write_text(json.dumps(config, indent=2) + '\n')
+        (temporary / CONFIG).write_text(json.dumps(config, indent=2) + '\n', 'utf-8')
     return directory
 
 
@@ -71,6 +71,9 @@ def load(directory: Path) -> AdapterFolder:
         ValueError: a config of another format, or a tensor file that cannot be read.
     """
     directory = Path(directory)
+    if not directory.exists():
+        # Only then: a run may be replacing it at this moment.
+        files.recover(directory)
     config = _read_config(directory)
     leaves = _read_tensors(directory / ADAPTER)
     tree = params.unflatten(leaves)
@@ -102,6 +105,36 @@ def check_backbone(folder: AdapterFolder, found: dict[str, Any]) -> None:
             )
 
 
+def check_leaves(folder: AdapterFolder, expected: params.Tree) -> None:
+    """Refuse parameters that are not those which the folder's own description asks for.
+
+    `expected` is the trainable tree of the described model, of arrays or shapes.
+
+    Raises:
+        ValueError: leaves that are missing, unexpected or of another shape.
+    """
+    wanted = {path: leaf.shape for path, leaf in params.flatten(expected).items()}
+    parts = {
+        'backbone': folder.backbone_params,
+        'adapters': {folder.name: folder.adapter_params},
+        'heads': {folder.name: folder.head_params},
+    }
+    found = {path: leaf.shape for path, leaf in params.flatten(parts).items()}
+    problems = [f'{path} is missing' for path in wanted if path not in found]
+    problems += [f'{path} is unexpected' for path in found if path not in wanted]
+    problems += [
+        f'{path} has shape {found[path]}, expected {shape}'
+        for path, shape in wanted.items()
+        if path in found and found[path] != shape
+    ]
+    if problems:
+        more = f' and {len(problems) - 5} more' if len(problems) > 5 else ''
+        raise ValueError(
+            f'the adapter does not hold what its {CONFIG} describes: '
+            f'{"; ".join(problems[:5])}{more}; restore its folder from its source'
+        )
+
+
 def _read_config(directory: Path) -> dict[str, Any]:
     path = directory / CONFIG
     if not path.exists():
@@ -110,12 +143,18 @@ def _read_config(directory: Path) -> dict[str, Any]:
             f'{directory} is not an adapter: it has no {CONFIG} (found: '
             f'{", ".join(present) or "nothing"}); a run writes its adapter to WORKDIR/adapter'
         )
-    config = json.loads(path.read_text())
-    if config.get('format') != FORMAT:
+    try:
+        config = json.loads(path.read_text('utf-8'))
+    except ValueError as error:
+        raise ValueError(f'{path} is not JSON ({error}); restore it from its source') from error
+    found = config.get('format') if isinstance(config, dict) else None
+    if found != FORMAT:
         raise ValueError(
-            f'{path} is not of this project: its "format" is {config.get("format")!r}, '
-            f'expected {FORMAT!r}'
+            f'{path} is not of this project: its "format" is {found!r}, expected {FORMAT!r}'
         )
+    missing = [name for name in _DESCRIBED if name not in config]
+    if missing:
+        raise ValueError(f'{path} lacks {", ".join(missing)}; restore it from its source')
     return config
 
 

@@ -11,7 +11,9 @@ import numpy as np
 import optax
 import pytest
 
+from adapters_jax import config
 from adapters_jax.training.optimizer import (
+    NO_DECAY,
     OptimizerConfig,
     decay_mask,
     make_optimizer,
@@ -236,3 +238,7 @@ def test_config_from_json_is_the_same():
     config = OptimizerConfig(decay_exclude=('a', 'b'))
     fields = dataclasses.asdict(config) | {'decay_exclude': ['a', 'b']}
     assert OptimizerConfig(**fields) == config
+
+
+def test_a_config_excludes_from_decay_what_the_optimizer_does():
+    assert config.base().optimizer.decay_exclude == NO_DECAY

@@ -1,0 +1,50 @@
+"""The README's numbers are those of the stored results, and nobody's typing."""
+
+import pytest
+
+from experiments import table, text_tasks
+
+
+def result(task='trec', method='houlsby', values=(0.5, 0.7)):
+    runs = [
+        {
+            'evaluation': {'metrics': {'accuracy': value}, 'examples': 10},
+            'seed': seed,
+            'seconds': 60.0,
+            'primary': 'accuracy',
+            'trainable_parameters': 25,
+            'total_parameters': 1000,
+            'hardware': '2 cores of a processor',
+            'commit': 'abc',
+            'versions': {},
+        }
+        for seed, value in enumerate(values)
+    ]
+    described = {'task': task, 'method': method, 'split': 'test', 'command': '--config=...'}
+    return described | text_tasks.over_seeds(runs)
+
+
+def test_mean_and_deviation_are_over_the_seeds():
+    score = result()['metrics']['accuracy']
+    assert score['mean'] == pytest.approx(0.6)
+    assert score['deviation'] == pytest.approx(0.02**0.5)
+    assert result(values=(0.5,))['metrics']['accuracy']['deviation'] == 0
+
+
+def test_a_row_shows_score_size_and_time():
+    row = table.render([result()]).splitlines()[2]
+    expected = '| `houlsby` | 25 (2.5 %) | accuracy | 0.600 ± 0.141 | test (10) | 1.0 |'
+    assert row == f'| {table.TITLES["trec"]} {expected}'
+
+
+def test_inserting_a_table_twice_is_inserting_it_once():
+    text = f'before\n{table.BEGIN}\nold\n{table.END}\nafter'
+    once = table.insert(text, 'new')
+    assert once == f'before\n{table.BEGIN}\nnew\n{table.END}\nafter'
+    assert table.insert(once, 'new') == once
+
+
+def test_the_readme_shows_the_stored_results():
+    text = table.README.read_text()
+    assert table.read_results(), 'there are no stored results'
+    assert table.insert(text, table.render(table.read_results())) == text
