@@ -19,8 +19,8 @@ EPOCHS = {
     'qqp': 3.0,
     'mnli': 3.0,
     'qnli': 3.0,
-    'rte': 6.0,
-    'wnli': 6.0,
+    'rte': 5.0,
+    'wnli': 5.0,
 }
 
 

@@ -16,16 +16,15 @@ TITLES = {'trec': 'TREC questions, 6 classes', 'rte': 'RTE (GLUE)', 'stsb': 'STS
 def render(results: list[dict[str, Any]]) -> str:
     """Return the Markdown table of results, and below it where they come from."""
     lines = [
-        '| task | method | trained parameters | metric | mean ± s.d. | split | minutes |',
-        '|---|---|---|---|---|---|---|',
+        '| task | method | trained parameters | metric | mean ± s.d. | seeds | split | minutes |',
+        '|---|---|---|---|---|---|---|---|',
         *(_row(result) for result in results),
     ]
     origins = sorted({f'{r["hardware"]}, commit `{r["commit"]}`' for r in results})
-    seeds = sorted({len(r['seeds']) for r in results})
     note = (
-        f'Backbone `minilm`; {", ".join(map(str, seeds))} seeds; minutes are those of training one '
-        f'seed on {"; ".join(origins)}. Made by `python -m experiments.text_tasks`; the single '
-        'commands are in `experiments/results/*.json`.'
+        'Backbone `minilm`; minutes are those of training one seed on '
+        f'{"; ".join(origins)}. Made by `python -m experiments.text_tasks`; the command of each '
+        'row is in `experiments/results/`.'
     )
     return '\n'.join([*lines, '', note])
 
@@ -41,6 +40,7 @@ def _row(result: dict[str, Any]) -> str:
         f'{result["trainable_parameters"]:,} ({share:.1f} %)',
         metric,
         f'{score["mean"]:.3f} ± {score["deviation"]:.3f}',
+        str(len(result['seeds'])),
         f'{result["split"]} ({result["examples"]:,})',
         f'{minutes:.1f}',
     )

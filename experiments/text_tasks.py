@@ -45,10 +45,10 @@ def stsb(method: str, folders: dict[str, Path]) -> tuple[Config, str, str]:
     names = {'train': 'train', 'validation': 'dev', 'test': 'test'}
     for split, name in names.items():
         config.data[split] = str(folders['stsb'] / f'stsb-en-{name}.csv')
-    config.training.epochs = 4.0
+    config.training.epochs = 3.0
     options = ' '.join(f'--config.data.{k}=STSB/stsb-en-{v}.csv' for k, v in names.items())
     command = f'--config=configs/text_classification.py:task=regression,method={method} {options}'
-    return config, 'test', f'{command} --config.training.epochs=4'
+    return config, 'test', f'{command} --config.training.epochs=3'
 
 
 TASKS = {'trec': trec, 'rte': rte, 'stsb': stsb}

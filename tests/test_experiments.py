@@ -33,7 +33,7 @@ def test_mean_and_deviation_are_over_the_seeds():
 
 def test_a_row_shows_score_size_and_time():
     row = table.render([result()]).splitlines()[2]
-    expected = '| `houlsby` | 25 (2.5 %) | accuracy | 0.600 ± 0.141 | test (10) | 1.0 |'
+    expected = '| `houlsby` | 25 (2.5 %) | accuracy | 0.600 ± 0.141 | 2 | test (10) | 1.0 |'
     assert row == f'| {table.TITLES["trec"]} {expected}'
 
 
