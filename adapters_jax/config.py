@@ -196,7 +196,13 @@ def parse_arg(argument: str | None, **defaults: Any) -> Config:
 
 
 def split_outside_brackets(text: str, separator: str = ',') -> list[str]:
-    """Split at separators that are not inside (), [] or {}; blank parts are dropped."""
+    """Split at separators that are not inside (), [] or {}; blank parts are dropped.
+
+    Raises:
+        ValueError: brackets that do not match.
+    """
+    if any(text.count(left) != text.count(right) for left, right in ('()', '[]', '{}')):
+        raise ValueError(f'the brackets in {text!r} do not match')
     parts, depth = [''], 0
     for letter in text:
         depth += (letter in '([{') - (letter in ')]}')

@@ -43,8 +43,12 @@ def run(define: Callable[[], dict[str, flags.FlagHolder]], main: Callable[..., N
     def guarded(_: Sequence[str]) -> None:
         _set_up_logging()
         with _told(lambda: show.value):
+            absent = [f'--{name}' for name, holder in holders.items() if holder.value is None]
+            if absent:
+                raise ValueError(f'{" and ".join(absent)} must be given; --help shows all options')
             main(**{name: holder.value for name, holder in holders.items()})
 
+    sys.excepthook = _print_unless_late
     app.run(guarded, flags_parser=parse)
 
 
@@ -58,6 +62,16 @@ def _told(show_traceback: Callable[[], bool]) -> Iterator[None]:
             traceback.print_exc()
         print(f'error: {str(error) or type(error).__name__}', file=sys.stderr)
         sys.exit(2)
+
+
+def _print_unless_late(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+    """Print an uncaught exception, but not what follows an error that has been told already.
+
+    When one write of a checkpoint fails, TensorStore's threads report each other one that was under
+    way to an event loop that is gone by then.
+    """
+    if not (kind is RuntimeError and str(error) == 'Event loop is closed'):
+        sys.__excepthook__(kind, error, trace)
 
 
 def load_config(text: str) -> Config:

@@ -78,7 +78,6 @@ def main(workdir: str, split: str) -> None:
 def _define() -> dict[str, flags.FlagHolder]:
     workdir = flags.DEFINE_string('workdir', None, 'Directory of a finished run.')
     split = flags.DEFINE_string('split', 'test', 'Which split: test, validation, train.')
-    flags.mark_flag_as_required('workdir')
     return {'workdir': workdir, 'split': split}
 
 

@@ -40,7 +40,6 @@ ACTIVATIONS: dict[str, Activation] = {
     'relu2': lambda x: jnp.square(jax.nn.relu(x)),
     'leaky_relu': jax.nn.leaky_relu,
     'leakyrelu': jax.nn.leaky_relu,
-    'leaky_relu': jax.nn.leaky_relu,
     'silu': jax.nn.silu,
     'swish': jax.nn.silu,
     'mish': jax.nn.mish,

@@ -18,7 +18,8 @@ from adapters_jax import config as configs
 from adapters_jax import files
 from adapters_jax.data import tokenize
 from adapters_jax.interop import adapter_folder
-from adapters_jax.interop.backbones import load_backbone
+from adapters_jax.interop.adapter_folder import AdapterFolder
+from adapters_jax.interop.backbones import LoadedBackbone, load_backbone
 from adapters_jax.training import experiment, inference
 
 
@@ -34,11 +35,13 @@ def predict(
         FileNotFoundError: no adapter there.
         ValueError: a row without text, or a backbone that is not the adapter's.
     """
+    if batch_size < 1:
+        raise ValueError(f'batch_size is {batch_size}; expected 1 or more')
     rows = list(rows)
     folder = adapter_folder.load(Path(adapter))
     task = experiment.task_of(folder)
     texts = read_texts(rows)
-    loaded = load_backbone(backbone or folder.backbone['name'])
+    loaded = _load_backbone(backbone, folder)
     encoded = tokenize.encode(
         texts,
         tokenize.load_tokenizer(loaded.directory),
@@ -51,6 +54,18 @@ def predict(
     config.data.max_length = folder.max_length
     logits = inference.outputs(folder, loaded, encoded, config)
     return [row | told for row, told in zip(rows, task.predictions(logits), strict=True)]
+
+
+def _load_backbone(name: str, folder: AdapterFolder) -> LoadedBackbone:
+    try:
+        return load_backbone(name or folder.backbone['name'])
+    except FileNotFoundError as error:
+        if name:
+            raise
+        raise FileNotFoundError(
+            f'the backbone of the adapter is not where it was: {error}; give its present place '
+            'as --backbone'
+        ) from error
 
 
 def read_texts(rows: list[dict[str, Any]]) -> datasets.Dataset:
@@ -83,8 +98,13 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     """
     if not path.exists():
         raise FileNotFoundError(f'--input: {path} does not exist')
+    try:
+        text = path.read_text(encoding='utf-8-sig')
+    except UnicodeDecodeError as error:
+        raise ValueError(f'{path} is not UTF-8 (byte {error.start}: {error.reason})') from error
     rows = []
-    for number, line in enumerate(path.read_text(encoding='utf-8-sig').splitlines(), 1):
+    # Not splitlines: JSON strings may hold other line separators than this one.
+    for number, line in enumerate(text.split('\n'), 1):
         if not line.strip():
             continue
         try:
@@ -106,15 +126,13 @@ def main(adapter: str, input: str, output: str, backbone: str, batch_size: int) 
 
 
 def _define() -> dict[str, flags.FlagHolder]:
-    holders = {
+    return {
         'adapter': flags.DEFINE_string('adapter', None, 'Folder of a finished adapter.'),
         'input': flags.DEFINE_string('input', None, 'JSONL file to read.'),
         'output': flags.DEFINE_string('output', None, 'JSONL file to write.'),
         'backbone': flags.DEFINE_string('backbone', '', 'The backbone, if not where it was.'),
         'batch_size': flags.DEFINE_integer('batch_size', 32, 'Examples of a quarter batch.'),
     }
-    flags.mark_flags_as_required(['adapter', 'input', 'output'])
-    return holders
 
 
 if __name__ == '__main__':

@@ -26,6 +26,11 @@ def make_mesh(data: int = -1) -> Mesh:
             f'mesh.data is {data} but {available} devices are present; '
             f'expected -1 (all) or a number from 1 to {available}'
         )
+    if data < available and jax.process_count() > 1:
+        raise ValueError(
+            f'mesh.data is {data} of {available} devices in {jax.process_count()} processes, which '
+            'would leave some without work; set -1'
+        )
     devices = jax.devices()[:data]
     return jax.make_mesh((data, 1, 1), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
 

@@ -16,7 +16,7 @@ from adapters_jax import entry, files
 from adapters_jax.config import Config, differences, read, to_json
 from adapters_jax.training import experiment, loop
 
-_LOG = logging.getLogger(__name__)
+_LOG = logging.getLogger('adapters_jax.train')  # __name__ is '__main__' on the command line
 SUMMARY, CONFIG = 'summary.json', 'config.json'
 
 
@@ -34,6 +34,7 @@ def train(config: Config, workdir: str | Path) -> dict[str, Any]:
         if summary.exists():
             _LOG.info('%s is finished already; another --workdir trains again', workdir)
             return json.loads(summary.read_text())
+        loop.check(config)
         trainer = loop.Trainer(experiment.build(config), workdir)
         # Written only now: a config with a mistake in it makes no claim on the workdir.
         files.write_json(workdir / CONFIG, to_json(config))
@@ -68,7 +69,6 @@ def main(config: Config, workdir: str) -> None:
 def _define() -> dict[str, flags.FlagHolder]:
     config = config_flags.DEFINE_config_file('config', None, 'FILE.py[:key=value,...]')
     workdir = flags.DEFINE_string('workdir', None, 'Directory of the run.')
-    flags.mark_flags_as_required(['config', 'workdir'])
     return {'config': config, 'workdir': workdir}
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tiny
 
+from adapters_jax import functional
 from adapters_jax import params as trees
 from adapters_jax.adapters.baselines import HeadOnly
 from adapters_jax.model import attention_mask
@@ -125,7 +126,7 @@ def test_outputs_are_those_of_backbone_adapter_and_head(setup, packed):
     _, params, outputs = setup
     backbone = jax.tree.map(np.copy, params['backbone'])
     # A vector added before the residual connection is a change of the down-projection's bias.
-    for i in range(3):
+    for i in range(2):
         shift = params['adapters']['default'][f'layer_{i}']['feed_forward']['shift']
         backbone[f'layer_{i}']['feed_forward']['down']['bias'] += shift
     hidden = Bert(tiny.CONFIG).apply(
@@ -152,16 +153,16 @@ def test_the_adapter_and_its_head_are_trained_and_nothing_else(setup):
         'heads': params['heads'] | {'x_default': params['heads']['default']},
     }
     trainable, frozen = trees.partition(params | others, model.rules)
-    adapter = {f'adapters/default/layer_{i}/feed_forward/shift' for i in range(3)}
+    adapter = {f'adapters/default/layer_{i}/feed_forward/shift' for i in range(2)}
     head = {'heads/default/dense_0/kernel', 'heads/default/dense_0/bias'}
     assert set(trees.flatten(trainable)) == adapter | head
     assert trees.count(frozen) == trees.count(params | others) - trees.count(trainable)
 
 
 def test_a_method_may_train_leaves_of_the_backbone():
-    model = tiny.model(tiny.Shift(lowest=2, tune_norms=True))
+    model = tiny.model(tiny.Shift(lowest=1, tune_norms=True))
     trainable, _ = trees.partition(tiny.params(model), model.rules)
-    norms = {f'layer_{i}/feed_forward/norm/{x}' for i in range(3) for x in ('scale', 'bias')}
+    norms = {f'layer_{i}/feed_forward/norm/{x}' for i in range(2) for x in ('scale', 'bias')}
     assert set(trees.flatten(trainable['backbone'])) == norms
     assert model.trunk(tiny.params(model)) == 0
 
@@ -174,7 +175,7 @@ def test_any_name_will_do(name):
     assert set(trainable['adapters']) == set(trainable['heads']) == {name}
 
 
-@pytest.mark.parametrize(('method', 'trunk'), [(tiny.Shift(), 0), (tiny.Shift(lowest=2), 2)])
+@pytest.mark.parametrize(('method', 'trunk'), [(tiny.Shift(), 0), (tiny.Shift(lowest=1), 1)])
 def test_the_trunk_ends_at_the_first_adapted_layer(method, trunk):
     model = tiny.model(method)
     assert model.trunk(tiny.params(model)) == trunk
@@ -183,7 +184,7 @@ def test_the_trunk_ends_at_the_first_adapted_layer(method, trunk):
 def test_with_a_head_alone_everything_is_trunk_and_without_dropout(packed):
     model = tiny.model(HeadOnly(), HeadConfig(dropout=0.0))
     params = tiny.params(model)
-    assert model.trunk(params) == 3
+    assert model.trunk(params) == 2
     # Trees that went through `merge` have no branch for an adapter without parameters.
     params = trees.merge(*trees.partition(params, model.rules))
     assert 'adapters' not in params
@@ -192,11 +193,31 @@ def test_with_a_head_alone_everything_is_trunk_and_without_dropout(packed):
     np.testing.assert_allclose(random, still, atol=1e-6)
 
 
-def test_dropout_needs_a_key_and_follows_it(setup, packed):
-    _, params, outputs = setup
-    one, two = (outputs(params, packed, jax.random.key(seed)) for seed in (1, 2))
-    assert np.abs(one - two).max() > 0.01
-    np.testing.assert_array_equal(outputs(params, packed, jax.random.key(1)), one)
+@dataclasses.dataclass(frozen=True)
+class Dropping(tiny.Shift):
+    """Drops half of what the sub-layer gives."""
+
+    architecture = 'dropping'
+
+    def sub_layer(self, params, end, at):
+        return end.finish(functional.dropout(end.output, 0.5, at.key))
+
+
+@pytest.mark.parametrize('source', ['backbone', 'adapter', 'head'])
+def test_dropout_of_each_part_needs_a_key_and_follows_it(packed, source):
+    rate = 0.3 if source == 'backbone' else 0.0
+    block = dataclasses.replace(tiny.CONFIG.block, dropout=rate, attention_dropout=rate)
+    model = tiny.model(
+        Dropping() if source == 'adapter' else tiny.Shift(),
+        HeadConfig(dropout=0.3 if source == 'head' else 0.0),
+        config=dataclasses.replace(tiny.CONFIG, block=block),
+    )
+    params, outputs = tiny.params(model), jax.jit(model.apply)
+    one, two, again = (outputs(params, packed, jax.random.key(seed)) for seed in (1, 2, 1))
+    still = outputs(params, packed)
+    assert np.abs(one - two).max() > 0.1
+    assert np.abs(one - still).max() > 0.1
+    np.testing.assert_array_equal(one, again)
 
 
 # ---- number formats

@@ -22,7 +22,7 @@ from adapters_jax.params import Tree, map_with_path, train
 
 CONFIG = BertConfig(
     family='bert',
-    layers=3,
+    layers=2,
     vocabulary=40,
     positions=32,
     token_types=2,

@@ -104,11 +104,13 @@ class Method:
     def first_layer(self, params: Tree, dimensions: Dimensions) -> int:
         """Return the lowest layer whose output the trained leaves can change.
 
-        Layers below it are the trunk: they get neither a gradient nor dropout.
+        Layers below it are the trunk: they get neither a gradient nor dropout. A branch of the
+        parameters that no layer has in its name (`embeddings`) counts as layer 0; `shared` acts
+        through the layers, and `output` after the last of them.
         """
-        from_tree = [int(m[1]) for name in params if (m := re.fullmatch(r'layer_(\d+)', name))]
-        lowest = min(from_tree, default=dimensions.layers)
-        return min(lowest, _first_tuned_layer(self.rules(dimensions), dimensions))
+        lowest = [_layer_of(name) for name in params if name not in ('shared', 'output')]
+        tuned = _first_tuned_layer(self.rules(dimensions), dimensions)
+        return min([*lowest, tuned])
 
     def to_json(self) -> dict[str, Any]:
         """Return every field and the architecture as JSON values."""
@@ -156,6 +158,11 @@ def adapted_layers(leave_out: Iterable[int], dimensions: Dimensions) -> list[int
     if not kept:
         raise ValueError('leave_out names every layer of the backbone; keep at least one')
     return kept
+
+
+def _layer_of(name: str) -> int:
+    found = re.fullmatch(r'layer_(\d+)', name)
+    return int(found[1]) if found else 0
 
 
 def _first_tuned_layer(rules: tuple[Rule, ...], dimensions: Dimensions) -> int:

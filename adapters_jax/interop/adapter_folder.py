@@ -7,6 +7,7 @@ under `adapter/`, and the backbone leaves that its method tunes (LayerNorms, bia
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -57,8 +58,8 @@ def save(folder: AdapterFolder, directory: Path) -> Path:
     leaves |= {f'backbone/{p}': x for p, x in params.flatten(folder.backbone_params).items()}
     with files.atomic(directory) as temporary:
         temporary.mkdir()
-        save_file(_contiguous(leaves), temporary / ADAPTER)
-        save_file(_contiguous(params.flatten(folder.head_params)), temporary / HEAD)
+        _write_tensors(temporary / ADAPTER, leaves)
+        _write_tensors(temporary / HEAD, params.flatten(folder.head_params))
         (temporary / CONFIG).write_text(json.dumps(config, indent=2) + '\n', 'utf-8')
     return directory
 
@@ -167,5 +168,11 @@ def _read_tensors(path: Path) -> dict[str, np.ndarray]:
         raise ValueError(f'{path} is damaged ({error}); restore it from its source') from error
 
 
-def _contiguous(leaves: dict[str, Any]) -> dict[str, np.ndarray]:
-    return {path: np.ascontiguousarray(leaf) for path, leaf in leaves.items()}
+def _write_tensors(path: Path, leaves: dict[str, Any]) -> None:
+    try:
+        save_file({name: np.ascontiguousarray(leaf) for name, leaf in leaves.items()}, path)
+    except SafetensorError as error:  # its way to report what the system refused
+        code = re.search(r'os error (\d+)', str(error))
+        if code is None:
+            raise
+        raise files.refusal(int(code[1]), path) from error

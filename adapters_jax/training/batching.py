@@ -4,16 +4,17 @@ import logging
 
 import numpy as np
 
+from adapters_jax.adapters.method import Method
 from adapters_jax.config import Config
-from adapters_jax.data import policies
+from adapters_jax.data import batches, policies
 from adapters_jax.model import Model
 
 _LOG = logging.getLogger(__name__)
 BATCHINGS = ('packed', 'buckets')
 
 
-def check(config: Config, model: Model, devices: int) -> None:
-    """Refuse batch sizes that cannot be cut as the config asks.
+def check(config: Config, method: Method, devices: int) -> None:
+    """Refuse batch sizes that cannot be cut as the config asks; say so where nothing is packed.
 
     Raises:
         ValueError: naming the value and what it must divide by.
@@ -27,10 +28,15 @@ def check(config: Config, model: Model, devices: int) -> None:
         if training[key] < 1:
             raise ValueError(f'training.{key} is {training[key]}; expected 1 or more')
     parts = devices * training.accumulate
-    if _batching(config, model) == 'buckets' and training.batch_size % parts:
+    if not _packed(config, method) and training.batch_size % parts:
         raise ValueError(
             f'training.batch_size is {training.batch_size}, which does not divide over {devices} '
             f'devices x {training.accumulate} accumulation steps; choose a multiple of {parts}'
+        )
+    if config.data.batching == 'packed' and not method.packable:
+        _LOG.warning(
+            'method %s cannot share a row between texts: batching by length buckets instead',
+            method.architecture,
         )
 
 
@@ -39,22 +45,46 @@ def choose(
 ) -> policies.Policy:
     """Return how examples of these lengths are laid out in rows.
 
+    In training this does not depend on the number of devices, and so neither do the batches, nor
+    the place in the data that a checkpoint remembers: `fill` makes the rows divide over them.
     Evaluation takes four times the training batch: it keeps no activations.
     """
-    parts = devices * (config.training.accumulate if training else 1)
+    parts = config.training.accumulate if training else devices
     size = config.training.batch_size * (1 if training else 4)
-    if _batching(config, model) == 'packed':
+    if _packed(config, model.method):
         return policies.choose_packing(
             lengths, size, max_length=config.data.max_length, rows_multiple=parts
         )
     return policies.choose_buckets(lengths, -(-size // parts) * parts)
 
 
-def _batching(config: Config, model: Model) -> str:
-    if config.data.batching == 'packed' and not model.method.packable:
+def fill(batch: batches.Batch, rows: int, pad_id: int) -> batches.Batch:
+    """Return the batch with empty rows at its end, so that it has `rows` of them."""
+    missing = rows - len(batch['input_ids'])
+    if not missing:
+        return batch
+    empty = {'input_ids': pad_id, 'example_id': -1}
+
+    def extended(name: str, column: np.ndarray) -> np.ndarray:
+        widths = [(0, missing)] + [(0, 0)] * (column.ndim - 1)
+        return np.pad(column, widths, constant_values=empty.get(name, 0))
+
+    return {name: extended(name, column) for name, column in batch.items()}
+
+
+def filled_rows(config: Config, rows: int, devices: int) -> int:
+    """Return how many rows a training batch has on these devices; warn where many are empty."""
+    parts = devices * config.training.accumulate
+    filled = -(-rows // parts) * parts
+    if filled > 1.1 * rows:
         _LOG.warning(
-            'method %s cannot share a row between texts: batching by length buckets instead',
-            model.method.architecture,
+            'A batch has %d rows, of which %d devices x %d accumulation steps make %d, the others '
+            'empty; a training.batch_size of %d would fill them.',
+            *(rows, devices, config.training.accumulate, filled),
+            config.training.batch_size * filled // rows,
         )
-        return 'buckets'
-    return config.data.batching
+    return filled
+
+
+def _packed(config: Config, method: Method) -> bool:
+    return config.data.batching == 'packed' and method.packable

@@ -6,6 +6,7 @@ Everything that can be wrong about a run is found here, before any long work sta
 import dataclasses
 import functools
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from adapters_jax.model import Model
 from adapters_jax.models.heads import HeadConfig
 from adapters_jax.params import Tree, cast
 from adapters_jax.tasks.task import Task
+from adapters_jax.training.optimizer import OptimizerConfig
 from adapters_jax.wheels import cache_directory
 
 _LOG = logging.getLogger(__name__)
@@ -73,6 +75,8 @@ def build(config: Config) -> Experiment:
     Raises:
         ValueError, FileNotFoundError: the first mistake found, in one sentence.
     """
+    check_numbers(config)
+    OptimizerConfig(**config.optimizer.to_dict())
     method = registry.create(config.method)
     head = HeadConfig(**config.head.to_dict())
     for key in ('dtype', 'frozen_dtype'):
@@ -92,6 +96,37 @@ def build(config: Config) -> Experiment:
     )
     splits = encode_splits(config, texts, task, backbone)
     return Experiment(config, backbone, task, model, splits, texts)
+
+
+# The least value of a key of `training`; below it nothing sensible could be done.
+_LEAST = {
+    'batch_size': 1,
+    'accumulate': 1,
+    'steps': 0,
+    'evaluate_every': 0,
+    'patience': 0,
+    'checkpoint_every': 0,
+    'log_every': 0,
+}
+
+
+def check_numbers(config: Config) -> None:
+    """Refuse numbers out of their range.
+
+    Raises:
+        ValueError: the key, its value and the least one allowed.
+    """
+    values = {f'training.{key}': (config.training[key], least) for key, least in _LEAST.items()}
+    for key, (value, least) in (values | {'seed': (config.seed, 0)}).items():
+        if value < least:
+            raise ValueError(f'{key} is {value}; expected {least} or more')
+    if not (config.training.steps or 0 < config.training.epochs < math.inf):
+        raise ValueError(f'training.epochs is {config.training.epochs}; expected more than 0')
+    if not 0 <= config.training.label_smoothing < 1:
+        raise ValueError(
+            f'training.label_smoothing is {config.training.label_smoothing}; '
+            'expected a number in [0, 1)'
+        )
 
 
 def choose_dtype(config: Config, key: str) -> Any:
@@ -174,5 +209,13 @@ def bind(folder: AdapterFolder, backbone: LoadedBackbone, dtype: Any = jnp.float
 
 
 def place(tree: Tree, dtype: Any, sharding: Any) -> Tree:
-    """Put a tree of host arrays on devices, floating-point leaves in `dtype`."""
-    return jax.tree.map(lambda x: jax.device_put(x, sharding), cast(tree, dtype))
+    """Put a tree of arrays on devices, floating-point leaves in `dtype`.
+
+    Each leaf gets memory of its own: two leaves may begin as one array, and a step that is given
+    the tree for good cannot be given the same memory twice.
+    """
+
+    def put(leaf: Any) -> jax.Array:
+        return jax.device_put(leaf, sharding, may_alias=False)
+
+    return jax.tree.map(put, cast(tree, dtype))

@@ -1,5 +1,6 @@
 """A finished adapter applied to encoded examples: what `evaluate` and `predict` share."""
 
+import jax
 import numpy as np
 from jaxtyping import Float
 
@@ -21,10 +22,13 @@ def outputs(
     """Return the outputs for every example, in order.
 
     Raises:
-        ValueError: the backbone is not the one that the adapter was trained on.
+        ValueError: the backbone is not the one that the adapter was trained on, or the adapter's
+            parameters are not those of its method.
     """
     adapter_folder.check_backbone(folder, describe_backbone(backbone))
     model = bind(folder, backbone, choose_dtype(config, 'dtype'))
+    described = jax.eval_shape(model.init, jax.random.key(0), backbone.params)
+    adapter_folder.check_leaves(folder, partition(described, model.rules)[0])
     mesh = sharding.make_mesh(config.mesh.data)
     everywhere = sharding.replicated(mesh)
     # The same split as in training, so that frozen weights are in the same number format.

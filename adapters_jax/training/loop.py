@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from adapters_jax import params, sharding
-from adapters_jax.config import decisive
+from adapters_jax.adapters import registry
+from adapters_jax.config import Config, decisive
 from adapters_jax.data import batches, pipeline
 from adapters_jax.interop import adapter_folder
 from adapters_jax.training import batching, evaluation, monitor, provenance
@@ -27,6 +29,16 @@ from adapters_jax.training.step import jit_outputs, jit_train_step
 
 class NonFiniteLossError(FloatingPointError):
     """The loss or its gradient stopped being a number."""
+
+
+def check(config: Config) -> None:
+    """Refuse what these devices cannot train, before data is read.
+
+    Raises:
+        ValueError: naming the value and what was expected.
+    """
+    devices = sharding.make_mesh(config.mesh.data).shape['data']
+    batching.check(config, registry.create(config.method), devices)
 
 
 class Stopped(SystemExit):
@@ -55,11 +67,10 @@ class Trainer:
         self.config = experiment.config
         self.mesh = sharding.make_mesh(self.config.mesh.data)
         devices = self.mesh.shape['data']
-        batching.check(self.config, experiment.model, devices)
         self._prepare_data(devices)
         self._prepare_state()
         self.progress = Progress()
-        self.step = 0
+        self.step = self.saved = 0
         self._stop_requested = False
 
     def _prepare_data(self, devices: int) -> None:
@@ -67,6 +78,8 @@ class Trainer:
         self.data = self.experiment.splits['train']
         policy = batching.choose(config, model, self.data.lengths, devices, True)
         self.plan = batches.plan_epoch(self.data.lengths, policy, config.seed, 0, True)
+        self.rows = batching.filled_rows(config, self.plan.rows, devices)
+        self.padding = 1 - (1 - self.plan.padding) * self.plan.rows / self.rows
         self.steps_per_epoch = len(self.plan)
         self.total_steps = config.training.steps or max(
             1, math.ceil(self.steps_per_epoch * config.training.epochs)
@@ -145,7 +158,7 @@ class Trainer:
             f'all {layers} layers are adapted')  # fmt: skip
         say(
             f'{len(self.data):,} training examples, {self.steps_per_epoch} steps an epoch, '
-            f'{self.total_steps} steps, {100 * self.plan.padding:.1f} % padding'
+            f'{self.total_steps} steps, {100 * self.padding:.1f} % padding'
         )
 
     def _resume(self) -> None:
@@ -156,7 +169,8 @@ class Trainer:
             self.monitor.start(0)
             return
         self.trainable, self.opt_state = restored.state
-        self.step, self.progress = restored.step, Progress(**restored.progress)
+        self.step = self.saved = restored.step
+        self.progress = Progress(**restored.progress)
         self.monitor.start(self.step)
         self.monitor.message(f'continuing from the checkpoint of step {self.step}')
 
@@ -165,6 +179,7 @@ class Trainer:
         started = time.monotonic()
         while self.step < self.total_steps and not self.progress.finished:
             _, batch = next(self.iterator)
+            batch = batching.fill(batch, self.rows, self.pad_id)
             with jax.profiler.StepTraceAnnotation('train', step_num=self.step):
                 self.trainable, self.opt_state, metrics = self.train_step(
                     self.trainable,
@@ -197,15 +212,21 @@ class Trainer:
             return
         step, values = pending[0], {k: float(v) for k, v in pending[1].items()}
         if not (math.isfinite(values['loss']) and math.isfinite(values['gradient_norm'])):
-            raise NonFiniteLossError(
+            raise self._diverged(
                 f'the loss of step {step} is {values["loss"]} (gradient norm '
-                f'{values["gradient_norm"]}): stopped; the last good state is in '
-                f'{self.workdir / "checkpoints"}; try a lower optimizer.learning_rate, '
-                'a longer warm-up or optimizer.clip_norm'
+                f'{values["gradient_norm"]})'
             )
         self.progress.examples += int(values['examples'])
         values['learning_rate'] = float(self.schedule(step - 1))
         self.monitor.train(step, values)
+
+    def _diverged(self, what: str) -> NonFiniteLossError:
+        kept = f'the last good state, of step {self.saved}, is in {self.workdir / "checkpoints"}'
+        return NonFiniteLossError(
+            f'{what}: stopped; {kept if self.saved else "nothing was saved before"}; try a lower '
+            'optimizer.learning_rate, a longer optimizer.warmup or a smaller optimizer.clip_norm, '
+            'in another --workdir'
+        )
 
     def _evaluate(self) -> None:
         results = {}
@@ -221,6 +242,10 @@ class Trainer:
                 self.mesh,
             )
             results[name] = self.experiment.task.metrics(logits, encoded.examples['label'])
+            if not np.isfinite(logits).all():
+                raise self._diverged(
+                    f'after step {self.step} the outputs for the split {name!r} are not finite'
+                )
             self.monitor.evaluation(self.step, name, results[name])
         self._judge(results)
 
@@ -244,6 +269,8 @@ class Trainer:
             p.finished = 'all steps taken'
 
     def _save(self) -> None:
+        if not _all_finite(self.trainable):
+            raise self._diverged(f'after step {self.step} the trained parameters are not finite')
         p, sign = self.progress, 1 if self.experiment.task.higher_is_better else -1
         metric = sign * p.best if p.best is not None and p.best_step == self.step else None
         self.checkpoints.save(
@@ -253,6 +280,7 @@ class Trainer:
             dataclasses.asdict(p),
             metric,
         )
+        self.saved = self.step
 
     def _leave(self) -> None:
         self.checkpoints.wait()
@@ -274,12 +302,17 @@ class Trainer:
             'total_parameters': tuned + frozen,
             'seconds': round(p.seconds, 3),
             'examples_per_second': round(p.examples / max(p.seconds, 1e-9), 2),
-            'padding': round(self.plan.padding, 4),
+            'padding': round(self.padding, 4),
             'compilations': self.train_step._cache_size(),
             'peak_memory_bytes': monitor.peak_memory_bytes(),
             'seed': self.config.seed,
             **provenance.describe(),
         }
+
+
+@jax.jit
+def _all_finite(tree: params.Tree) -> jax.Array:
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()
 
 
 def _abstract(x: jax.Array) -> jax.ShapeDtypeStruct:

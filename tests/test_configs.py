@@ -1,0 +1,197 @@
+"""Every shipped config on the toy backbone: what changes in three steps, and what cannot."""
+
+import dataclasses
+import importlib.util
+import re
+from pathlib import Path
+
+import command
+import jax
+import numpy as np
+import pytest
+import tiny
+import toy
+
+from adapters_jax import params
+from adapters_jax.adapters import registry
+from adapters_jax.config import base
+from adapters_jax.data import builtin, glue
+from adapters_jax.training import experiment, loop
+
+ROOT = Path(__file__).parents[1]
+# Each config with one method, each method with at least one config.
+PAIRED = [
+    ('quickstart', 'houlsby[size=4]'),
+    ('text_classification', 'pfeiffer[reduction_factor=2]'),
+    ('text_classification:task=regression', 'par_bn'),
+    ('glue:task=cola', 'attention[size=4,heads=2]'),
+    ('glue:task=sst2', 'attention_side[size=4,heads=2]'),
+    ('glue:task=mrpc', 'full'),
+    ('glue:task=stsb', 'head'),
+    ('glue:task=qqp', 'top_layers[layers=1]'),
+    ('glue:task=mnli', 'houlsby[size=4]'),
+    ('glue:task=qnli', 'head'),
+    ('glue:task=rte', 'pfeiffer[reduction_factor=2]'),
+    ('glue:task=wnli', 'head'),
+]
+
+
+@pytest.fixture(scope='module', autouse=True)
+def _quick(tmp_path_factory):
+    with command.compiled_once(tmp_path_factory.getbasetemp() / 'compiled'):
+        yield
+
+
+@pytest.fixture(scope='module')
+def backbone(tmp_path_factory):
+    return toy.write_backbone(tmp_path_factory.mktemp('backbone') / 'bert')
+
+
+def shipped(name, method, backbone, folder, monkeypatch):
+    """Return the config of a file in configs/, with data to run on and nothing else changed."""
+    file, _, argument = name.partition(':')
+    spec = importlib.util.spec_from_file_location(file, ROOT / 'configs' / f'{file}.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    given = [argument] if argument else []
+    config = module.get_config(','.join([*given, f'method={method}', f'backbone={backbone}']))
+    if file == 'quickstart':
+        monkeypatch.setattr(builtin, 'read', toy.trec_like)
+    elif file == 'glue':
+        config.data.dir = toy.write_glue(folder, argument.removeprefix('task='))
+    elif 'regression' in argument:
+        config.data.train = toy.write_ratings(folder / 'ratings.csv', 60)
+    else:
+        config.data.train = toy.write_texts(folder / 'texts.csv', 60)
+    config.training.steps = 3
+    return toy.settle(config)
+
+
+def untouched(config, trained):
+    """Return a pattern of the trained leaves that provably get no gradient and no decay.
+
+    The pooler of a backbone that is trained under a head that does not use it: its kernel only
+    decays, its bias stays.
+    """
+    pooled = config.head.pooling == 'pooler'
+    return r'' if pooled else r'backbone/pooler/bias'
+
+
+@pytest.mark.parametrize(('name', 'method'), PAIRED)
+def test_three_steps_change_what_the_rules_match_and_nothing_else(
+    name, method, backbone, tmp_path, monkeypatch
+):
+    config = shipped(name, method, backbone, tmp_path, monkeypatch)
+    built = experiment.build(config)
+    before = toy.bits(built.init_params())
+    trainer = loop.Trainer(built, tmp_path)
+    matched = {
+        path for path, rule in params.decide(before, built.model.rules).items() if rule.train
+    }
+    assert set(params.flatten(trainer.trainable)) == matched
+    assert set(params.flatten(trainer.frozen)) == set(before) - matched
+    check_optimizer_state(trainer)
+    summary = trainer.run()
+
+    after = toy.bits(params.merge(trainer.trainable, trainer.frozen))
+    changed = {path for path in before if after[path] != before[path]}
+    still = {path for path in matched if re.fullmatch(untouched(config, matched), path)}
+    assert changed == matched - still
+    check_optimizer_state(trainer)
+    assert summary['steps'] == 3
+    assert summary['compilations'] <= (1 if config.data.batching == 'packed' else 6)
+    assert set(summary['metrics']) == set(built.validation_splits) != set()
+    check_saved(tmp_path / 'adapter', trainer)
+
+
+def check_optimizer_state(trainer):
+    """Every array of the optimizer's state is a counter or stands for one trainable leaf."""
+    shapes = {path: leaf.shape for path, leaf in params.flatten(trainer.trainable).items()}
+    seen = set()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(trainer.opt_state):
+        if not leaf.shape:
+            continue
+        name = '/'.join(str(key.key) for key in path if hasattr(key, 'key'))
+        assert leaf.shape == shapes[name], name
+        seen.add(name)
+    # Scalars aside, both moments exist for every leaf.
+    assert seen == {path for path, shape in shapes.items() if shape}
+
+
+def check_saved(folder, trainer):
+    """The adapter's files are as large as what was trained, and a header."""
+    files = [folder / 'adapter.safetensors', folder / 'head.safetensors']
+    header = 300 * (2 + len(params.flatten(trainer.trainable)))
+    assert sum(f.stat().st_size for f in files) <= 4 * params.count(trainer.trainable) + header
+
+
+def test_the_pairing_covers_every_shipped_config_and_method():
+    files = {path.stem for path in (ROOT / 'configs').glob('*.py')} - {'__init__'}
+    configs = {name for name, _ in PAIRED}
+    assert {name.partition(':')[0] for name in configs} == files
+    assert {f'glue:task={key}' for key in glue.TASKS} <= configs
+    architectures = {type(registry.create(method)) for _, method in PAIRED}
+    assert architectures == set(registry.ARCHITECTURES.values())
+
+
+ZERO_AT_FIRST = {
+    'par_bn': ('up', 0),
+    'scaled_par_bn': ('up', 0),
+    'houlsby[init_weights=zero,size=4]': ('up', 0),
+    'double_seq_bn[init_weights=zero]': ('up', 0),
+    'pfeiffer[init_weights=zero,reduction_factor=2]': ('up', 0),
+    'adapter_plus[init_weights=zero,reduction_factor=4]': ('up', 0),
+    'attention[size=4,heads=2,init_scale=0.0]': ('output', 0),
+    'attention[size=4,heads=2,init_scale=0.0,mh_adapter=True]': ('output', 0),
+    'attention_side[size=4,heads=2,init_scale=0.0]': ('output', 0),
+}
+
+
+@pytest.mark.parametrize('method', ZERO_AT_FIRST)
+def test_a_zero_adapter_leaves_every_logit_as_it_is_bit_for_bit(method):
+    plain = tiny.model(registry.create('head'))
+    adapted = tiny.model(registry.create(method))
+    before, with_adapter = tiny.params(plain), tiny.params(adapted)
+    assert params.count(with_adapter['adapters']) > 0
+    with_adapter['heads'] = before['heads']
+    batch = tiny.batch([(7, 9, 4), (20,), (3, 16)], 24)
+    expected = np.asarray(jax.jit(plain.apply)(before, batch))
+    found = np.asarray(jax.jit(adapted.apply)(with_adapter, batch))
+    assert np.ptp(expected[batch['example_mask']]) > 0.1
+    assert found.tobytes() == expected.tobytes()
+    # The comparison can fail: the same adapter with noise on its leaves changes every logit.
+    rng = np.random.default_rng(0)
+    with_adapter['adapters'] = jax.tree.map(
+        lambda x: x + rng.standard_normal(x.shape).astype(x.dtype), with_adapter['adapters']
+    )
+    moved = np.asarray(jax.jit(adapted.apply)(with_adapter, batch))
+    assert (moved != expected)[batch['example_mask']].all()
+
+
+def leaf_keys(node, prefix=()):
+    for key, value in node.items():
+        if isinstance(value, type(base())):
+            yield from leaf_keys(value, (*prefix, key))
+        else:
+            yield (*prefix, key)
+
+
+def read_by_name(name):
+    """Return the files of the package, config.py aside, that read an attribute of this name."""
+    patterns = [rf'\.{name}\b(?!\s*\()', rf"\[['\"]{name}['\"]\]", rf"['\"]{name}['\"]"]
+    files = (p for p in (ROOT / 'adapters_jax').rglob('*.py') if p.name != 'config.py')
+    return [p for p in files if any(re.search(x, p.read_text('utf-8')) for x in patterns)]
+
+
+@pytest.mark.parametrize('path', list(leaf_keys(base())), ids='.'.join)
+def test_every_key_of_the_config_is_read_somewhere(path):
+    assert read_by_name(path[-1]), f'{".".join(path)} is read by nothing'
+
+
+def test_sections_handed_on_whole_have_the_fields_of_what_takes_them():
+    """Heads and optimizers are built from their whole section: each key is a field of theirs."""
+    from adapters_jax.models.heads import HeadConfig
+    from adapters_jax.training.optimizer import OptimizerConfig
+
+    for section, taker in (('head', HeadConfig), ('optimizer', OptimizerConfig)):
+        assert set(base()[section]) == {field.name for field in dataclasses.fields(taker)}

@@ -1,0 +1,131 @@
+"""Predictions from Python and from the command line: order, fields, unicode, many lines."""
+
+import json
+
+import command
+import numpy as np
+import pytest
+import toy
+
+from adapters_jax.evaluate import evaluate
+from adapters_jax.predict import predict, read_lines
+from adapters_jax.train import train
+
+
+@pytest.fixture(scope='module', autouse=True)
+def _quick(tmp_path_factory):
+    with command.compiled_once(tmp_path_factory.getbasetemp() / 'compiled'):
+        yield
+
+
+@pytest.fixture(scope='module')
+def runs(tmp_path_factory):
+    """Three finished runs: 'texts' and 'pairs' of classes, 'ratings' of numbers."""
+    folder = tmp_path_factory.mktemp('predict')
+    backbone = toy.write_backbone(folder / 'bert')
+    files = {
+        'texts': toy.write_texts(folder / 'texts.csv', 60),
+        'pairs': toy.write_pairs(folder / 'pairs.tsv', 60),
+        'ratings': toy.write_ratings(folder / 'ratings.csv', 60),
+    }
+    for name, path in files.items():
+        kind = 'regression' if name == 'ratings' else 'classification'
+        train(toy.config(backbone, path, task__name=kind, training__epochs=2.0), folder / name)
+    return folder
+
+
+TEXTS = ['the cat', 'bread and soup and rice', 'snow', 'a storm very near the horse .']
+
+
+def test_the_object_comes_back_with_prediction_label_and_logits(runs):
+    rows = [{'id': i, 'text': text, 'note': None} for i, text in enumerate(TEXTS)]
+    found = predict(runs / 'texts' / 'adapter', rows)
+    assert [{k: r[k] for k in ('id', 'text', 'note')} for r in found] == rows
+    labels = sorted(toy.TOPICS)
+    for row in found:
+        assert set(row) == {'id', 'text', 'note', 'prediction', 'label', 'logits'}
+        assert row['prediction'] == row['label'] == labels[int(np.argmax(row['logits']))]
+    assert 'prediction' not in rows[0]
+    # Order is kept: backwards they are the same, backwards; alone they are the same too.
+    logits = np.array([row['logits'] for row in found])
+    assert len({tuple(row) for row in logits.round(4)}) == len(TEXTS)
+    back = predict(runs / 'texts' / 'adapter', rows[::-1], batch_size=1)
+    np.testing.assert_allclose([row['logits'] for row in back[::-1]], logits, atol=1e-5)
+    alone = [predict(runs / 'texts' / 'adapter', [row])[0]['logits'] for row in rows[:2]]
+    np.testing.assert_allclose(alone, logits[:2], atol=1e-5)
+
+
+def test_numbers_have_a_prediction_only(runs):
+    found = predict(runs / 'ratings' / 'adapter', ({'text': t} for t in TEXTS))
+    assert all(set(row) == {'text', 'prediction'} for row in found)
+    assert all(isinstance(row['prediction'], float) for row in found)
+
+
+@pytest.mark.parametrize('name', ['texts', 'pairs', 'ratings'])
+@pytest.mark.parametrize('split', ['test', 'train'])
+def test_predictions_are_those_of_evaluate(runs, name, split):
+    evaluate(runs / name, split)
+    expected = toy.read_lines(runs / name / f'predictions_{split}.jsonl')
+    keys = ('text_a', 'text_b') if name == 'pairs' else ('text_a',)
+    found = predict(runs / name / 'adapter', [{k: row[k] for k in keys} for row in expected])
+    assert len(found) >= 6
+    for ours, theirs in zip(found, expected, strict=True):
+        if name == 'ratings':
+            assert ours['prediction'] == pytest.approx(theirs['prediction'], abs=1e-5)
+        else:
+            assert ours['label'] == theirs['label'] and theirs['gold'] in ('yes', 'no', *toy.TOPICS)
+            np.testing.assert_allclose(ours['logits'], theirs['logits'], atol=1e-5)
+
+
+def test_text_a_and_text_mean_the_same(runs):
+    one = predict(runs / 'texts' / 'adapter', [{'text': 'the fox'}])
+    other = predict(runs / 'texts' / 'adapter', [{'text_a': 'the fox'}])
+    assert one[0]['logits'] == other[0]['logits']
+
+
+ODD = [
+    'Füchse 狐狸 🦊 fresh bread',
+    'line\u2028separator and next\u0085line',
+    'form\x0cfeed, vertical\x0btab, file\x1cseparator',
+    'a \\ backslash, a "quote" and\na new line',
+    'e\u0301 is é',
+]
+
+
+def test_the_command_keeps_any_text_and_skips_empty_lines(runs, tmp_path):
+    lines = [json.dumps({'text': t, 'n': i}, ensure_ascii=i % 2 == 0) for i, t in enumerate(ODD)]
+    lines += [json.dumps({'text': ODD[1]}, ensure_ascii=False)]
+    source = tmp_path / 'in.jsonl'
+    source.write_bytes(('\ufeff\n' + '\n\n   \n'.join(lines) + '\r\n\n').encode())
+    done = command.run(
+        'predict',
+        f'--adapter={runs / "texts" / "adapter"}',
+        f'--input={source}',
+        f'--output={tmp_path / "new" / "out.jsonl"}',
+        folder=tmp_path,
+        devices=8,
+    )
+    assert (done.status, 'Traceback' in done.err) == (0, False), done.err
+    assert done.out == f'wrote {tmp_path}/new/out.jsonl: 6 predictions\n'
+    out = toy.read_lines(tmp_path / 'new' / 'out.jsonl')
+    assert [row['text'] for row in out] == [*ODD, ODD[1]]
+    assert out == predict(runs / 'texts' / 'adapter', read_lines(source))
+    assert not list((tmp_path / 'new').glob('.*'))
+
+
+def test_thousands_of_lines_in_one_go(runs, tmp_path):
+    rows = [{'text': text} for text, _ in toy.texts(4000, seed=3)]
+    found = predict(runs / 'texts' / 'adapter', rows, batch_size=64)
+    assert [row['text'] for row in found] == [row['text'] for row in rows]
+    picked = [0, 1, 1999, 3999]
+    few = predict(runs / 'texts' / 'adapter', [rows[i] for i in picked])
+    np.testing.assert_allclose(
+        [found[i]['logits'] for i in picked], [row['logits'] for row in few], atol=1e-5
+    )
+
+
+def test_a_copy_of_the_backbone_elsewhere_will_do(runs, tmp_path):
+    copy = toy.write_backbone(tmp_path / 'elsewhere')
+    adapter = runs / 'texts' / 'adapter'
+    expected = predict(adapter, [{'text': 'the fox'}])
+    assert predict(adapter, [{'text': 'the fox'}], backbone=copy) == expected

@@ -1,0 +1,23 @@
+"""The real MiniLM under the compiler's own flags; the other tests compile without optimisation."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+@pytest.mark.slow
+def test_real_weights_under_real_flags():
+    environment = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'}
+    script = Path(__file__).with_name('production_numbers.py')
+    environment['PYTHONPATH'] = str(script.parents[1])
+    done = subprocess.run(
+        [sys.executable, script], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert 0 < found['parity'] <= 2e-5
+    assert found['changes'] and not any(found['changes'].values()), found['changes']
