@@ -48,7 +48,7 @@ def run(define: Callable[[], dict[str, flags.FlagHolder]], main: Callable[..., N
                 raise ValueError(f'{" and ".join(absent)} must be given; --help shows all options')
             main(**{name: holder.value for name, holder in holders.items()})
 
-    sys.excepthook = _print_unless_late
+    sys.unraisablehook = _report_unless_late
     app.run(guarded, flags_parser=parse)
 
 
@@ -64,14 +64,15 @@ def _told(show_traceback: Callable[[], bool]) -> Iterator[None]:
         sys.exit(2)
 
 
-def _print_unless_late(kind: type[BaseException], error: BaseException, trace: Any) -> None:
-    """Print an uncaught exception, but not what follows an error that has been told already.
+def _report_unless_late(unraisable: Any) -> None:
+    """Report an error that nobody can catch, but not the echo of one that has been told already.
 
     When one write of a checkpoint fails, TensorStore's threads report each other one that was under
     way to an event loop that is gone by then.
     """
-    if not (kind is RuntimeError and str(error) == 'Event loop is closed'):
-        sys.__excepthook__(kind, error, trace)
+    error = unraisable.exc_value
+    if not (isinstance(error, RuntimeError) and str(error) == 'Event loop is closed'):
+        sys.__unraisablehook__(unraisable)
 
 
 def load_config(text: str) -> Config:

@@ -45,8 +45,14 @@ def stsb(method: str, folders: dict[str, Path]) -> tuple[Config, str, str]:
     names = {'train': 'train', 'validation': 'dev', 'test': 'test'}
     for split, name in names.items():
         config.data[split] = str(folders['stsb'] / f'stsb-en-{name}.csv')
+    config.data.header = 'false'
+    columns = {'text_a': '0', 'text_b': '1', 'label': '2'}
+    config.data.columns.update(columns)
     config.training.epochs = 3.0
     options = ' '.join(f'--config.data.{k}=STSB/stsb-en-{v}.csv' for k, v in names.items())
+    options += ' --config.data.header=false ' + ' '.join(
+        f'--config.data.columns.{key}={place}' for key, place in columns.items()
+    )
     command = f'--config=configs/text_classification.py:task=regression,method={method} {options}'
     return config, 'test', f'{command} --config.training.epochs=3'
 

@@ -44,7 +44,7 @@ def _quick(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def backbone(tmp_path_factory):
-    return toy.write_backbone(tmp_path_factory.mktemp('backbone') / 'bert')
+    return toy.write_backbone(tmp_path_factory.mktemp('backbone') / 'bert', layers=2)
 
 
 def shipped(name, method, backbone, folder, monkeypatch):

@@ -38,7 +38,7 @@ def vocabulary() -> list[str]:
 
 
 def write_backbone(
-    folder: Path, *, layers: int = 2, hidden: int = 32, positions: int = 128, seed: int = 0
+    folder: Path, *, layers: int = 1, hidden: int = 32, positions: int = 128, seed: int = 0
 ) -> str:
     """Write a random BERT as a checkpoint folder; return its name, for `config.backbone`."""
     folder.mkdir(parents=True, exist_ok=True)
