@@ -80,7 +80,8 @@ def choose_packing(
         if not any(cost):
             break
     (over, _), policy, padding, examples = best
-    if over:
+    # Less than a batch in all, as in a few predictions, leaves rows empty whatever is done.
+    if over and len(lengths) >= batch_size:
         _LOG.warning('No packing of these lengths pads less than %.1f %%.', 100 * padding)
     if abs(examples / batch_size - 1) > TOLERANCE:
         _LOG.warning(
