@@ -107,8 +107,8 @@ def refused(module: str, *arguments: str, folder: Path, **options) -> str:
 def _execute(module: str, arguments: list[str], out: str, err: str, options: dict) -> None:
     """Run a module as `__main__`.
 
-    `cache`: a folder of compiled programs. `recorded`: a file that gets the digest of each batch
-    trained on. `file_size`: the largest file that the system lets the command write, in bytes.
+    `cache`: a folder of compiled programs. `recorded`: a file that gets each batch trained on, one
+    a line. `file_size`: the largest file that the system lets the command write, in bytes.
     `devices`: how many processors to show JAX.
     """
     for number, path in ((1, out), (2, err)):

@@ -11,7 +11,7 @@ import command
 import pytest
 import toy
 
-STEPS, EVERY = 90, 9
+STEPS, EVERY = 66, 9
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -122,7 +122,7 @@ def at_step(workdir, step):
 def test_killed_at_any_step_and_while_a_checkpoint_is_written(toys, tmp_path):
     rng = random.Random(0)
     kills = [at_step, writing_a_checkpoint, at_step]
-    places = sorted(rng.sample(range(5, STEPS - 20), len(kills)))
+    places = sorted(rng.sample(range(5, STEPS - 15), len(kills)))
     seen = []
     for number, (when, step) in enumerate(zip(kills, places, strict=True)):
         process, workdir, record = start(toys, tmp_path, number)
