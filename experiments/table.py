@@ -20,11 +20,12 @@ def render(results: list[dict[str, Any]]) -> str:
         '|---|---|---|---|---|---|---|---|',
         *(_row(result) for result in results),
     ]
-    origins = sorted({f'{r["hardware"]}, commit `{r["commit"]}`' for r in results})
+    hardware = '; '.join(sorted({result['hardware'] for result in results}))
+    commits = ', '.join(sorted({f'`{result["commit"][:7]}`' for result in results}))
     note = (
-        'Backbone `minilm`; minutes are those of training one seed on '
-        f'{"; ".join(origins)}. Made by `python -m experiments.text_tasks`; the command of each '
-        'row is in `experiments/results/`.'
+        f'Backbone `minilm`; minutes are those of training one seed on {hardware} that did other '
+        f'work too; commits {commits}. Made by `python -m experiments.text_tasks`; the command of '
+        'each row is in `experiments/results/`.'
     )
     return '\n'.join([*lines, '', note])
 
@@ -33,13 +34,14 @@ def _row(result: dict[str, Any]) -> str:
     share = 100 * result['trainable_parameters'] / result['total_parameters']
     metric = result['primary']
     score = result['metrics'][metric]
+    spread = f' ± {score["deviation"]:.3f}' if len(result['seeds']) > 1 else ''
     minutes = sum(result['seconds']) / len(result['seconds']) / 60
     cells = (
         TITLES[result['task']],
         f'`{result["method"]}`',
         f'{result["trainable_parameters"]:,} ({share:.1f} %)',
         metric,
-        f'{score["mean"]:.3f} ± {score["deviation"]:.3f}',
+        f'{score["mean"]:.3f}{spread}',
         str(len(result['seeds'])),
         f'{result["split"]} ({result["examples"]:,})',
         f'{minutes:.1f}',

@@ -37,6 +37,10 @@ def test_a_row_shows_score_size_and_time():
     assert row == f'| {table.TITLES["trec"]} {expected}'
 
 
+def test_one_seed_has_no_deviation():
+    assert '| 0.500 | 1 |' in table.render([result(values=(0.5,))])
+
+
 def test_inserting_a_table_twice_is_inserting_it_once():
     text = f'before\n{table.BEGIN}\nold\n{table.END}\nafter'
     once = table.insert(text, 'new')
