@@ -40,7 +40,7 @@ def predict(
     rows = list(rows)
     folder = adapter_folder.load(Path(adapter))
     task = experiment.task_of(folder)
-    texts = read_texts(rows)
+    texts = read_texts(rows, folder.pair)
     loaded = _load_backbone(backbone, folder)
     encoded = tokenize.encode(
         texts,
@@ -68,23 +68,24 @@ def _load_backbone(name: str, folder: AdapterFolder) -> LoadedBackbone:
         ) from error
 
 
-def read_texts(rows: list[dict[str, Any]]) -> datasets.Dataset:
-    """Return the rows' texts under `text_a` and, for pairs, `text_b`.
+def read_texts(rows: list[dict[str, Any]], pair: bool) -> datasets.Dataset:
+    """Return the rows' texts under `text_a` and, for an adapter of pairs, `text_b`.
 
     Raises:
         ValueError: no rows, a row without the fields of the first one, or a text that is none.
     """
     if not rows:
         raise ValueError('the input holds no examples; expected one JSON object a line')
-    names = {'text_a': 'text_a' if 'text_a' in rows[0] else 'text'}
-    if 'text_b' in rows[0]:
+    names = {'text_a': 'text_a' if pair or 'text_a' in rows[0] else 'text'}
+    if pair:
         names['text_b'] = 'text_b'
+    wanted = '"text_a" and "text_b": the adapter is for pairs' if pair else '"text"'
     for number, row in enumerate(rows, 1):
         for name in names.values():
             if not isinstance(row.get(name), str) or not row[name].strip():
                 raise ValueError(
-                    f'input line {number} has no text under {name!r}; expected "text", or "text_a" '
-                    f'and "text_b", as in the first line (this one has: {", ".join(row)})'
+                    f'input line {number} has no text under {name!r}; expected {wanted} '
+                    f'(this one has: {", ".join(row)})'
                 )
     return datasets.Dataset.from_dict({k: [row[v] for row in rows] for k, v in names.items()})
 

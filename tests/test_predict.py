@@ -92,6 +92,14 @@ ODD = [
 ]
 
 
+def test_an_adapter_of_pairs_wants_both_texts(runs):
+    rows = [{'text_a': 'the cat', 'text_b': 'snow'}, {'text_a': 'the cat'}]
+    with pytest.raises(ValueError, match=r"line 2 has no text under 'text_b'.*is for pairs"):
+        predict(runs / 'pairs' / 'adapter', rows)
+    with pytest.raises(ValueError, match=r"line 1 has no text under 'text_a'.*this one has: text"):
+        predict(runs / 'pairs' / 'adapter', [{'text': 'the cat'}])
+
+
 def test_the_command_keeps_any_text_and_skips_empty_lines(runs, tmp_path):
     lines = [json.dumps({'text': t, 'n': i}, ensure_ascii=i % 2 == 0) for i, t in enumerate(ODD)]
     lines += [json.dumps({'text': ODD[1]}, ensure_ascii=False)]

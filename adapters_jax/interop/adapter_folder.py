@@ -20,7 +20,7 @@ from adapters_jax import files, params
 
 CONFIG, ADAPTER, HEAD = 'adapter_config.json', 'adapter.safetensors', 'head.safetensors'
 FORMAT = 'adapters_jax'
-_DESCRIBED = ('name', 'method', 'head', 'task', 'backbone', 'max_length')
+_DESCRIBED = ('name', 'method', 'head', 'task', 'backbone', 'max_length', 'pair')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +36,7 @@ class AdapterFolder:
     task: dict[str, Any]
     backbone: dict[str, Any]
     max_length: int
+    pair: bool  # whether an example is two texts
     adapter_params: params.Tree
     head_params: params.Tree
     backbone_params: params.Tree = dataclasses.field(default_factory=dict)
@@ -85,6 +86,7 @@ def load(directory: Path) -> AdapterFolder:
         task=config['task'],
         backbone=config['backbone'],
         max_length=config['max_length'],
+        pair=config['pair'],
         adapter_params=tree.get('adapter', {}),
         head_params=params.unflatten(_read_tensors(directory / HEAD)),
         backbone_params=tree.get('backbone', {}),

@@ -63,6 +63,7 @@ class Experiment:
             task=self.task.to_json(),
             backbone=describe_backbone(self.backbone),
             max_length=self.config.data.max_length,
+            pair='text_b' in self.texts['train'].column_names,
             adapter_params=trainable.get('adapters', {}).get(self.model.name, {}),
             head_params=trainable['heads'][self.model.name],
             backbone_params=trainable.get('backbone', {}),

@@ -35,6 +35,7 @@ def described(model, trainable):
         task={'name': 'classification', 'labels': ['ja', 'nein', 'größer']},
         backbone=BACKBONE,
         max_length=32,
+        pair=False,
         adapter_params=trainable.get('adapters', {}).get(model.name, {}),
         head_params=trainable['heads'][model.name],
         backbone_params=trainable.get('backbone', {}),
