@@ -13,7 +13,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from adapters_jax import functional
-from adapters_jax.adapters.method import Adapted, Method
+from adapters_jax.adapters.binding import bind
+from adapters_jax.adapters.method import Method
 from adapters_jax.models.bert import Bert, BertConfig
 from adapters_jax.models.heads import HeadConfig, PooledHead, init_head
 from adapters_jax.params import Rule, Tree, freeze, train
@@ -60,16 +61,26 @@ class Model:
         }
 
     @property
+    def text_positions(self) -> int:
+        """The longest text in tokens: the backbone's positions that the method leaves."""
+        return self.config.positions - self.method.reserved_positions
+
+    @property
     def rules(self) -> tuple[Rule, ...]:
         """What is trained: the adapter, its head, and the backbone leaves the method asks for."""
         name = re.escape(self.name)
+        constants = freeze(f'adapters/{name}/(.*/)?constants/.*')
         own = (train(f'adapters/{name}/.*'), train(f'heads/{name}/.*'))
-        return (*own, *self.method.rules(self.config.dimensions), freeze('.*'))
+        return (constants, *own, *self.method.rules(self.config.dimensions), freeze('.*'))
 
     def trunk(self, params: Tree) -> int:
         """Return how many of the lowest layers nothing trainable can change."""
         adapter = params.get('adapters', {}).get(self.name, {})
         return self.method.first_layer(adapter, self.config.dimensions)
+
+    def penalty(self, params: Tree) -> Float[Array, ''] | None:
+        """Return what the method adds to the mean loss in training, or None for nothing."""
+        return self.method.penalty(params.get('adapters', {}).get(self.name, {}))
 
     def apply(
         self, params: Tree, batch: Batch, key: PRNGKeyArray | None = None
@@ -85,19 +96,29 @@ class Model:
             batch['positions'],
             mask=attention_mask(batch['segments'], batch['starts'].shape[1]),
             tags=batch.get('tags'),
-            sites=Adapted(adapter, functional.fold(key, 0), self.method),
+            sites=bind(self.method, adapter, functional.fold(key, 0)),
             deterministic=key is None,
             rngs={} if key is None else {'dropout': functional.fold(key, 1)},
         )
         return self.head.apply(
             {'params': params['heads'][self.name]},
             hidden,
-            batch['segments'],
+            self._segments(batch['segments']),
             batch['starts'],
             lambda first: backbone.apply(variables, first, method='pool'),
             key is None,
             rngs={} if key is None else {'dropout': functional.fold(key, 2)},
         )
+
+    def _segments(self, segments: Int[Array, 'B T']) -> Int[Array, 'B P+T']:
+        """Return the segments of the last hidden states, of which inserted ones have none.
+
+        Each row's text starts where it did: a head that takes the first token's state takes that of
+        the first vector in the row, inserted or not, as `adapters` and `peft` do.
+        """
+        count, index = self.method.inserted
+        none = jnp.zeros((len(segments), count), segments.dtype)
+        return jnp.concatenate([segments[:, :index], none, segments[:, index:]], axis=1)
 
 
 def attention_mask(segments: Int[Array, 'B T'], examples: int) -> Bool[Array, 'B 1 #T T']:

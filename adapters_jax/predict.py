@@ -46,7 +46,7 @@ def predict(
         texts,
         tokenize.load_tokenizer(loaded.directory),
         folder.max_length,
-        positions=loaded.config.positions,
+        positions=experiment.bind(folder, loaded).text_positions,
         cache_dir=None,
     )
     config = configs.base()

@@ -7,8 +7,9 @@ exactly the plain model. Adapters override what they need (`adapters/method.py`)
 The sites are, in the order in which a forward pass meets them:
 
 ==================================================  ==============================================
+`words`                                             word vectors, before positions and LayerNorm
 `embeddings`                                        after the embedding LayerNorm
-`linear` at query, key, value, output, up, down     each projection; sees input, kernel, output
+`linear` at query, key, value, output, up, down     each projection; sees input, weights, output
 `key_value`                                         the keys and values of an attention, per head
 `sub_layer` at attention, cross_attention,          a sub-layer's output, before and after the
 feed_forward                                        residual connection and its LayerNorm
@@ -47,6 +48,17 @@ class Dimensions:
 
 
 @struct.dataclass
+class Words:
+    """What the embedding module is about to add up: word vectors and where they stand."""
+
+    vectors: Float[Array, 'B T E']
+    token_types: Int[Array, 'B T']
+    positions: Int[Array, 'B T']
+    mask: Bool[Array, '#B 1 #T T'] | None
+    tags: Int[Array, 'B T'] | None = None
+
+
+@struct.dataclass
 class Stream:
     """What flows through the blocks: the hidden states and what every site may look at.
 
@@ -82,35 +94,52 @@ class SubLayer:
 
 
 @struct.dataclass
+class Linear:
+    """A projection that was just computed: `output` is `inputs @ kernel + bias`.
+
+    `mask` tells which of the inputs belong together: the tokens of one text.
+    """
+
+    inputs: Float[Array, 'B T I']
+    kernel: Float[Array, 'I O']
+    bias: Float[Array, 'O'] | None
+    output: Float[Array, 'B T O']
+    mask: Bool[Array, '#B 1 #T T'] | None
+
+
+@struct.dataclass
+class KeyValue:
+    """The keys and values of an attention, what they are computed from, and who may see them.
+
+    `inputs` is what the queries come from, and `text_mask` tells which of them belong together.
+    """
+
+    inputs: Float[Array, 'B T D']
+    key: Float[Array, 'B S H K']
+    value: Float[Array, 'B S H K']
+    mask: Bool[Array, '#B 1 #T S'] | None
+    text_mask: Bool[Array, '#B 1 #T T'] | None
+
+
+@struct.dataclass
 class Sites:
     """The identity at every site; a pytree, so that it passes through remat like an array."""
+
+    def words(self, words: Words) -> Words:
+        """Change or extend the word vectors before they meet positions and LayerNorm."""
+        return words
 
     def embeddings(self, stream: Stream) -> Stream:
         """Change the embedded input, or prepare what later sites of the adapter share."""
         return stream
 
-    def linear(
-        self,
-        layer: int,
-        sub_layer: str,
-        name: str,
-        inputs: Float[Array, 'B T I'],
-        kernel: Float[Array, 'I O'],
-        outputs: Float[Array, 'B T O'],
-    ) -> Float[Array, 'B T O']:
+    def linear(self, layer: int, sub_layer: str, name: str, end: Linear) -> Float[Array, 'B T O']:
         """Change the output of a projection."""
-        return outputs
+        return end.output
 
-    def key_value(
-        self,
-        layer: int,
-        sub_layer: str,
-        key: Float[Array, 'B S H K'],
-        value: Float[Array, 'B S H K'],
-        mask: Bool[Array, '#B 1 #T S'] | None,
-    ) -> tuple[Array, Array, Array | None]:
+    def key_value(self, layer: int, sub_layer: str, seen: KeyValue) -> KeyValue:
         """Change or extend the keys and values of an attention, and its mask with them."""
-        return key, value, mask
+        return seen
 
     def sub_layer(self, layer: int, name: str, end: SubLayer) -> Float[Array, 'B T D']:
         """Return the sub-layer's result after residual connection and LayerNorm."""

@@ -1,8 +1,9 @@
 """What an adapter method is: a value (its hyper-parameters) and pure functions at the sites.
 
 A method holds no arrays. Its parameters are a plain nested dict, laid out so that the tree itself
-says where the adapter sits: `layer_{i}/{site}/...` for what belongs to one site of one layer, and
-`shared/...` for what all layers use. A layer without an entry is not adapted.
+says where the adapter sits: `layer_{i}/{site}/...` for what belongs to one site of one layer,
+`shared/...` for what all layers use, and `constants/...` for arrays that are drawn from a seed and
+never trained. A layer without an entry is not adapted.
 
 Because each site function is pure in its own parameters, a bank of adapters is a stack of such
 trees and per-row routing is a `vmap` over it; nothing here has to know.
@@ -10,16 +11,16 @@ trees and per-row routing is a `vmap` over it; nothing here has to know.
 
 import dataclasses
 import re
-from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar, Self
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, ClassVar, NamedTuple, Self
 
+import optax
 from flax import struct
-from jaxtyping import Array, Bool, Float, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray
 
-from adapters_jax import functional
 from adapters_jax.adapters import fields
 from adapters_jax.params import Rule, Tree
-from adapters_jax.sites import PROJECTIONS, SUB_LAYERS, Dimensions, Sites, Stream, SubLayer
+from adapters_jax.sites import PROJECTIONS, Dimensions, KeyValue, Linear, Stream, SubLayer, Words
 
 
 @struct.dataclass
@@ -30,6 +31,14 @@ class At:
     name: str = struct.field(pytree_node=False)
     shared: Tree
     key: PRNGKeyArray | None  # None: no dropout, no other randomness
+    constants: Tree = struct.field(default_factory=dict)
+
+
+class Inserted(NamedTuple):
+    """Vectors that a method puts among those of the text: how many, and before which token."""
+
+    count: int = 0
+    index: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +50,6 @@ class Method:
     """
 
     architecture: ClassVar[str]  # the name under which files and configs know the class
-    packable: ClassVar[bool] = True  # whether several texts may share a row
 
     def __post_init__(self) -> None:
         """Freeze every field and check its type against its annotation."""
@@ -54,8 +62,32 @@ class Method:
         if not condition:
             raise ValueError(f'{self.architecture}: {sentence}')
 
+    @property
+    def packable(self) -> bool:
+        """Whether several texts may share a row."""
+        return True
+
+    @property
+    def inserted(self) -> Inserted:
+        """The vectors that the method adds to each row; only for methods that are not packable."""
+        return Inserted()
+
+    @property
+    def reserved_positions(self) -> int:
+        """How many of the backbone's positions the method takes from the text."""
+        return 0
+
+    def prepare(self, encode: Callable[[str], list[int]]) -> Self:
+        """Return the method with the texts among its options turned into token ids."""
+        return self
+
     def init(self, key: PRNGKeyArray, dimensions: Dimensions, backbone: Tree) -> Tree:
         """Return fresh parameters; `backbone` is there for methods that start from its weights."""
+        return {}
+
+    def constants(self, dimensions: Dimensions) -> Tree:
+        """Return the part of `init` that is never trained: drawn from a seed in the options, it
+        need not be stored."""
         return {}
 
     def rules(self, dimensions: Dimensions) -> tuple[Rule, ...]:
@@ -63,31 +95,31 @@ class Method:
         'backbone/'); its own parameters and the head are always trained."""
         return ()
 
+    def penalty(self, params: Tree) -> Float[Array, ''] | None:
+        """Return what is added to the mean loss in training, or None for nothing."""
+        return None
+
+    def optimizer(
+        self, inner: optax.GradientTransformation, total_steps: int
+    ) -> optax.GradientTransformation:
+        """Return the optimiser that trains the method: `inner`, or one around it."""
+        return inner
+
+    def words(self, params: Tree, words: Words, at: At) -> Words:
+        """Site `words`; `params` is the whole tree of the adapter."""
+        return words
+
     def embeddings(self, params: Tree, stream: Stream, at: At) -> Stream:
         """Site `embeddings`; `params` is the whole tree of the adapter."""
         return stream
 
-    def linear(
-        self,
-        params: Tree,
-        inputs: Float[Array, 'B T I'],
-        kernel: Float[Array, 'I O'],
-        outputs: Float[Array, 'B T O'],
-        at: At,
-    ) -> Float[Array, 'B T O']:
+    def linear(self, params: Tree, end: Linear, at: At) -> Float[Array, 'B T O']:
         """Site `linear`; `params` is `layer_{i}/{sub_layer}/{name}`."""
-        return outputs
+        return end.output
 
-    def key_value(
-        self,
-        params: Tree,
-        key: Float[Array, 'B S H K'],
-        value: Float[Array, 'B S H K'],
-        mask: Bool[Array, '#B 1 #T S'] | None,
-        at: At,
-    ) -> tuple[Array, Array, Array | None]:
+    def key_value(self, params: Tree, seen: KeyValue, at: At) -> KeyValue:
         """Site `key_value`; `params` is `layer_{i}/{sub_layer}`."""
-        return key, value, mask
+        return seen
 
     def sub_layer(self, params: Tree, end: SubLayer, at: At) -> Float[Array, 'B T D']:
         """Site `attention`, `cross_attention` or `feed_forward`; `params` is `layer_{i}/{name}`."""
@@ -101,14 +133,25 @@ class Method:
         """Site `output`; `params` is `output`."""
         return stream
 
+    def merge_linear(
+        self, params: Tree, kernel: Float[Array, 'I O'], bias: Float[Array, 'O'] | None, at: At
+    ) -> tuple[Float[Array, 'I O'], Float[Array, 'O'] | None]:
+        """Return the weights of a plain projection that computes what site `linear` does.
+
+        Raises:
+            ValueError: no weights do.
+        """
+        raise ValueError(f'{self.architecture} cannot be merged into the backbone')
+
     def first_layer(self, params: Tree, dimensions: Dimensions) -> int:
         """Return the lowest layer whose output the trained leaves can change.
 
         Layers below it are the trunk: they get neither a gradient nor dropout. A branch of the
-        parameters that no layer has in its name (`embeddings`) counts as layer 0; `shared` acts
-        through the layers, and `output` after the last of them.
+        parameters that no layer has in its name (`embeddings`) counts as layer 0; `shared` and
+        `constants` act through the layers, and `output` after the last of them.
         """
-        lowest = [_layer_of(name) for name in params if name not in ('shared', 'output')]
+        elsewhere = ('shared', 'constants', 'output')
+        lowest = [_layer_of(name) for name in params if name not in elsewhere]
         tuned = _first_tuned_layer(self.rules(dimensions), dimensions)
         return min([*lowest, tuned])
 
@@ -182,69 +225,3 @@ def _first_tuned_layer(rules: tuple[Rule, ...], dimensions: Dimensions) -> int:
         if (rule := next((r for r in rules if r.matches(path)), None)) and rule.train
     ]
     return min(tuned, default=dimensions.layers)
-
-
-@struct.dataclass
-class Adapted(Sites):
-    """A method bound to its parameters: what a backbone calls at its sites."""
-
-    params: Tree
-    key: PRNGKeyArray | None
-    method: Method = struct.field(pytree_node=False)
-
-    def _at(self, layer: int, name: str, site: int) -> At:
-        key = functional.fold(self.key, layer + 1, site)
-        return At(layer=layer, name=name, shared=self.params.get('shared', {}), key=key)
-
-    def _find(self, *path: str) -> Tree | None:
-        node: Any = self.params
-        for name in path:
-            node = node.get(name) if isinstance(node, Mapping) else None
-        return node
-
-    def embeddings(self, stream: Stream) -> Stream:
-        """Let the method change the embedded input."""
-        return self.method.embeddings(self.params, stream, self._at(-1, 'embeddings', 0))
-
-    def linear(self, layer, sub_layer, name, inputs, kernel, outputs):
-        """Let the method change a projection's output."""
-        params = self._find(f'layer_{layer}', sub_layer, name)
-        if params is None:
-            return outputs
-        site = 100 + 10 * SUB_LAYERS.index(sub_layer) + _PROJECTION_NUMBER[name]
-        at = self._at(layer, f'{sub_layer}/{name}', site)
-        return self.method.linear(params, inputs, kernel, outputs, at)
-
-    def key_value(self, layer, sub_layer, key, value, mask):
-        """Let the method extend the keys and values."""
-        params = self._find(f'layer_{layer}', sub_layer)
-        if params is None:
-            return key, value, mask
-        at = self._at(layer, sub_layer, 10 + SUB_LAYERS.index(sub_layer))
-        return self.method.key_value(params, key, value, mask, at)
-
-    def sub_layer(self, layer, name, end):
-        """Let the method end a sub-layer."""
-        params = self._find(f'layer_{layer}', name)
-        if params is None:
-            return end.finish(end.output)
-        return self.method.sub_layer(params, end, self._at(layer, name, SUB_LAYERS.index(name)))
-
-    def block(self, layer, stream):
-        """Let the method change a block's output."""
-        params = self._find(f'layer_{layer}', 'block')
-        if params is None:
-            return stream
-        return self.method.block(params, stream, self._at(layer, 'block', 20))
-
-    def output(self, stream):
-        """Let the method change the last hidden states."""
-        params = self._find('output')
-        if params is None:
-            return stream
-        return self.method.output(params, stream, self._at(-1, 'output', 30))
-
-
-_PROJECTION_NUMBER = {
-    name: i for i, name in enumerate(('query', 'key', 'value', 'output', 'up', 'down'))
-}

@@ -1,5 +1,6 @@
 """Methods by name: the presets of papers and libraries, and the way from text or JSON."""
 
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,6 +9,7 @@ from adapters_jax.adapters.attention import AttentionAdapter, SideAttentionAdapt
 from adapters_jax.adapters.baselines import FullFineTuning, HeadOnly, TopLayers
 from adapters_jax.adapters.bottleneck import Bottleneck
 from adapters_jax.adapters.method import Method
+from adapters_jax.adapters.union import Union
 
 _HOULSBY = Bottleneck(  # Houlsby et al. 2019, section 3.1
     mh_adapter=True,
@@ -93,17 +95,34 @@ def create(text: str) -> Method:
         ValueError: an unknown name or option (the known ones are listed), or an invalid value.
     """
     methods = [_preset(name, options) for name, options in grammar.parse(text)]
-    if len(methods) > 1:
-        raise ValueError(f'{text!r} joins {len(methods)} methods; expected one')
-    return methods[0]
+    if len(methods) == 1:
+        return methods[0]
+    members = (m.members if isinstance(m, Union) else (m,) for m in methods)
+    return Union(members=tuple(itertools.chain.from_iterable(members)))
 
 
 def _preset(name: str, options: Mapping[str, Any]) -> Method:
     if name not in PRESETS:
         raise ValueError(f'unknown method {name!r}; known: {", ".join(sorted(PRESETS))}')
     preset = PRESETS[name]
+    if isinstance(preset, Union):
+        return _union_preset(name, preset, options)
     fields = {key: value for key, value in preset.to_json().items() if key != 'architecture'}
     return preset.from_fields(fields | options)
+
+
+def _union_preset(name: str, preset: Union, options: Mapping[str, Any]) -> Union:
+    """Return the preset with its members' options replaced: `mam[bottleneck={size: 64}]`."""
+    named = preset.named()
+    for member, changes in options.items():
+        if member not in named or not isinstance(changes, Mapping):
+            raise ValueError(
+                f'{name} has no option {member!r} with the value {changes!r}; expected a dict of '
+                f'options under one of its members: {", ".join(named)}'
+            )
+        fields = {k: v for k, v in named[member].to_json().items() if k != 'architecture'}
+        named[member] = named[member].from_fields(fields | changes)
+    return Union(members=tuple(named.values()))
 
 
 def from_json(values: Mapping[str, Any]) -> Method:
@@ -115,6 +134,8 @@ def from_json(values: Mapping[str, Any]) -> Method:
     """
     fields = dict(values)
     architecture = fields.pop('architecture', None)
+    if architecture == Union.architecture:
+        return Union(members=tuple(from_json(member) for member in fields['members']))
     if not isinstance(architecture, str) or architecture not in ARCHITECTURES:
         raise ValueError(
             f'unknown architecture {architecture!r}; known: {", ".join(sorted(ARCHITECTURES))}'

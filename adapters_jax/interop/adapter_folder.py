@@ -41,12 +41,16 @@ class AdapterFolder:
     head_params: params.Tree
     backbone_params: params.Tree = dataclasses.field(default_factory=dict)
 
-    def overlay(self, backbone: params.Tree) -> params.Tree:
-        """Return the full parameters over the given backbone, tuned leaves replaced."""
+    def overlay(self, backbone: params.Tree, constants: params.Tree) -> params.Tree:
+        """Return the full parameters over the given backbone, tuned leaves replaced.
+
+        `constants` are those of the method; the folder's own, where it holds any, come first.
+        """
         leaves = params.flatten(backbone) | params.flatten(self.backbone_params)
+        adapter = params.flatten(constants) | params.flatten(self.adapter_params)
         return {
             'backbone': params.unflatten(leaves),
-            'adapters': {self.name: self.adapter_params},
+            'adapters': {self.name: params.unflatten(adapter)},
             'heads': {self.name: self.head_params},
         }
 
@@ -108,15 +112,18 @@ def check_backbone(folder: AdapterFolder, found: dict[str, Any]) -> None:
             )
 
 
-def check_leaves(folder: AdapterFolder, expected: params.Tree) -> None:
+def check_leaves(folder: AdapterFolder, trainable: params.Tree, frozen: params.Tree) -> None:
     """Refuse parameters that are not those which the folder's own description asks for.
 
-    `expected` is the trainable tree of the described model, of arrays or shapes.
+    `trainable` and `frozen` are the trees of the described model, of arrays or shapes. The frozen
+    leaves of the adapter are its constants, which a folder may hold or leave out.
 
     Raises:
         ValueError: leaves that are missing, unexpected or of another shape.
     """
-    wanted = {path: leaf.shape for path, leaf in params.flatten(expected).items()}
+    wanted = {path: leaf.shape for path, leaf in params.flatten(trainable).items()}
+    constants = params.flatten({'adapters': frozen.get('adapters', {})})
+    allowed = wanted | {path: leaf.shape for path, leaf in constants.items()}
     parts = {
         'backbone': folder.backbone_params,
         'adapters': {folder.name: folder.adapter_params},
@@ -124,10 +131,10 @@ def check_leaves(folder: AdapterFolder, expected: params.Tree) -> None:
     }
     found = {path: leaf.shape for path, leaf in params.flatten(parts).items()}
     problems = [f'{path} is missing' for path in wanted if path not in found]
-    problems += [f'{path} is unexpected' for path in found if path not in wanted]
+    problems += [f'{path} is unexpected' for path in found if path not in allowed]
     problems += [
         f'{path} has shape {found[path]}, expected {shape}'
-        for path, shape in wanted.items()
+        for path, shape in allowed.items()
         if path in found and found[path] != shape
     ]
     if problems:

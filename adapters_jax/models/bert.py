@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from adapters_jax import functional
 from adapters_jax.models.block import Block, BlockConfig, Dense, Norm
-from adapters_jax.sites import IDENTITY, Dimensions, Sites, Stream
+from adapters_jax.sites import IDENTITY, Dimensions, Sites, Stream, Words
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,6 +97,7 @@ class Embeddings(nn.Module):
     """Word, position and token-type embeddings, summed and normalised (Devlin 2019, fig. 2)."""
 
     config: BertConfig
+    dtype: Any
 
     @nn.compact
     def __call__(
@@ -104,9 +105,12 @@ class Embeddings(nn.Module):
         input_ids: Int[Array, 'B T'],
         token_type_ids: Int[Array, 'B T'],
         positions: Int[Array, 'B T'],
+        mask: Bool[Array, '#B 1 #T T'] | None,
+        tags: Int[Array, 'B T'] | None,
+        sites: Sites,
         deterministic: bool,
-    ) -> tuple[Float[Array, 'B T D'], Float[Array, 'B T D']]:
-        """Return the embedded input and the bare word vectors."""
+    ) -> Stream:
+        """Return the stream that the blocks start with: the embedded input and what it is of."""
         c = self.config
         sizes = {
             'word': c.vocabulary,
@@ -114,12 +118,16 @@ class Embeddings(nn.Module):
             'token_type': c.token_types,
         }
         tables = {name: _Table(rows, c.block.hidden, name=name)() for name, rows in sizes.items()}
-        words = jnp.take(tables['word'], input_ids, axis=0).astype(jnp.float32)
-        places = jnp.take(tables['position'], positions + c.position_offset, axis=0)
-        x = words + places + jnp.take(tables['token_type'], token_type_ids, axis=0)
-        x = Norm(c.block.norm_epsilon, name='norm')(c.block.hidden)(x)
-        rng = None if deterministic else self.make_rng('dropout')
-        return functional.dropout(x, c.block.dropout, rng), words
+        vectors = jnp.take(tables['word'], input_ids, axis=0).astype(jnp.float32)
+        words = sites.words(Words(vectors, token_type_ids, positions, mask, tags))
+        places = jnp.take(tables['position'], words.positions + c.position_offset, axis=0)
+        types = jnp.take(tables['token_type'], words.token_types, axis=0)
+        x = Norm(c.block.norm_epsilon, name='norm')(c.block.hidden)(words.vectors + places + types)
+        x = functional.dropout(
+            x, c.block.dropout, None if deterministic else self.make_rng('dropout')
+        )
+        vectors = words.vectors.astype(self.dtype)
+        return sites.embeddings(Stream(x.astype(self.dtype), words.mask, vectors, words.tags))
 
 
 class _Table(nn.Module):
@@ -147,7 +155,7 @@ class Bert(nn.Module):
     def setup(self) -> None:
         """Name the parts as the parameter tree does."""
         c = self.config
-        self.embeddings = Embeddings(c)
+        self.embeddings = Embeddings(c, self.dtype)
         block = nn.remat(Block, static_argnums=(3,)) if self.remat else Block
         self.blocks = [block(c.block, i, name=f'layer_{i}') for i in range(c.layers)]
         if c.pooler:
@@ -170,9 +178,7 @@ class Bert(nn.Module):
         if positions is None:
             positions = default_positions(self.config, input_ids)
         still = deterministic or self.trunk > 0
-        hidden, words = self.embeddings(input_ids, token_type_ids, positions, still)
-        stream = Stream(hidden.astype(self.dtype), mask, words.astype(self.dtype), tags)
-        stream = sites.embeddings(stream)
+        stream = self.embeddings(input_ids, token_type_ids, positions, mask, tags, sites, still)
         collected = [stream.hidden]
         for i, block in enumerate(self.blocks):
             stream = block(stream, sites, deterministic or i < self.trunk)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from adapters_jax import functional
-from adapters_jax.sites import Sites, Stream, SubLayer
+from adapters_jax.sites import KeyValue, Linear, Sites, Stream, SubLayer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,12 +78,15 @@ class Projection(nn.Module):
     sub_layer: str
 
     @nn.compact
-    def __call__(self, x: Float[Array, 'B T I'], sites: Sites) -> Float[Array, 'B T O']:
+    def __call__(
+        self, x: Float[Array, 'B T I'], mask: Bool[Array, '#B 1 #T T'] | None, sites: Sites
+    ) -> Float[Array, 'B T O']:
         """Return what the `linear` site makes of `x @ kernel + bias`."""
         kernel = self.param('kernel', nn.initializers.normal(0.02), (x.shape[-1], self.features))
         bias = self.param('bias', nn.initializers.zeros, (self.features,))
         y = functional.dense(x, kernel, bias)
-        return sites.linear(self.layer, self.sub_layer, self.name, x, kernel, y)
+        end = Linear(inputs=x, kernel=kernel, bias=bias, output=y, mask=mask)
+        return sites.linear(self.layer, self.sub_layer, self.name, end)
 
 
 class Attention(nn.Module):
@@ -109,19 +112,21 @@ class Attention(nn.Module):
         c = self.config
         norm = Norm(c.norm_epsilon, name='norm')(c.hidden)
         x = norm(stream.hidden) if c.pre_norm else stream.hidden
-        memory = x if memory is None else memory
+        own = stream.mask
+        memory, memory_mask = (x, own) if memory is None else (memory, mask)
 
-        def project(name: str, inputs: Array) -> Array:
-            y = Projection(c.hidden, self.layer, self.kind, name=name)(inputs, sites)
+        def project(name: str, inputs: Array, mask: Array | None) -> Array:
+            y = Projection(c.hidden, self.layer, self.kind, name=name)(inputs, mask, sites)
             return y.reshape(*y.shape[:-1], c.heads, c.hidden // c.heads)
 
-        query = project('query', x)
-        key, value = project('key', memory), project('value', memory)
-        key, value, mask = sites.key_value(self.layer, self.kind, key, value, mask)
+        query = project('query', x, own)
+        key, value = (project(name, memory, memory_mask) for name in ('key', 'value'))
+        seen = KeyValue(inputs=x, key=key, value=value, mask=mask, text_mask=own)
+        seen = sites.key_value(self.layer, self.kind, seen)
         rng = None if deterministic else self.make_rng('dropout')
-        mixed = functional.attend(query, key, value, mask, c.attention_dropout, rng)
+        mixed = functional.attend(query, seen.key, seen.value, seen.mask, c.attention_dropout, rng)
         mixed = mixed.reshape(*x.shape[:-1], c.hidden)
-        y = Projection(c.hidden, self.layer, self.kind, name='output')(mixed, sites)
+        y = Projection(c.hidden, self.layer, self.kind, name='output')(mixed, own, sites)
         return _finish(self, y, norm, stream, sites, deterministic)
 
 
@@ -138,9 +143,9 @@ class FeedForward(nn.Module):
         c = self.config
         norm = Norm(c.norm_epsilon, name='norm')(c.hidden)
         x = norm(stream.hidden) if c.pre_norm else stream.hidden
-        up = Projection(c.feed_forward, self.layer, self.kind, name='up')(x, sites)
+        up = Projection(c.feed_forward, self.layer, self.kind, name='up')(x, stream.mask, sites)
         up = functional.activation(c.activation)(up)
-        y = Projection(c.hidden, self.layer, self.kind, name='down')(up, sites)
+        y = Projection(c.hidden, self.layer, self.kind, name='down')(up, stream.mask, sites)
         return _finish(self, y, norm, stream, sites, deterministic)
 
 

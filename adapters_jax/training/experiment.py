@@ -87,6 +87,8 @@ def build(config: Config) -> Experiment:
         raise ValueError('there is no training split; set data.train, data.dir or data.name')
     task = make_task(config, texts)
     backbone = load_backbone(config.backbone)
+    tokenizer = tokenize.load_tokenizer(backbone.directory)
+    method = method.prepare(lambda text: tokenizer(text, add_special_tokens=False)['input_ids'])
     model = Model(
         config=backbone.config,
         method=method,
@@ -95,7 +97,8 @@ def build(config: Config) -> Experiment:
         dtype=choose_dtype(config, 'dtype'),
         remat=config.training.remat,
     )
-    splits = encode_splits(config, texts, task, backbone)
+    jax.eval_shape(model.init, jax.random.key(0), backbone.params)  # does it fit the backbone?
+    splits = encode_splits(config, texts, task, model, backbone)
     return Experiment(config, backbone, task, model, splits, texts)
 
 
@@ -153,7 +156,7 @@ def make_task(config: Config, texts: sources.Splits) -> Task:
 
 
 def encode_splits(
-    config: Config, texts: sources.Splits, task: Task, backbone: LoadedBackbone
+    config: Config, texts: sources.Splits, task: Task, model: Model, backbone: LoadedBackbone
 ) -> dict[str, Encoded]:
     """Tokenize every split and attach its labels as numbers."""
     tokenizer = tokenize.load_tokenizer(backbone.directory)
@@ -166,7 +169,7 @@ def encode_splits(
             config.data.max_length,
             label_ids=functools.partial(label_column, task, name),
             cache_dir=directory,
-            positions=backbone.config.positions,
+            positions=model.text_positions,
         )
         for name, split in texts.items()
     }

@@ -28,11 +28,14 @@ def outputs(
     adapter_folder.check_backbone(folder, describe_backbone(backbone))
     model = bind(folder, backbone, choose_dtype(config, 'dtype'))
     described = jax.eval_shape(model.init, jax.random.key(0), backbone.params)
-    adapter_folder.check_leaves(folder, partition(described, model.rules)[0])
+    adapter_folder.check_leaves(folder, *partition(described, model.rules))
     mesh = sharding.make_mesh(config.mesh.data)
     everywhere = sharding.replicated(mesh)
     # The same split as in training, so that frozen weights are in the same number format.
-    trainable, frozen = partition(folder.overlay(backbone.params), model.rules)
+    trainable, frozen = partition(
+        folder.overlay(backbone.params, model.method.constants(model.config.dimensions)),
+        model.rules,
+    )
     return evaluation.outputs(
         jit_outputs(model),
         place(trainable, np.float32, everywhere),

@@ -102,7 +102,9 @@ class Trainer:
         self.frozen = place(frozen, choose_dtype(config, 'frozen_dtype'), everywhere)
         optimizer_config = OptimizerConfig(**config.optimizer.to_dict())
         self.schedule = make_schedule(optimizer_config, self.total_steps)
-        optimizer = make_optimizer(optimizer_config, self.total_steps)
+        optimizer = model.method.optimizer(
+            make_optimizer(optimizer_config, self.total_steps), self.total_steps
+        )
         self.opt_state = jax.jit(optimizer.init, out_shardings=everywhere)(self.trainable)
         self.train_step = jit_train_step(
             self.trainable,

@@ -32,7 +32,10 @@ def loss_sum(
 ) -> tuple[Float[Array, ''], Float[Array, '']]:
     """Return the sum of the losses of the batch's examples, and how many there are."""
     outputs = model.apply(merge(trainable, frozen), batch, key)
-    return task.loss(outputs, batch, label_smoothing)
+    total, count = task.loss(outputs, batch, label_smoothing)
+    penalty = model.penalty(trainable)
+    # Times the count, because what is stepped on is the gradient of the sum divided by the count.
+    return (total if penalty is None else total + penalty * count), count
 
 
 def gradients(

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adapters_jax.adapters.method import Adapted
+from adapters_jax.adapters.binding import Adapted
 from adapters_jax.models.bert import Bert, BertConfig
 from adapters_jax.models.block import BlockConfig
 from adapters_jax.params import flatten, map_with_path

@@ -10,7 +10,8 @@ import pytest
 import small_bert as small
 
 from adapters_jax.adapters.attention import AttentionAdapter, SideAttentionAdapter
-from adapters_jax.adapters.method import Adapted, At
+from adapters_jax.adapters.binding import Adapted
+from adapters_jax.adapters.method import At
 from adapters_jax.models.bert import Bert
 from adapters_jax.sites import Stream, SubLayer
 

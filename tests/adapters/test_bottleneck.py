@@ -11,8 +11,9 @@ import small_bert as small
 
 from adapters_jax import params
 from adapters_jax.adapters import registry
+from adapters_jax.adapters.binding import Adapted
 from adapters_jax.adapters.bottleneck import Bottleneck, gate, skip_examples
-from adapters_jax.adapters.method import Adapted, At
+from adapters_jax.adapters.method import At
 from adapters_jax.models.bert import Bert
 from adapters_jax.models.block import Block, BlockConfig
 from adapters_jax.sites import IDENTITY, Dimensions, Stream, SubLayer

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from adapters_jax import params
 from adapters_jax.adapters import registry
+from adapters_jax.adapters.binding import Adapted
 from adapters_jax.adapters.bottleneck import Bottleneck
-from adapters_jax.adapters.method import Adapted
 from adapters_jax.models import bert
 from adapters_jax.sites import Dimensions
 

@@ -10,7 +10,8 @@ import small_bert as small
 
 from adapters_jax import params
 from adapters_jax.adapters import registry
-from adapters_jax.adapters.method import Adapted, Method
+from adapters_jax.adapters.binding import Adapted
+from adapters_jax.adapters.method import Method
 from adapters_jax.models.bert import Bert
 from adapters_jax.params import train
 
@@ -33,13 +34,17 @@ class Recorder(Method):
         self.calls.append((at.layer, at.name, at.key))
         return super().sub_layer(params, end, at)
 
-    def linear(self, params, inputs, kernel, outputs, at):
+    def linear(self, params, end, at):
         self.calls.append((at.layer, at.name, at.key))
-        return outputs
+        return end.output
 
-    def key_value(self, params, key, value, mask, at):
+    def key_value(self, params, seen, at):
         self.calls.append((at.layer, f'{at.name}/key_value', at.key))
-        return key, value, mask
+        return seen
+
+    def words(self, params, words, at):
+        self.calls.append((at.layer, 'words', at.key))
+        return words
 
     def block(self, params, stream, at):
         self.calls.append((at.layer, 'block', at.key))
@@ -74,7 +79,7 @@ def test_every_call_of_a_site_has_its_own_key():
     sites = Adapted(params=full_tree(), key=jax.random.key(0), method=Recorder())
     Bert(small.CONFIG).apply({'params': small.backbone()}, ids, sites=sites, **inputs)
     places = [(layer, name) for layer, name, _ in Recorder.calls]
-    assert len(places) == len(set(places)) == 3 * (4 + 2 + 1 + 2 + 1) + 2
+    assert len(places) == len(set(places)) == 3 * (4 + 2 + 1 + 2 + 1) + 3
     keys = {jax.random.key_data(key).tobytes() for *_, key in Recorder.calls}
     assert len(keys) == len(places)
 

@@ -149,7 +149,6 @@ def test_options_replace_the_presets():
         ('seq_bn[reduction_factor={1}]', "'1' is not an entry of a dict"),
         ('seq_bn[leave_out=[1,,2]]', "'' is not a value"),
         ('', "'' is not a method"),
-        ('seq_bn|par_bn', 'joins 2 methods'),
         ('houlsby[reduction_factor=16]', 'give one of the two'),
     ],
 )

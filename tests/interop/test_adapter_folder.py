@@ -66,7 +66,7 @@ def test_over_its_backbone_it_is_the_model_that_was_trained(tmp_path, method):
     again = adapter_folder.load(tmp_path / 'adapter')
     # The backbone as published: what the method tuned is not in it.
     published = tiny.params(model)['backbone']
-    whole = again.overlay(published)
+    whole = again.overlay(published, {})
     assert bits(whole) == bits(params.merge(trainable, frozen))
     batch = tiny.batch([(5, 9), (16,)], 24)
     forward = jax.jit(model.apply)
@@ -167,13 +167,13 @@ def test_another_backbone_is_refused(change, expected):
 def test_leaves_must_be_those_that_the_method_describes(tmp_path):
     model, trainable, _ = trained('houlsby[size=4]')
     folder = described(model, trainable)
-    adapter_folder.check_leaves(folder, trainable)
+    adapter_folder.check_leaves(folder, trainable, {})
     wider = registry.create('houlsby[size=6]')
     expected = tiny.model(wider, name=model.name)
     wanted, _ = params.partition(tiny.params(expected), expected.rules)
     shape = r'adapters/my\.adapter/layer_0/attention/down/bias has shape \(4,\), expected \(6,\)'
     with pytest.raises(ValueError, match=f'{shape}; .* and 7 more; restore its folder'):
-        adapter_folder.check_leaves(folder, wanted)
+        adapter_folder.check_leaves(folder, wanted, {})
 
 
 def test_no_room_for_the_tensors_is_one_sentence(tmp_path):

@@ -131,13 +131,17 @@ class Recorder(Sites):
 
     calls: list = struct.field(pytree_node=False, default_factory=list)
 
-    def linear(self, layer, sub_layer, name, inputs, kernel, outputs):
-        self.calls.append((layer, sub_layer, name, inputs.shape, kernel.shape, outputs.shape))
-        return super().linear(layer, sub_layer, name, inputs, kernel, outputs)
+    def linear(self, layer, sub_layer, name, end):
+        np.testing.assert_allclose(end.inputs @ end.kernel + end.bias[None, None], end.output)
+        shapes = (end.inputs.shape, end.kernel.shape, end.output.shape, end.mask.shape)
+        self.calls.append((layer, sub_layer, name, *shapes))
+        return super().linear(layer, sub_layer, name, end)
 
-    def key_value(self, layer, sub_layer, key, value, mask):
-        self.calls.append((layer, sub_layer, 'key_value', key.shape, value.shape, mask.shape))
-        return super().key_value(layer, sub_layer, key, value, mask)
+    def key_value(self, layer, sub_layer, seen):
+        shapes = (seen.key.shape, seen.value.shape, seen.mask.shape, seen.text_mask.shape)
+        assert seen.inputs.shape == (B, T, D)
+        self.calls.append((layer, sub_layer, 'key_value', *shapes))
+        return super().key_value(layer, sub_layer, seen)
 
     def sub_layer(self, layer, name, end):
         self.calls.append((layer, name, end.output.shape, end.norm is None))
@@ -165,19 +169,20 @@ def test_sites_are_met_in_order(pre_norm):
     _, memory, _, real_memory = inputs()
     run(config, decoder_params(), recorder, memory, real_memory[:, None, None])
     expected = []
-    for name, length, mask in (
-        ('attention', T, (B, 1, 1, T)),
-        ('cross_attention', S, (B, 1, 1, S)),
-    ):
-        for projection, n in (('query', T), ('key', length), ('value', length)):
-            expected.append((0, name, projection, (B, n, D), (D, D), (B, n, D)))
+    own = (B, 1, 1, T)
+    for name, length in (('attention', T), ('cross_attention', S)):
+        mask = (B, 1, 1, length)
+        expected.append((0, name, 'query', (B, T, D), (D, D), (B, T, D), own))
+        for projection in ('key', 'value'):
+            shape = (B, length, D)
+            expected.append((0, name, projection, shape, (D, D), shape, mask))
         heads = (B, length, H, D // H)
-        expected.append((0, name, 'key_value', heads, heads, mask))
-        expected.append((0, name, 'output', (B, T, D), (D, D), (B, T, D)))
+        expected.append((0, name, 'key_value', heads, heads, mask, own))
+        expected.append((0, name, 'output', (B, T, D), (D, D), (B, T, D), own))
         expected.append((0, name, (B, T, D), pre_norm))
     expected += [
-        (0, 'feed_forward', 'up', (B, T, D), (D, F), (B, T, F)),
-        (0, 'feed_forward', 'down', (B, T, F), (F, D), (B, T, D)),
+        (0, 'feed_forward', 'up', (B, T, D), (D, F), (B, T, F), own),
+        (0, 'feed_forward', 'down', (B, T, F), (F, D), (B, T, D), own),
         (0, 'feed_forward', (B, T, D), pre_norm),
         (0, 'block'),
     ]
@@ -188,13 +193,13 @@ def test_sites_are_met_in_order(pre_norm):
 class Prefix(Sites):
     """Puts one more key and value in front, which every position may attend to."""
 
-    def key_value(self, layer, sub_layer, key, value, mask):
+    def key_value(self, layer, sub_layer, seen):
         more = jnp.ones((B, 1, H, D // H))
-        seen = jnp.ones((*mask.shape[:3], 1), bool)
-        return (
-            jnp.concatenate([more, key], 1),
-            jnp.concatenate([5 * more, value], 1),
-            jnp.concatenate([seen, mask], 3),
+        visible = jnp.ones((*seen.mask.shape[:3], 1), bool)
+        return seen.replace(
+            key=jnp.concatenate([more, seen.key], 1),
+            value=jnp.concatenate([5 * more, seen.value], 1),
+            mask=jnp.concatenate([visible, seen.mask], 3),
         )
 
 
