@@ -3,7 +3,8 @@
     python -m adapters_jax.predict --adapter=DIR --input=in.jsonl --output=out.jsonl
 
 Input: one JSON object a line with `text`, or `text_a` and `text_b`. Output: for each, in order, the
-object plus `prediction` and, for classification, `label` and `logits`.
+object plus `prediction` and, for classification, `label` and `logits`. DIR is an adapter of this
+project, of AdapterHub or of PEFT; which, is found out.
 """
 
 import json
@@ -17,9 +18,7 @@ from absl import flags
 from adapters_jax import config as configs
 from adapters_jax import files
 from adapters_jax.data import tokenize
-from adapters_jax.interop import adapter_folder
-from adapters_jax.interop.adapter_folder import AdapterFolder
-from adapters_jax.interop.backbones import LoadedBackbone, load_backbone
+from adapters_jax.interop import formats
 from adapters_jax.training import experiment, inference
 
 
@@ -38,10 +37,9 @@ def predict(
     if batch_size < 1:
         raise ValueError(f'batch_size is {batch_size}; expected 1 or more')
     rows = list(rows)
-    folder = adapter_folder.load(Path(adapter))
+    folder, loaded = formats.load(Path(adapter), backbone)
     task = experiment.task_of(folder)
     texts = read_texts(rows, folder.pair)
-    loaded = _load_backbone(backbone, folder)
     encoded = tokenize.encode(
         texts,
         tokenize.load_tokenizer(loaded.directory),
@@ -56,26 +54,18 @@ def predict(
     return [row | told for row, told in zip(rows, task.predictions(logits), strict=True)]
 
 
-def _load_backbone(name: str, folder: AdapterFolder) -> LoadedBackbone:
-    try:
-        return load_backbone(name or folder.backbone['name'])
-    except FileNotFoundError as error:
-        if name:
-            raise
-        raise FileNotFoundError(
-            f'the backbone of the adapter is not where it was: {error}; give its present place '
-            'as --backbone'
-        ) from error
-
-
-def read_texts(rows: list[dict[str, Any]], pair: bool) -> datasets.Dataset:
+def read_texts(rows: list[dict[str, Any]], pair: bool | None) -> datasets.Dataset:
     """Return the rows' texts under `text_a` and, for an adapter of pairs, `text_b`.
+
+    Where the adapter does not say (`pair` is None), the first row's fields do.
 
     Raises:
         ValueError: no rows, a row without the fields of the first one, or a text that is none.
     """
     if not rows:
         raise ValueError('the input holds no examples; expected one JSON object a line')
+    if pair is None:
+        pair = 'text_b' in rows[0]
     names = {'text_a': 'text_a' if pair or 'text_a' in rows[0] else 'text'}
     if pair:
         names['text_b'] = 'text_b'

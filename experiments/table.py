@@ -9,7 +9,6 @@ from typing import Any
 
 README = Path(__file__).parents[1] / 'README.md'
 RESULTS = Path(__file__).parent / 'results'
-BEGIN, END = '<!-- results: begin -->', '<!-- results: end -->'
 TITLES = {'trec': 'TREC questions, 6 classes', 'rte': 'RTE (GLUE)', 'stsb': 'STS-B, English'}
 
 
@@ -56,11 +55,18 @@ def read_results() -> list[dict[str, Any]]:
     return sorted(results, key=lambda r: (order.index(r['task']), r['method']))
 
 
-def insert(text: str, table: str) -> str:
-    """Return the README's text with the table between its two marks."""
-    before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    return f'{before}{BEGIN}\n{table}\n{END}{after}'
+def insert(text: str, table: str, name: str = 'results') -> str:
+    """Return the README's text with the table between the two marks of that name.
+
+    Raises:
+        ValueError: a mark is missing.
+    """
+    begin, end = f'<!-- {name}: begin -->', f'<!-- {name}: end -->'
+    if begin not in text or end not in text:
+        raise ValueError(f'{README} lacks the mark {begin} or {end}')
+    before, _, rest = text.partition(begin)
+    _, _, after = rest.partition(end)
+    return f'{before}{begin}\n{table}\n{end}{after}'
 
 
 if __name__ == '__main__':

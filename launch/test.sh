@@ -40,9 +40,11 @@ say 'ruff'
 say 'pytest'
 export JAX_PLATFORMS=${JAX_PLATFORMS:-cpu}
 export TOKENIZERS_PARALLELISM=${TOKENIZERS_PARALLELISM:-false}
+# A process for each core, each test file in one of them: most of the time goes into compiling.
+parallel=(-n auto --maxprocesses 8 --dist loadfile)
 if [ $slow = yes ]; then
-  "$python" -m pytest "$@"
+  "$python" -m pytest "${parallel[@]}" "$@"
 else
-  "$python" -m pytest -m 'not slow' "$@"
+  "$python" -m pytest "${parallel[@]}" -m 'not slow' "$@"
 fi
 say "all passed in $((SECONDS / 60)) min $((SECONDS % 60)) s"

@@ -1,7 +1,9 @@
 """Settings that every test runs under; they must precede the first use of a JAX backend."""
 
+import json
 import os
 import platform
+from pathlib import Path
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false')
@@ -14,6 +16,36 @@ os.environ.setdefault(
 )
 
 import jax
+import pytest
 
 jax.config.update('jax_num_cpu_devices', 8)
 jax.config.update('jax_numpy_rank_promotion', 'raise')
+
+
+def pytest_addoption(parser):
+    """Add `--conformance=FILE`: which method has which property, as the tests found it."""
+    parser.addoption('--conformance', help='write the table of methods and properties to FILE')
+
+
+@pytest.fixture(autouse=True)
+def _shown(request, record_property):
+    """Note the property (what the marker `shows` names) and the method (its `parameter`)."""
+    marker = request.node.get_closest_marker('shows')
+    if marker is not None:
+        value = request.node.callspec.params[marker.kwargs.get('parameter', 'preset')]
+        for preset in marker.kwargs.get('presets', {}).get(value, [value]):
+            record_property('conformance', [preset, marker.args[0]])
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    """Write what the tests marked `shows` found."""
+    if config.getoption('--conformance') is None:
+        return
+    found = {}
+    for outcome in ('passed', 'failed', 'error'):
+        for report in terminalreporter.stats.get(outcome, []):
+            for preset, shown in (v for k, v in report.user_properties if k == 'conformance'):
+                holds = found.setdefault(preset, {}).get(shown, True)
+                found[preset][shown] = holds and outcome == 'passed'
+    text = json.dumps(found, indent=1, sort_keys=True)
+    Path(config.getoption('--conformance')).write_text(text + '\n', 'utf-8')

@@ -22,17 +22,18 @@ ROOT = Path(__file__).parents[1]
 # Each config with one method, each method with at least one config.
 PAIRED = [
     ('quickstart', 'houlsby[size=4]'),
-    ('text_classification', 'pfeiffer[reduction_factor=2]'),
-    ('text_classification:task=regression', 'par_bn'),
+    ('text_classification', 'lora[r=2]|bitfit'),
+    ('text_classification', 'dvora[r=2]|pfeiffer[reduction_factor=2]'),
+    ('text_classification:task=regression', 'compacter[reduction_factor=2]|invertible'),
     ('glue:task=cola', 'attention[size=4,heads=2]'),
     ('glue:task=sst2', 'attention_side[size=4,heads=2]'),
     ('glue:task=mrpc', 'full'),
     ('glue:task=stsb', 'head'),
     ('glue:task=qqp', 'top_layers[layers=1]'),
-    ('glue:task=mnli', 'houlsby[size=4]'),
-    ('glue:task=qnli', 'head'),
-    ('glue:task=rte', 'pfeiffer[reduction_factor=2]'),
-    ('glue:task=wnli', 'head'),
+    ('glue:task=mnli', 'dora[r=2]|prefix_tuning[prefix_length=3,bottleneck_size=5]'),
+    ('glue:task=qnli', 'adalora[r=4,target_r=2]|layer_norm'),
+    ('glue:task=rte', 'mtl_lora[r=2]|loreft[tied_weights=True]'),
+    ('glue:task=wnli', 'vera[r=2]|ia3[scale_outputs=[key]]|prompt_tuning[prompt_length=3]'),
 ]
 
 
@@ -102,7 +103,8 @@ def test_three_steps_change_what_the_rules_match_and_nothing_else(
     assert changed == matched - still
     check_optimizer_state(trainer)
     assert summary['steps'] == 3
-    assert summary['compilations'] <= (1 if config.data.batching == 'packed' else 6)
+    packed = config.data.batching == 'packed' and built.model.method.packable
+    assert summary['compilations'] <= (1 if packed else 6)
     assert set(summary['metrics']) == set(built.validation_splits) != set()
     check_saved(tmp_path / 'adapter', trainer)
 
@@ -115,6 +117,9 @@ def check_optimizer_state(trainer):
         if not leaf.shape:
             continue
         name = '/'.join(str(key.key) for key in path if hasattr(key, 'key'))
+        if name not in shapes:  # of AdaLoRA's schedule, which lists its triplets
+            assert leaf.shape in {shapes[path] for path in shapes if '/adalora/' in path}, name
+            continue
         assert leaf.shape == shapes[name], name
         seen.add(name)
     # Scalars aside, both moments exist for every leaf.
@@ -133,7 +138,8 @@ def test_the_pairing_covers_every_shipped_config_and_method():
     configs = {name for name, _ in PAIRED}
     assert {name.partition(':')[0] for name in configs} == files
     assert {f'glue:task={key}' for key in glue.TASKS} <= configs
-    architectures = {type(registry.create(method)) for _, method in PAIRED}
+    methods = [registry.create(method) for _, method in PAIRED]
+    architectures = {type(part) for m in methods for part in getattr(m, 'members', (m,))}
     assert architectures == set(registry.ARCHITECTURES.values())
 
 

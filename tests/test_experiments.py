@@ -1,8 +1,12 @@
 """The README's numbers are those of the stored results, and nobody's typing."""
 
+import json
+import re
+
 import pytest
 
-from experiments import table, text_tasks
+from adapters_jax.adapters.presets import PRESETS
+from experiments import conformance, table, text_tasks
 
 
 def result(task='trec', method='houlsby', values=(0.5, 0.7)):
@@ -42,9 +46,10 @@ def test_one_seed_has_no_deviation():
 
 
 def test_inserting_a_table_twice_is_inserting_it_once():
-    text = f'before\n{table.BEGIN}\nold\n{table.END}\nafter'
+    marks = '<!-- results: begin -->', '<!-- results: end -->'
+    text = '\n'.join(['before', marks[0], 'old', marks[1], 'after'])
     once = table.insert(text, 'new')
-    assert once == f'before\n{table.BEGIN}\nnew\n{table.END}\nafter'
+    assert once == '\n'.join(['before', marks[0], 'new', marks[1], 'after'])
     assert table.insert(once, 'new') == once
 
 
@@ -52,3 +57,26 @@ def test_the_readme_shows_the_stored_results():
     text = table.README.read_text()
     assert table.read_results(), 'there are no stored results'
     assert table.insert(text, table.render(table.read_results())) == text
+
+
+def test_the_readme_shows_what_the_conformance_suite_found():
+    stored = json.loads(conformance.STORED.read_text())
+    text = conformance.README.read_text()
+    assert table.insert(text, conformance.render(stored), conformance.NAME) == text
+
+
+def test_every_method_is_in_the_table_and_nothing_failed():
+    stored = json.loads(conformance.STORED.read_text())
+    aliases = {name for name, method in PRESETS.items() if method is PRESETS['pfeiffer']}
+    expected = set(PRESETS) - conformance.NOT_ADAPTERS - aliases | {'pfeiffer'}
+    assert {name for name in stored if name in PRESETS} - aliases | {'pfeiffer'} == expected
+    assert all(holds for shown in stored.values() for holds in shown.values())
+    assert {shown for row in stored.values() for shown in row} == set(conformance.COLUMNS)
+
+
+def test_every_test_that_the_readme_names_is_there():
+    named = re.findall(r'`(tests/[\w/]+\.py)::(\w+)`', conformance.README.read_text())
+    assert len(named) > 10
+    for path, name in named:
+        source = (conformance.README.parent / path).read_text()
+        assert f'\ndef {name}(' in source, f'{path}::{name}'

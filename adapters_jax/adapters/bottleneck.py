@@ -115,12 +115,11 @@ class Bottleneck(Method):
         }
 
     def _init_one(self, key: PRNGKeyArray, hidden: int, layer: int) -> Tree:
-        down, up = _KERNELS[self.init_weights]
         width = self.width(layer, hidden)
         keys = jax.random.split(key, 3)
         params = {
-            'down': parts.dense(keys[0], down, hidden, width),
-            'up': parts.dense(keys[1], up, width, hidden),
+            'down': self.init_projection(keys[0], 'down', hidden, width),
+            'up': self.init_projection(keys[1], 'up', width, hidden),
         }
         if self.ln_before:
             params['norm_before'] = parts.norm(hidden)
@@ -132,11 +131,26 @@ class Bottleneck(Method):
             params['scaling'] = jnp.ones(1 if self.scaling == 'learned' else hidden)
         return params
 
+    def init_projection(self, key: PRNGKeyArray, part: str, inputs: int, outputs: int) -> Tree:
+        """Return fresh parameters of a projection; `part` is 'down' or 'up'."""
+        return parts.dense(key, _KERNELS[self.init_weights][part], inputs, outputs)
+
+    def project(
+        self, params: Tree, part: str, x: Float[Array, 'B T I'], at: At
+    ) -> Float[Array, 'B T O']:
+        """Apply a projection; `params` is that of the place, `part` is 'down' or 'up'."""
+        return parts.apply_dense(params[part], x)
+
     def rules(self, dimensions: Dimensions) -> tuple[Rule, ...]:
-        """Return the rule for the backbone's LayerNorms, that of the embeddings included."""
+        """Return the rule for the backbone's LayerNorms, but for those of layers left out.
+
+        The embeddings' LayerNorm belongs to the lowest layer.
+        """
         if not self.train_norms:
             return ()
-        return (train(r'backbone/(embeddings|layer_\d+/\w+)/norm/(scale|bias)'),)
+        kept = adapted_layers(self.leave_out, dimensions)
+        places = [rf'layer_{i}/\w+' for i in kept] + ['embeddings'] * (0 in kept)
+        return (train(rf'backbone/({"|".join(places)})/norm/(scale|bias)'),)
 
     def sub_layer(self, params: Tree, end: SubLayer, at: At) -> Float[Array, 'B T D']:
         """Adapt the end of a sub-layer (Houlsby fig. 2; Pfeiffer fig. 3; He fig. 3)."""
@@ -162,9 +176,9 @@ class Bottleneck(Method):
     ) -> Float[Array, 'B T D']:
         """Pass `x` through the bottleneck, with depth dropped, scaled, dropped out and gated."""
         down = parts.apply_norm(params['norm_before'], x) if self.ln_before else x
-        down = parts.apply_dense(params['down'], down)
+        down = self.project(params, 'down', down, at)
         down = functional.activation(self.non_linearity.lower())(down)
-        change = parts.apply_dense(params['up'], down)
+        change = self.project(params, 'up', down, at)
         change = skip_examples(change, self.stochastic_depth, mask, functional.fold(at.key, 0))
         if isinstance(self.scaling, str):
             change = change * params['scaling'].astype(x.dtype).reshape(1, 1, -1)
@@ -174,12 +188,12 @@ class Bottleneck(Method):
         return change * gate(params['gate'], x, mask) if self.use_gating else change
 
 
-# What init_weights names: the initialisers of the down- and of the up-projection.
-_KERNELS: dict[str, tuple[parts.KernelInit, parts.KernelInit]] = {
-    'bert': (parts.normal(0.02), parts.normal(0.02)),
-    'mam_adapter': (parts.uniform_by_inputs, parts.zeros),
-    'houlsby': (parts.truncated_normal(0.01), parts.truncated_normal(0.01)),
-    'zero': (parts.truncated_normal(0.01), parts.zeros),
+# What init_weights names: the initialisers of the two projections.
+_KERNELS: dict[str, dict[str, parts.KernelInit]] = {
+    'bert': {'down': parts.normal(0.02), 'up': parts.normal(0.02)},
+    'mam_adapter': {'down': parts.uniform_by_inputs, 'up': parts.zeros},
+    'houlsby': {'down': parts.truncated_normal(0.01), 'up': parts.truncated_normal(0.01)},
+    'zero': {'down': parts.truncated_normal(0.01), 'up': parts.zeros},
 }
 
 

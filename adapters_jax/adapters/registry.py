@@ -1,84 +1,46 @@
-"""Methods by name: the presets of papers and libraries, and the way from text or JSON."""
+"""Methods by name: the way from a line of text or from JSON to a method."""
 
 import itertools
 from collections.abc import Mapping
 from typing import Any
 
 from adapters_jax.adapters import grammar
+from adapters_jax.adapters.adalora import AdaLoRA
 from adapters_jax.adapters.attention import AttentionAdapter, SideAttentionAdapter
 from adapters_jax.adapters.baselines import FullFineTuning, HeadOnly, TopLayers
 from adapters_jax.adapters.bottleneck import Bottleneck
+from adapters_jax.adapters.compacter import Compacter
+from adapters_jax.adapters.ia3 import IA3
+from adapters_jax.adapters.invertible import Invertible
+from adapters_jax.adapters.lora import DoRA, LoRA
 from adapters_jax.adapters.method import Method
+from adapters_jax.adapters.mtl_lora import MTLLoRA
+from adapters_jax.adapters.prefix import PrefixTuning
+from adapters_jax.adapters.presets import PRESETS
+from adapters_jax.adapters.prompt import PromptTuning
+from adapters_jax.adapters.reft import ReFT
+from adapters_jax.adapters.tuning import BitFit, LayerNormTuning
 from adapters_jax.adapters.union import Union
-
-_HOULSBY = Bottleneck(  # Houlsby et al. 2019, section 3.1
-    mh_adapter=True,
-    output_adapter=True,
-    size=64,
-    non_linearity='gelu_new',
-    init_weights='houlsby',
-    train_norms=True,
-)
-_DOUBLE_SEQ_BN = Bottleneck(  # where Houlsby et al. put it, as `adapters` has it
-    mh_adapter=True, output_adapter=True, reduction_factor=16, non_linearity='swish'
-)
-_SEQ_BN = Bottleneck(  # Pfeiffer et al. 2021, section 3.2
-    mh_adapter=False,
-    output_adapter=True,
-    reduction_factor=16,
-    non_linearity='relu',
-    original_ln_before=True,
-)
-_PAR_BN = Bottleneck(  # He et al. 2022, section 4.2
-    mh_adapter=False,
-    output_adapter=True,
-    reduction_factor=2,
-    non_linearity='relu',
-    is_parallel=True,
-    init_weights='mam_adapter',
-    scaling=4.0,
-)
-_SCALED_PAR_BN = Bottleneck(
-    mh_adapter=False,
-    output_adapter=True,
-    reduction_factor=2,
-    non_linearity='relu',
-    is_parallel=True,
-    init_weights='mam_adapter',
-    scaling='learned',
-)
-_ADAPTER_PLUS = Bottleneck(  # Steitz and Roth 2024, section 3
-    mh_adapter=False,
-    output_adapter=True,
-    reduction_factor=96,
-    non_linearity='gelu',
-    original_ln_before=True,
-    original_ln_after=False,
-    residual_before_ln=False,
-    init_weights='houlsby',
-    scaling='channel',
-    stochastic_depth=0.1,
-)
-
-PRESETS: dict[str, Method] = {
-    'houlsby': _HOULSBY,
-    'double_seq_bn': _DOUBLE_SEQ_BN,
-    'pfeiffer': _SEQ_BN,
-    'seq_bn': _SEQ_BN,
-    'par_bn': _PAR_BN,
-    'scaled_par_bn': _SCALED_PAR_BN,
-    'adapter_plus': _ADAPTER_PLUS,
-    'attention': AttentionAdapter(),
-    'attention_side': SideAttentionAdapter(),
-    'full': FullFineTuning(),
-    'head': HeadOnly(),
-    'top_layers': TopLayers(layers=2),
-}
+from adapters_jax.adapters.vera import DVoRA, VeRA
 
 ARCHITECTURES: dict[str, type[Method]] = {
     cls.architecture: cls
     for cls in (
         Bottleneck,
+        Compacter,
+        Invertible,
+        ReFT,
+        BitFit,
+        LayerNormTuning,
+        LoRA,
+        DoRA,
+        VeRA,
+        DVoRA,
+        AdaLoRA,
+        MTLLoRA,
+        IA3,
+        PrefixTuning,
+        PromptTuning,
         AttentionAdapter,
         SideAttentionAdapter,
         FullFineTuning,

@@ -27,11 +27,13 @@ class Union(Method):
     members: tuple[Method, ...]
 
     def __post_init__(self) -> None:
-        """Refuse a union of fewer than two methods, and one of unions."""
+        """Refuse fewer than two methods, unions of unions, and two methods that insert vectors."""
         object.__setattr__(self, 'members', tuple(self.members))
         self.require(len(self.members) >= 2, f'{len(self.members)} members; expected two or more')
         nested = any(isinstance(member, Union) for member in self.members)
         self.require(not nested, 'a member is a union itself; list its members instead')
+        inserting = sum(member.inserted.count > 0 for member in self.members)
+        self.require(inserting <= 1, f'{inserting} members insert vectors into the text; keep one')
 
     def named(self) -> dict[str, Method]:
         """Return the members by name: the architecture, numbered from the second of its kind."""
@@ -48,10 +50,9 @@ class Union(Method):
 
     @property
     def inserted(self) -> Inserted:
-        """What the members insert; at most one may."""
-        inserting = [member.inserted for member in self.members if member.inserted.count]
-        self.require(len(inserting) <= 1, 'more than one member puts vectors before the text')
-        return inserting[0] if inserting else Inserted()
+        """What the one member inserts that does."""
+        found = (member.inserted for member in self.members if member.inserted.count)
+        return next(found, Inserted())
 
     @property
     def reserved_positions(self) -> int:
@@ -97,7 +98,7 @@ class Union(Method):
 
     def penalty(self, params: Tree) -> Float[Array, ''] | None:
         """Return the sum of the members' penalties."""
-        found = [member.penalty(params[name]) for name, member in self.named().items()]
+        found = [member.penalty(params.get(name, {})) for name, member in self.named().items()]
         given = [value for value in found if value is not None]
         return sum(given[1:], given[0]) if given else None
 

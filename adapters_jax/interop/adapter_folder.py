@@ -2,7 +2,8 @@
 
 `adapter.safetensors` holds every leaf that training changed and nothing else: the adapter's own
 under `adapter/`, and the backbone leaves that its method tunes (LayerNorms, biases) under
-`backbone/`. `head.safetensors` holds the head. Nothing here is ever pickled.
+`backbone/`; leaves that recur in many layers are one tensor (`stacked`). `head.safetensors` holds
+the head. Nothing here is ever pickled.
 """
 
 import dataclasses
@@ -17,17 +18,27 @@ from safetensors.numpy import save as to_bytes
 
 import adapters_jax
 from adapters_jax import files, params
+from adapters_jax.interop import stacked
 
 CONFIG, ADAPTER, HEAD = 'adapter_config.json', 'adapter.safetensors', 'head.safetensors'
 FORMAT = 'adapters_jax'
-_DESCRIBED = ('name', 'method', 'head', 'task', 'backbone', 'max_length', 'pair')
+_DESCRIBED = {
+    'name': str,
+    'method': dict,
+    'head': dict,
+    'task': dict,
+    'backbone': dict,
+    'max_length': int,
+    'pair': bool | None,
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class AdapterFolder:
     """What a folder holds: descriptions as JSON values, parameters as nested dicts.
 
-    `backbone` says which checkpoint the adapter belongs to: its name, fingerprint and sizes.
+    `backbone` says which checkpoint the adapter belongs to: its name, fingerprint and sizes. An
+    adapter that came without a head has an empty `head` and `task`, and no `head_params`.
     """
 
     name: str
@@ -36,10 +47,17 @@ class AdapterFolder:
     task: dict[str, Any]
     backbone: dict[str, Any]
     max_length: int
-    pair: bool  # whether an example is two texts
+    pair: bool | None  # whether an example is two texts; None where its source does not say
     adapter_params: params.Tree
     head_params: params.Tree
     backbone_params: params.Tree = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Refuse a name that could not be a key of a tree."""
+        if not self.name or '/' in self.name:
+            raise ValueError(
+                f'an adapter cannot be named {self.name!r}; expected a name without "/"'
+            )
 
     def overlay(self, backbone: params.Tree, constants: params.Tree) -> params.Tree:
         """Return the full parameters over the given backbone, tuned leaves replaced.
@@ -51,7 +69,7 @@ class AdapterFolder:
         return {
             'backbone': params.unflatten(leaves),
             'adapters': {self.name: params.unflatten(adapter)},
-            'heads': {self.name: self.head_params},
+            'heads': {self.name: self.head_params} if self.head else {},
         }
 
 
@@ -63,8 +81,9 @@ def save(folder: AdapterFolder, directory: Path) -> Path:
     leaves |= {f'backbone/{p}': x for p, x in params.flatten(folder.backbone_params).items()}
     with files.atomic(directory) as temporary:
         temporary.mkdir()
-        _write_tensors(temporary / ADAPTER, leaves)
-        _write_tensors(temporary / HEAD, params.flatten(folder.head_params))
+        _write_tensors(temporary / ADAPTER, stacked.stack(leaves))
+        if folder.head:
+            _write_tensors(temporary / HEAD, params.flatten(folder.head_params))
         (temporary / CONFIG).write_text(json.dumps(config, indent=2) + '\n', 'utf-8')
     return directory
 
@@ -92,7 +111,7 @@ def load(directory: Path) -> AdapterFolder:
         max_length=config['max_length'],
         pair=config['pair'],
         adapter_params=tree.get('adapter', {}),
-        head_params=params.unflatten(_read_tensors(directory / HEAD)),
+        head_params=params.unflatten(_read_tensors(directory / HEAD) if config['head'] else {}),
         backbone_params=tree.get('backbone', {}),
     )
 
@@ -127,7 +146,7 @@ def check_leaves(folder: AdapterFolder, trainable: params.Tree, frozen: params.T
     parts = {
         'backbone': folder.backbone_params,
         'adapters': {folder.name: folder.adapter_params},
-        'heads': {folder.name: folder.head_params},
+        'heads': {folder.name: folder.head_params} if folder.head else {},
     }
     found = {path: leaf.shape for path, leaf in params.flatten(parts).items()}
     problems = [f'{path} is missing' for path in wanted if path not in found]
@@ -165,6 +184,11 @@ def _read_config(directory: Path) -> dict[str, Any]:
     missing = [name for name in _DESCRIBED if name not in config]
     if missing:
         raise ValueError(f'{path} lacks {", ".join(missing)}; restore it from its source')
+    for name, kind in _DESCRIBED.items():
+        if not isinstance(config[name], kind):
+            raise ValueError(
+                f'{path}: {name!r} is {config[name]!r}; expected {getattr(kind, "__name__", kind)}'
+            )
     return config
 
 
@@ -172,9 +196,13 @@ def _read_tensors(path: Path) -> dict[str, np.ndarray]:
     if not path.exists():
         raise FileNotFoundError(f'{path} is missing: the adapter folder is incomplete')
     try:
-        return load_file(path)
-    except SafetensorError as error:
+        leaves = stacked.unstack(load_file(path))
+    except (SafetensorError, ValueError) as error:
         raise ValueError(f'{path} is damaged ({error}); restore it from its source') from error
+    for name, leaf in leaves.items():
+        if not np.isfinite(leaf.astype(np.float32)).all():
+            raise ValueError(f'{path}: {name} holds NaN or infinity; restore it from its source')
+    return leaves
 
 
 def _write_tensors(path: Path, leaves: dict[str, Any]) -> None:

@@ -84,6 +84,17 @@ class LoadedBackbone:
     name: str
     fingerprint: str  # of the weights in float32, whatever `dtype` they were loaded in
 
+    def describe(self) -> dict[str, Any]:
+        """Return what identifies the checkpoint that an adapter belongs to."""
+        sizes = self.config.dimensions
+        return {
+            'name': self.name,
+            'family': self.config.family,
+            'layers': sizes.layers,
+            'hidden': sizes.hidden,
+            'fingerprint': self.fingerprint,
+        }
+
 
 def load_backbone(name: str, dtype: DTypeLike = np.float32) -> LoadedBackbone:
     """Load a pretrained backbone by short name, folder or Hugging Face id.

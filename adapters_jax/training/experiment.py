@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import logging
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from adapters_jax.interop.adapter_folder import AdapterFolder
 from adapters_jax.interop.backbones import LoadedBackbone, load_backbone
 from adapters_jax.model import Model
 from adapters_jax.models.heads import HeadConfig
-from adapters_jax.params import Tree, cast
+from adapters_jax.params import Tree, cast, flatten, merge, unflatten
 from adapters_jax.tasks.task import Task
 from adapters_jax.training.optimizer import OptimizerConfig
 from adapters_jax.wheels import cache_directory
@@ -56,18 +57,35 @@ class Experiment:
 
     def folder(self, trainable: Tree) -> AdapterFolder:
         """Describe trained leaves as a finished adapter."""
+        own = trainable.get('adapters', {}).get(self.model.name, {})
         return AdapterFolder(
             name=self.model.name,
             method=self.model.method.to_json(),
             head=self.model.head_config.to_json(),
             task=self.task.to_json(),
-            backbone=describe_backbone(self.backbone),
+            backbone=self.backbone.describe(),
             max_length=self.config.data.max_length,
             pair='text_b' in self.texts['train'].column_names,
-            adapter_params=trainable.get('adapters', {}).get(self.model.name, {}),
+            adapter_params=merge(own, self._constants()),
             head_params=trainable['heads'][self.model.name],
             backbone_params=trainable.get('backbone', {}),
         )
+
+    def _constants(self) -> Tree:
+        """Return the adapter's frozen leaves that its options alone do not bring back."""
+        dimensions = self.backbone.config.dimensions
+        regenerated = flatten(self.model.method.constants(dimensions))
+
+        def missing(tree: Tree) -> dict[str, Any]:
+            adapter = flatten(tree['adapters'][self.model.name])
+            return {
+                path: leaf
+                for path, leaf in adapter.items()
+                if re.search('(^|/)constants/', path) and path not in regenerated
+            }
+
+        shapes = jax.eval_shape(self.model.init, jax.random.key(0), self.backbone.params)
+        return unflatten(missing(self.init_params())) if missing(shapes) else {}
 
 
 def build(config: Config) -> Experiment:
@@ -88,7 +106,7 @@ def build(config: Config) -> Experiment:
     task = make_task(config, texts)
     backbone = load_backbone(config.backbone)
     tokenizer = tokenize.load_tokenizer(backbone.directory)
-    method = method.prepare(lambda text: tokenizer(text, add_special_tokens=False)['input_ids'])
+    method = method.prepare(lambda text: tokenizer(text)['input_ids'])
     model = Model(
         config=backbone.config,
         method=method,
@@ -183,20 +201,17 @@ def label_column(task: Task, split: str, values: Sequence[Any]) -> np.ndarray:
         raise ValueError(f'in the split {split!r}: {error}') from error
 
 
-def describe_backbone(backbone: LoadedBackbone) -> dict[str, Any]:
-    """Return what identifies the checkpoint that an adapter belongs to."""
-    sizes = backbone.config.dimensions
-    return {
-        'name': backbone.name,
-        'family': backbone.config.family,
-        'layers': sizes.layers,
-        'hidden': sizes.hidden,
-        'fingerprint': backbone.fingerprint,
-    }
-
-
 def task_of(folder: AdapterFolder) -> Task:
-    """Return the task that a finished adapter serves."""
+    """Return the task that a finished adapter serves.
+
+    Raises:
+        ValueError: the adapter came without a head.
+    """
+    if not folder.task:
+        raise ValueError(
+            f'the adapter {folder.name!r} has no head, so it computes hidden states but predicts '
+            'nothing; train a head for it, or take the folder that has one'
+        )
     return tasks.from_json(folder.task)
 
 

@@ -12,7 +12,7 @@ from adapters_jax.interop.adapter_folder import AdapterFolder
 from adapters_jax.interop.backbones import LoadedBackbone
 from adapters_jax.params import partition
 from adapters_jax.training import batching, evaluation
-from adapters_jax.training.experiment import bind, choose_dtype, describe_backbone, place
+from adapters_jax.training.experiment import bind, choose_dtype, place
 from adapters_jax.training.step import jit_outputs
 
 
@@ -25,7 +25,7 @@ def outputs(
         ValueError: the backbone is not the one that the adapter was trained on, or the adapter's
             parameters are not those of its method.
     """
-    adapter_folder.check_backbone(folder, describe_backbone(backbone))
+    adapter_folder.check_backbone(folder, backbone.describe())
     model = bind(folder, backbone, choose_dtype(config, 'dtype'))
     described = jax.eval_shape(model.init, jax.random.key(0), backbone.params)
     adapter_folder.check_leaves(folder, *partition(described, model.rules))

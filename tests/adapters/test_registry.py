@@ -10,9 +10,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adapters_jax.adapters import fields, grammar, registry
+from adapters_jax.adapters.adalora import AdaLoRA
 from adapters_jax.adapters.attention import AttentionAdapter, SideAttentionAdapter
 from adapters_jax.adapters.baselines import FullFineTuning, HeadOnly, TopLayers
 from adapters_jax.adapters.bottleneck import Bottleneck
+from adapters_jax.adapters.compacter import Compacter
+from adapters_jax.adapters.ia3 import IA3
+from adapters_jax.adapters.invertible import Invertible
+from adapters_jax.adapters.lora import DoRA, LoRA
+from adapters_jax.adapters.mtl_lora import MTLLoRA
+from adapters_jax.adapters.prefix import PrefixTuning
+from adapters_jax.adapters.prompt import PromptTuning
+from adapters_jax.adapters.reft import ReFT
+from adapters_jax.adapters.tuning import BitFit, LayerNormTuning
+from adapters_jax.adapters.vera import DVoRA, VeRA
 
 FLAGS, RATES = st.booleans(), st.floats(0, 0.99)
 LAYERS = st.lists(st.integers(0, 30), max_size=4)
@@ -60,16 +71,149 @@ ATTENTION = {
     'leave_out': LAYERS,
     'tags': st.integers(0, 50),
 }
+LOW_RANK = {
+    'r': st.integers(1, 64),
+    'attn_matrices': st.lists(st.sampled_from('qkvo'), min_size=1, max_size=4),
+    'selfattn_lora': st.just(True),
+    'crossattn_lora': FLAGS,
+    'intermediate_lora': FLAGS,
+    'output_lora': FLAGS,
+    'dropout': RATES,
+    'use_gating': FLAGS,
+    'leave_out': LAYERS,
+    'init_weights_seed': SEEDS,
+}
+PLACES = st.sampled_from(['query', 'attention/value', 'down']) | st.integers(0, 30).map(str)
+ALPHAS = st.floats(0.1, 64) | st.integers(1, 64)
+LORA = LOW_RANK | {
+    'alpha': ALPHAS,
+    'rank_stabilised': FLAGS,
+    'rank_pattern': st.dictionaries(PLACES, st.integers(0, 64), max_size=3),
+    'alpha_pattern': st.dictionaries(PLACES, ALPHAS, max_size=3),
+    'init_weights': st.sampled_from(['lora', 'bert']),
+}
+VERA = LOW_RANK | {
+    'd_initial': st.floats(-1, 1),
+    'b_initial': st.floats(-1, 1),
+    'projection_seed': st.integers(0, 2**31),
+    'save_projection': FLAGS,
+}
+DECOMPOSED = {'scale_bias': FLAGS, 'detach_norm': FLAGS}
+BETAS, STEPS = st.floats(0.01, 0.99), st.integers(0, 9999)
+ADALORA = LOW_RANK | {
+    'r': st.just(12),
+    'target_r': st.integers(1, 12),
+    'alpha': ALPHAS,
+    'tinit': STEPS,
+    'tfinal': STEPS,
+    'delta_t': st.integers(1, 99),
+    'beta1': BETAS,
+    'beta2': BETAS,
+    'orth_reg': st.floats(0, 1),
+    'rank_pattern': st.dictionaries(PLACES, st.integers(0, 12), max_size=0),
+}
+MTL_LORA = LOW_RANK | {
+    'alpha': ALPHAS,
+    'n_up_projection': st.integers(1, 4),
+    'task_specific_matrix_type': st.sampled_from(['singular_values', 'linear']),
+    'weights_sharpness': st.floats(0.01, 9),
+    'init_weights': st.sampled_from(['lora', 'bert']),
+}
+_NAMES = ('query', 'key', 'value', 'output', 'up', 'down')
+IA3_OPTIONS = {
+    'scale_outputs': st.lists(st.sampled_from(_NAMES), min_size=1, max_size=3, unique=True),
+    'scale_inputs': st.lists(st.sampled_from(_NAMES), max_size=3, unique=True),
+    'self_attention': st.just(True),
+    'cross_attention': FLAGS,
+    'use_gating': FLAGS,
+    'leave_out': LAYERS,
+    'init_weights_seed': SEEDS,
+}
+PREFIX = {
+    'encoder_prefix': FLAGS,
+    'cross_prefix': FLAGS,
+    'flat': FLAGS,
+    'prefix_length': st.integers(1, 99),
+    'bottleneck_size': st.integers(1, 999),
+    'non_linearity': st.sampled_from(['tanh', 'relu']),
+    'dropout': RATES,
+    'use_gating': FLAGS,
+    'shared_gating': FLAGS,
+    'leave_out': LAYERS,
+    'init_weights_seed': SEEDS,
+    'shift_positions': FLAGS,
+}
+PROMPT = {
+    'prompt_length': st.integers(1, 99),
+    'prompt_init': st.sampled_from(['random_uniform', 'vocabulary']),
+    'prompt_init_text': st.none(),
+    'prompt_init_ids': st.none() | st.lists(st.integers(0, 99), min_size=1, max_size=3),
+    'random_uniform_scale': st.floats(0.01, 9),
+    'combine': st.sampled_from(['prefix', 'prefix_after_bos']),
+    'site': st.just('embeddings'),
+    'init_weights_seed': SEEDS,
+}
+PHM = BOTTLENECK | {
+    'init_weights': st.sampled_from(['bert', 'zero']),
+    'size': st.just(8),
+    'reduction_factor': st.none(),
+    'phm_dim': st.sampled_from([2, 4]),
+    'factorized_phm_W': FLAGS,
+    'shared_W_phm': st.just(False),
+    'shared_phm_rule': FLAGS,
+    'factorized_phm_rule': FLAGS,
+    'phm_c_init': st.sampled_from(['normal', 'uniform']),
+    'phm_init_range': st.floats(1e-6, 1),
+    'learn_phm': FLAGS,
+    'hypercomplex_nonlinearity': st.sampled_from(['glorot-normal', 'normal', 'phm']),
+    'phm_rank': st.integers(1, 2),
+    'phm_bias': FLAGS,
+}
+INVERTIBLE = {
+    'non_linearity': st.sampled_from(['relu', 'swish']),
+    'block_type': st.sampled_from(['nice', 'glow']),
+    'reduction_factor': FACTORS,
+    'init_weights': st.sampled_from(['bert', 'zero']),
+    'init_weights_seed': SEEDS,
+}
+REFT = {
+    'layers': st.just('all') | st.lists(st.integers(0, 30), min_size=1, max_size=4),
+    'prefix_positions': st.integers(1, 9),
+    'suffix_positions': st.integers(0, 9),
+    'r': st.integers(1, 9),
+    'orthogonality': FLAGS,
+    'subtract_projection': FLAGS,
+    'tied_weights': FLAGS,
+    'dropout': RATES,
+    'non_linearity': st.none() | st.sampled_from(['relu', 'gelu']),
+    'leave_out': LAYERS,
+    'init_weights_seed': SEEDS,
+}
+TUNING = {'leave_out': LAYERS, 'embedding_norm': FLAGS}
+OPTIONS = {
+    LoRA: LORA,
+    DoRA: LORA | DECOMPOSED | {'scale_norm': FLAGS},
+    VeRA: VERA,
+    DVoRA: VERA | DECOMPOSED,
+    AdaLoRA: ADALORA,
+    MTLLoRA: MTL_LORA,
+    IA3: IA3_OPTIONS,
+    PrefixTuning: PREFIX,
+    PromptTuning: PROMPT,
+    Compacter: PHM,
+    Invertible: INVERTIBLE,
+    ReFT: REFT,
+    BitFit: TUNING | {'biases': st.sampled_from(['all', 'partial'])},
+    LayerNormTuning: TUNING,
+    AttentionAdapter: ATTENTION | {'mh_adapter': FLAGS, 'output_adapter': st.just(True)},
+    SideAttentionAdapter: ATTENTION,
+    TopLayers: {'layers': st.integers(1, 48)},
+    FullFineTuning: {},
+    HeadOnly: {},
+}
 CHOICES = {
     Bottleneck: st.tuples(st.fixed_dictionaries(BOTTLENECK), SIZES).map(lambda t: t[0] | t[1]),
-    AttentionAdapter: st.fixed_dictionaries(
-        ATTENTION | {'mh_adapter': FLAGS, 'output_adapter': st.just(True)}
-    ),
-    SideAttentionAdapter: st.fixed_dictionaries(ATTENTION),
-    FullFineTuning: st.just({}),
-    HeadOnly: st.just({}),
-    TopLayers: st.fixed_dictionaries({'layers': st.integers(1, 48)}),
-}
+} | {cls: st.fixed_dictionaries(options) for cls, options in OPTIONS.items()}
 METHODS = st.one_of(
     *(choice.map(lambda options, cls=cls: (cls, options)) for cls, choice in CHOICES.items())
 )
@@ -77,11 +221,9 @@ METHODS = st.one_of(
 
 def test_every_architecture_is_tried_with_every_field():
     assert set(CHOICES) == set(registry.ARCHITECTURES.values())
-    assert {f.name for f in dataclasses.fields(Bottleneck)} == {
-        *BOTTLENECK,
-        'size',
-        'reduction_factor',
-    }
+    known = OPTIONS | {Bottleneck: {*BOTTLENECK, 'size', 'reduction_factor'}}
+    for cls, options in known.items():
+        assert {f.name for f in dataclasses.fields(cls)} == set(options), cls.architecture
 
 
 @given(METHODS)
@@ -135,7 +277,7 @@ def test_options_replace_the_presets():
 @pytest.mark.parametrize(
     ('text', 'sentence'),
     [
-        ('holsby', "unknown method 'holsby'; known: adapter_plus, attention,"),
+        ('holsby', "unknown method 'holsby'; known: adalora, adapter_plus,"),
         ('seq_bn[rf=8]', "bottleneck has no option 'rf'; known: adapter_residual_before_ln,"),
         ('full[layers=2]', "full has no option 'layers'; known: none"),
         ('seq_bn[architecture=full]', "bottleneck has no option 'architecture'"),
@@ -160,7 +302,7 @@ def test_text_that_is_refused(text, sentence):
 @pytest.mark.parametrize(
     ('values', 'sentence'),
     [
-        ({'architecture': 'x'}, "unknown architecture 'x'; known: attention, attention_side,"),
+        ({'architecture': 'x'}, "unknown architecture 'x'; known: adalora, attention,"),
         ({}, 'unknown architecture None'),
         ({'architecture': ['full']}, "unknown architecture ['full']"),
         ({'architecture': 'bottleneck', 'size': 2}, "needs the option 'mh_adapter', 'output_"),
@@ -215,3 +357,16 @@ def test_freezing_is_undone_and_hashes(value):
     frozen = fields.freeze(value)
     hash(frozen)
     assert fields.thaw(frozen) == value
+
+
+def test_methods_are_values_and_share_nothing():
+    """Two that differ are unequal, and making or changing one leaves the other as it was."""
+    names = sorted(set(registry.PRESETS) - {'seq_bn'})
+    described = {name: json.dumps(registry.create(name).to_json()) for name in names}
+    assert len(set(map(registry.create, names))) == len(set(described.values())) == len(names)
+    plain = registry.create('seq_bn[non_linearity=gelu]')
+    other = registry.create('compacter++[reduction_factor=16]')
+    assert plain != other and type(plain) is Bottleneck and type(other) is Compacter
+    changed = dataclasses.replace(plain, leave_out=(1,))
+    assert plain.leave_out == () and changed != plain
+    assert {name: json.dumps(registry.create(name).to_json()) for name in names} == described

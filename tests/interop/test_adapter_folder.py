@@ -1,11 +1,14 @@
 """A finished adapter as a folder: what is in it, how large it is, and what comes back."""
 
 import json
+import shutil
 
 import jax
 import numpy as np
 import pytest
 import tiny
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
 from adapters_jax import files, params
@@ -188,3 +191,46 @@ def test_no_room_for_the_tensors_is_one_sentence(tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture(scope='module')
+def saved(tmp_path_factory):
+    model, trainable, frozen = trained('houlsby[size=4]')
+    path = adapter_folder.save(described(model, trainable), tmp_path_factory.mktemp('saved') / 'a')
+    return path, trainable, frozen
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(st.data())
+def test_damage_is_refused_or_harms_no_structure(saved, tmp_path_factory, data):
+    """Truncated or changed anywhere: one kind of error, or every leaf with its shape."""
+    source, trainable, frozen = saved
+    folder = tmp_path_factory.getbasetemp() / 'damaged'
+    shutil.copytree(source, folder, dirs_exist_ok=True)
+    name = data.draw(st.sampled_from(sorted(FILES)))
+    content = bytearray((source / name).read_bytes())
+    place = data.draw(st.integers(0, len(content) - 1))
+    if data.draw(st.booleans()):
+        content = content[:place]
+    else:
+        content[place] ^= data.draw(st.integers(1, 255))
+    (folder / name).write_bytes(bytes(content))
+    try:
+        again = adapter_folder.load(folder)
+        registry.from_json(again.method)
+        adapter_folder.check_leaves(again, trainable, frozen)
+    except (ValueError, FileNotFoundError) as error:
+        assert str(error)
+        return
+    found = params.flatten(again.adapter_params) | params.flatten(again.head_params)
+    assert all(np.isfinite(leaf).all() for leaf in found.values())
+
+
+@pytest.mark.parametrize('name', ['', '../up', 'a/b'])
+def test_a_name_that_is_no_key_of_a_tree(saved, tmp_path, name):
+    path, *_ = saved
+    shutil.copytree(path, tmp_path / 'a')
+    config = json.loads((tmp_path / 'a' / 'adapter_config.json').read_text())
+    (tmp_path / 'a' / 'adapter_config.json').write_text(json.dumps(config | {'name': name}))
+    with pytest.raises(ValueError, match='an adapter cannot be named'):
+        adapter_folder.load(tmp_path / 'a')

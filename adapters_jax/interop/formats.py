@@ -1,0 +1,117 @@
+"""The kinds of adapter folder: ours, AdapterHub's, PEFT's, found out by looking inside.
+
+Every command that takes an adapter takes any of the three.
+"""
+
+import json
+from pathlib import Path
+from types import ModuleType
+
+from adapters_jax.adapters import merging, registry
+from adapters_jax.interop import adapter_folder, hf_export, hub
+from adapters_jax.interop.adapter_folder import AdapterFolder
+from adapters_jax.interop.adapterhub import folder as adapterhub
+from adapters_jax.interop.backbones import LoadedBackbone, load_backbone
+from adapters_jax.interop.peft import folder as peft
+
+OURS, MERGED = adapter_folder.FORMAT, 'merged'
+FOREIGN: dict[str, ModuleType] = {'adapterhub': adapterhub, 'peft': peft}
+FORMATS = (OURS, *FOREIGN, MERGED)
+
+
+def kind(directory: Path) -> str:
+    """Return 'adapters_jax', 'adapterhub' or 'peft'.
+
+    Raises:
+        FileNotFoundError: no such folder, or none of an adapter.
+        ValueError: a config that belongs to none of the three.
+    """
+    directory = Path(directory)
+    path = directory / adapter_folder.CONFIG
+    if not path.exists():
+        return OURS  # whose reader knows what to say, and how to recover a half-replaced folder
+    try:
+        config = json.loads(path.read_text('utf-8'))
+    except ValueError as error:
+        raise ValueError(f'{path} is not JSON ({error}); restore it from its source') from error
+    if isinstance(config, dict) and config.get('format') == OURS:
+        return OURS
+    for name, module in FOREIGN.items():
+        if module.is_folder(directory):
+            return name
+    keys = ', '.join(sorted(config)[:8]) if isinstance(config, dict) else type(config).__name__
+    raise ValueError(
+        f'{path} is of no known kind (it holds: {keys}); expected an adapter of this project '
+        '("format"), of AdapterHub ("config") or of PEFT ("peft_type")'
+    )
+
+
+def load(directory: Path, backbone: str = '') -> tuple[AdapterFolder, LoadedBackbone]:
+    """Return an adapter of any kind, and its backbone.
+
+    `backbone` replaces the name that the folder gives, for a copy elsewhere.
+
+    Raises:
+        FileNotFoundError: no adapter there, or no backbone.
+        ValueError: a damaged folder, one that names no backbone, or another backbone than its own.
+    """
+    directory = Path(directory)
+    found = kind(directory)
+    if found == OURS:
+        folder = adapter_folder.load(directory)
+        loaded = _load_backbone(backbone, folder.backbone['name'])
+        adapter_folder.check_backbone(folder, loaded.describe())
+        return folder, loaded
+    module = FOREIGN[found]
+    name = module.backbone_name(directory)
+    if not (name or backbone):
+        raise ValueError(
+            f'{directory} does not say which backbone it is for; give it as --backbone'
+        )
+    loaded = _load_backbone(backbone, name)
+    return module.load(directory, loaded), loaded
+
+
+def _load_backbone(given: str, own: str) -> LoadedBackbone:
+    try:
+        return load_backbone(given or own)
+    except (FileNotFoundError, hub.HubError) as error:
+        if given:
+            raise
+        raise FileNotFoundError(
+            f'the backbone of the adapter is not where it was: {error}; give its present place '
+            'as --backbone'
+        ) from error
+
+
+def check_format(format: str) -> None:
+    """Refuse a format that cannot be written.
+
+    Raises:
+        ValueError: listing those that can.
+    """
+    if format not in FORMATS:
+        raise ValueError(f'the format {format!r} is unknown; expected one of {", ".join(FORMATS)}')
+
+
+def save(folder: AdapterFolder, directory: Path, loaded: LoadedBackbone, format: str) -> Path:
+    """Write an adapter in one of `FORMATS` and return the folder.
+
+    Raises:
+        ValueError: an unknown format, or an adapter that it has no place for.
+    """
+    check_format(format)
+    if format == OURS:
+        return adapter_folder.save(folder, directory)
+    if format == MERGED:
+        return _save_merged(folder, directory, loaded)
+    return FOREIGN[format].save(folder, directory, loaded)
+
+
+def _save_merged(folder: AdapterFolder, directory: Path, loaded: LoadedBackbone) -> Path:
+    method = registry.from_json(folder.method)
+    whole = folder.overlay(loaded.params, method.constants(loaded.config.dimensions))
+    adapter = whole['adapters'].get(folder.name, {})
+    merged = merging.merge(method, adapter, whole['backbone'])
+    head = (folder.head, folder.head_params) if folder.head else None
+    return hf_export.save(merged, loaded, directory, head, folder.task.get('labels'))

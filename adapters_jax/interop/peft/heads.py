@@ -1,0 +1,60 @@
+"""The head and the task that a PEFT folder implies.
+
+A folder holds the classifier's tensors and no labels. Whether there is a classifier follows from
+the type of task, or from the modules that were stored whole.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from adapters_jax import tasks
+from adapters_jax.interop import hf_heads
+from adapters_jax.interop.peft import names
+from adapters_jax.interop.peft.tensors import Contents, listed
+from adapters_jax.models.bert import BertConfig
+from adapters_jax.params import Tree
+
+CLASSIFICATION, FEATURES = 'SEQ_CLS', 'FEATURE_EXTRACTION'
+MODULES = ('classifier', 'score')  # what PEFT stores whole for a classification
+
+
+def read(
+    settings: Mapping[str, Any], contents: Contents, config: BertConfig
+) -> tuple[dict[str, Any], dict[str, Any], Tree]:
+    """Return the head's and the task's descriptions and the head's parameters; empty without one.
+
+    Raises:
+        ValueError: a type of task that is not supported, or a classifier that is missing or that
+            belongs to another kind of model.
+    """
+    task_type = settings['task_type']
+    if task_type not in (None, CLASSIFICATION, FEATURES):
+        raise ValueError(
+            f'task_type is {task_type!r}, which is not supported; expected {CLASSIFICATION}, '
+            f'{FEATURES} or none'
+        )
+    saved = hf_heads.CLASSIFIER in names.saved_modules(settings)
+    if task_type != CLASSIFICATION and not saved:
+        if contents.classifier:
+            raise ValueError(
+                f'{listed(list(contents.classifier))} is unexpected: the config has no classifier'
+            )
+        return {}, {}, {}
+    _check_model(settings)
+    head, tree, outputs = hf_heads.read(contents.classifier, config)
+    task: tasks.Task
+    if outputs == 1:
+        task = tasks.Regression()
+    else:
+        task = tasks.Classification(labels=tuple(f'LABEL_{i}' for i in range(outputs)))
+    return head.to_json(), task.to_json(), tree
+
+
+def _check_model(settings: Mapping[str, Any]) -> None:
+    """Refuse the classifier of a model that classifies something else than whole texts."""
+    mapping = settings['auto_mapping']
+    name = mapping.get('base_model_class') if isinstance(mapping, Mapping) else None
+    if isinstance(name, str) and not name.endswith('ForSequenceClassification'):
+        raise ValueError(
+            f'the classifier is that of a {name}; expected one of a model ForSequenceClassification'
+        )

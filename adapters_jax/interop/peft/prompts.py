@@ -1,0 +1,132 @@
+"""Prefixes and prompts between PEFT's files and ours.
+
+PEFT stores what its networks made of a prefix or a prompt, and not the networks. It gives a prefix
+as past keys and values, so that the text's positions start after it, and puts a prompt among the
+word vectors, where it takes the first positions.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from adapters_jax.adapters.prefix import PrefixTuning, flat_from_reparametrised
+from adapters_jax.adapters.prompt import PromptTuning
+from adapters_jax.interop.peft.places import refuse_gates
+from adapters_jax.interop.peft.tensors import Tensors, expect_shapes
+from adapters_jax.models.bert import BertConfig
+from adapters_jax.params import Tree
+
+STORED = 'prompt_embeddings'
+
+
+def read_prefix(
+    settings: Mapping[str, Any], whole: Tensors, config: BertConfig
+) -> tuple[PrefixTuning, Tree]:
+    """Return the method and parameters of a PREFIX_TUNING folder.
+
+    Raises:
+        ValueError: a tensor or sizes that are not those of the backbone.
+    """
+    length = settings['num_virtual_tokens']
+    _check_sizes(settings, config)
+    method = PrefixTuning(flat=True, prefix_length=length, shift_positions=True)
+    layers, hidden = config.layers, config.block.hidden
+    expect_shapes('the folder', whole, {STORED: (length, 2 * layers * hidden)})
+    stored = whole[STORED].reshape(length, layers, 2, hidden)
+    tree = {
+        f'layer_{i}': {
+            'attention': {
+                'prefix': {
+                    'key': np.ascontiguousarray(stored[:, i, 0]),
+                    'value': np.ascontiguousarray(stored[:, i, 1]),
+                }
+            }
+        }
+        for i in range(layers)
+    }
+    return method, tree
+
+
+def read_prompt(
+    settings: Mapping[str, Any], whole: Tensors, config: BertConfig
+) -> tuple[PromptTuning, Tree]:
+    """Return the method and parameters of a PROMPT_TUNING or P_TUNING folder.
+
+    Raises:
+        ValueError: a tensor or sizes that are not those of the backbone.
+    """
+    length = settings['num_virtual_tokens']
+    _check_sizes(settings, config)
+    method = PromptTuning(prompt_length=length, site='words', combine='prefix')
+    expect_shapes('the folder', whole, {STORED: (length, config.dimensions.word)})
+    return method, {'embeddings': {'prompt': whole[STORED]}}
+
+
+def _check_sizes(settings: Mapping[str, Any], config: BertConfig) -> None:
+    """Refuse sizes that are not the backbone's; PEFT leaves them out where it takes the model's."""
+    expected = {
+        'num_transformer_submodules': 1,
+        'num_layers': config.layers,
+        'num_attention_heads': config.block.heads,
+        'token_dim': config.block.hidden,
+    }
+    for key, value in expected.items():
+        if settings[key] not in (None, value):
+            raise ValueError(
+                f'the folder has {key}={settings[key]}, but for this backbone it is {value}; give '
+                'the backbone that the adapter was trained on'
+            )
+
+
+def write_prefix(
+    method: PrefixTuning, tree: Tree, config: BertConfig
+) -> tuple[dict[str, Any], Tensors]:
+    """Return the settings and tensors of a prefix; a network is replaced by its outputs.
+
+    Raises:
+        ValueError: a gate, layers without a prefix, or a text that keeps its positions.
+    """
+    refuse_gates(method)
+    if method.leave_out or not method.shift_positions:
+        raise ValueError(
+            f'prefix_tuning: PEFT puts a prefix into every layer and counts positions from its '
+            f'end; this adapter has leave_out={list(method.leave_out)}, '
+            f'shift_positions={method.shift_positions}; write it with --format=adapterhub, or '
+            'train it with shift_positions=True'
+        )
+    method, tree = flat_from_reparametrised(method, tree)
+    hidden, length = config.block.hidden, method.prefix_length
+    prefixes = [tree[f'layer_{i}']['attention']['prefix'] for i in range(config.layers)]
+    stored = np.stack([np.asarray(p[leaf]) for p in prefixes for leaf in ('key', 'value')], axis=1)
+    settings = _settings(length, config) | {'encoder_hidden_size': hidden}
+    return settings, {STORED: stored.reshape(length, -1)}
+
+
+def write_prompt(
+    method: PromptTuning, tree: Tree, config: BertConfig
+) -> tuple[dict[str, Any], Tensors]:
+    """Return the settings and tensors of a prompt.
+
+    Raises:
+        ValueError: a prompt that stands elsewhere than PEFT's.
+    """
+    if method.site != 'words' or method.combine != 'prefix':
+        raise ValueError(
+            "prompt_tuning: PEFT puts a prompt before the word vectors (site='words', "
+            f"combine='prefix'); this adapter has site={method.site!r}, "
+            f'combine={method.combine!r}; write it with --format=adapterhub'
+        )
+    return _settings(method.prompt_length, config), {
+        STORED: np.asarray(tree['embeddings']['prompt'])
+    }
+
+
+def _settings(length: int, config: BertConfig) -> dict[str, Any]:
+    return {
+        'num_attention_heads': config.block.heads,
+        'num_layers': config.layers,
+        'num_transformer_submodules': 1,
+        'num_virtual_tokens': length,
+        'token_dim': config.block.hidden,
+    }

@@ -1,0 +1,206 @@
+"""Leaves of the backbone itself that a PEFT folder holds, and which it should hold.
+
+They are modules stored whole (the pooler, LayerNorms), biases trained beside the adapter, and the
+LayerNorms of LN_TUNING.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from adapters_jax import params
+from adapters_jax.adapters.method import Method
+from adapters_jax.adapters.tuning import BitFit, LayerNormTuning
+from adapters_jax.interop.peft import names
+from adapters_jax.interop.peft.heads import MODULES
+from adapters_jax.interop.peft.tensors import Contents, Tensors, listed
+from adapters_jax.models import bert
+from adapters_jax.params import Tree
+
+NORM, POOLER = 'LayerNorm', 'pooler'
+
+
+def read(
+    settings: Mapping[str, Any], contents: Contents, config: bert.BertConfig, backbone: Tree
+) -> dict[str, np.ndarray]:
+    """Return the tuned leaves by our path, having accounted for every tensor.
+
+    Raises:
+        ValueError: leaves that the settings do not ask for, or that are missing or of another
+            shape, and modules that this project cannot train.
+    """
+    tensors = dict(contents.leaves)
+    wanted = _wanted(settings, contents, config)
+    if settings['peft_type'] == 'LN_TUNING':
+        for module, own in contents.modules.items():
+            tensors |= {f'{module}.{name.rpartition(".")[2]}': x for name, x in own.items()}
+    problems = [f'{name} is missing' for name in wanted if name not in tensors]
+    problems += [f'{name} is unexpected' for name in tensors if name not in wanted]
+    if problems:
+        raise ValueError(f'the tensors are not those of the config: {listed(problems)}')
+    leaves, table, own = {}, bert.tensor_names(config), params.flatten(backbone)
+    for name, tensor in tensors.items():
+        path, transpose = table[name]
+        leaf = np.ascontiguousarray(tensor.T) if transpose else tensor
+        if leaf.shape != own[path].shape:
+            raise ValueError(f'{name} has shape {leaf.shape}, expected {own[path].shape}')
+        leaves[path] = leaf
+    return leaves
+
+
+def _wanted(settings: Mapping[str, Any], contents: Contents, config: bert.BertConfig) -> set[str]:
+    """Return the tensors of the backbone that the settings ask for."""
+    everything = [n for n in bert.tensor_names(config) if _exists(n, contents.prefix, config)]
+    found = set()
+    for entry in names.saved_modules(settings):
+        if entry in MODULES:
+            continue
+        chosen = [n for n in everything if _is_inside(contents.prefix + n, entry)]
+        others = [n for n in chosen if not (is_norm(n) or n.startswith(f'{POOLER}.'))]
+        if others or not chosen:
+            raise ValueError(
+                f'modules_to_save has {entry!r}, which this project does not train beside an '
+                f'adapter; expected the classifier, {POOLER!r} or {NORM!r}'
+            )
+        found |= set(chosen)
+    bias = settings.get('bias', 'none')
+    if bias == 'all':
+        found |= {n for n in everything if n.endswith('.bias')}
+    elif bias.endswith('_only'):
+        found |= {f'{module}.bias' for module in contents.modules}
+    elif bias != 'none':
+        raise ValueError(f"bias is {bias!r}; expected 'none', 'all' or '*_only'")
+    if settings['peft_type'] == 'LN_TUNING':
+        found |= _norms(settings, contents, everything)
+    return found
+
+
+def _norms(settings: Mapping[str, Any], contents: Contents, everything: Iterable[str]) -> set[str]:
+    """Return the tensors of the LayerNorms that LN_TUNING tunes."""
+    modules = sorted({name.rpartition('.')[0] for name in everything})
+    chosen = names.targets(settings, modules, contents.prefix)
+    others = [module for module in chosen if not module.endswith(NORM)]
+    if others or not chosen:
+        raise ValueError(
+            f'LN_TUNING of {listed(others) or "nothing"}: expected target modules that are '
+            'LayerNorms'
+        )
+    return {f'{module}.{leaf}' for module in chosen for leaf in ('weight', 'bias')}
+
+
+def _exists(name: str, prefix: str, config: bert.BertConfig) -> bool:
+    """Tell whether the adapted model had the tensor: RoBERTa's with a head have no pooler."""
+    return not (name.startswith(POOLER) and config.family == 'roberta' and prefix)
+
+
+def _is_inside(name: str, entry: str) -> bool:
+    """Tell whether a tensor is in a module whose name ends so, as PEFT finds modules to store."""
+    modules = name.split('.')[:-1]
+    return any('.'.join(modules[: i + 1]).endswith(entry) for i in range(len(modules)))
+
+
+def is_norm(name: str) -> bool:
+    """Tell whether a tensor is that of a LayerNorm."""
+    return name.rpartition('.')[0].endswith(NORM)
+
+
+def methods(
+    leaves: Mapping[str, np.ndarray], config: bert.BertConfig, backbone: Tree
+) -> tuple[list[Method], dict[str, np.ndarray]]:
+    """Return the methods that train these leaves, and all leaves that they train.
+
+    What the methods train beyond the given leaves is the backbone's own.
+    """
+    norms = {path for path in leaves if '/norm/' in path}
+    if not any(path.endswith('/scale') for path in norms):
+        norms = set()
+    members: list[Method] = []
+    if norms:
+        members.append(LayerNormTuning(**_around(norms, config)))
+    if biases := set(leaves) - norms:
+        members.append(BitFit(**_around(biases, config)))
+    rules = [rule for member in members for rule in member.rules(config.dimensions)]
+    trained = {
+        path: np.asarray(leaf, np.float32)
+        for path, leaf in params.flatten(backbone).items()
+        if any(rule.matches(f'backbone/{path}') for rule in rules)
+    }
+    return members, trained | dict(leaves)
+
+
+def _around(paths: Iterable[str], config: bert.BertConfig) -> dict[str, Any]:
+    """Return the options of a tuning method that cover these leaves; it cannot leave out all."""
+    parts = {path.partition('/')[0] for path in paths}
+    left_out = [i for i in range(config.layers) if f'layer_{i}' not in parts]
+    if len(left_out) == config.layers:
+        left_out = []
+    return {'leave_out': tuple(left_out), 'embedding_norm': 'embeddings' in parts}
+
+
+def write(
+    kind: str, leaves: Mapping[str, Any], backbone: Tree, config: bert.BertConfig, prefix: str
+) -> tuple[dict[str, Any], list[str], Tensors]:
+    """Return how PEFT stores tuned leaves: settings, modules to store whole, and tensors.
+
+    PEFT stores all biases or all LayerNorms; those that were not tuned are the backbone's own.
+
+    Raises:
+        ValueError: leaves that PEFT does not train beside an adapter of this type.
+    """
+    theirs = {path: name for name, (path, _) in bert.tensor_names(config).items()}
+    everything = [n for n in bert.tensor_names(config) if _exists(n, prefix, config)]
+    left = {theirs[path] for path in leaves} & set(everything)
+    current = params.flatten(backbone) | dict(leaves)
+    if kind == 'LN_TUNING':
+        return _write_norms(left, current, config)
+    modules, names_ = [], set()
+    for module in (POOLER, NORM):
+        if any(_is_inside(n, module) and not n.endswith('.bias') for n in left):
+            modules.append(module)
+            names_ |= {n for n in everything if _is_inside(n, module)}
+    left -= names_
+    settings = {}
+    if left and all(n.endswith('.bias') for n in left) and kind in ('LORA', 'ADALORA', 'VERA'):
+        settings = {'bias': 'all'}
+        names_ |= {n for n in everything if n.endswith('.bias')}
+    elif left:
+        raise ValueError(
+            f'the adapter trains leaves of the backbone that PEFT does not train with {kind}: '
+            f'{listed(sorted(left))}; write it with --format=merged'
+        )
+    return settings, modules, _tensors(names_, current, config)
+
+
+def _write_norms(
+    left: set[str], current: Mapping[str, Any], config: bert.BertConfig
+) -> tuple[dict[str, Any], list[str], Tensors]:
+    others = sorted(n for n in left if not is_norm(n))
+    if others:
+        raise ValueError(
+            f'the adapter trains more of the backbone than LayerNorms: {listed(others)}; write it '
+            'with --format=merged'
+        )
+    chosen = sorted({name.rpartition('.')[0] for name in left})
+    everything = {n.rpartition('.')[0] for n in bert.tensor_names(config) if is_norm(n)}
+    tensors = _tensors({f'{m}.{x}' for m in chosen for x in ('weight', 'bias')}, current, config)
+    settings = {'target_modules': [NORM] if set(chosen) == everything else chosen}
+    return (
+        settings,
+        [],
+        {
+            f'{m}.ln_tuning_layers.{x}': tensors[f'{m}.{x}']
+            for m in chosen
+            for x in ('weight', 'bias')
+        },
+    )
+
+
+def _tensors(chosen: Iterable[str], current: Mapping[str, Any], config: bert.BertConfig) -> Tensors:
+    table = bert.tensor_names(config)
+    found = {}
+    for name in sorted(chosen):
+        path, transpose = table[name]
+        leaf = np.asarray(current[path], np.float32)
+        found[name] = leaf.T if transpose else leaf
+    return found

@@ -1,0 +1,63 @@
+"""Puts the table of methods and their properties into the README.
+
+    python -m pytest tests/conformance tests/interop -m 'not slow' \\
+        --conformance=experiments/conformance.json
+    python -m experiments.conformance
+
+The first command runs the tests and notes what they found; the second renders it. A test compares
+the README with the stored file, and the stored file with the methods there are.
+"""
+
+import json
+from pathlib import Path
+
+from adapters_jax.adapters.presets import PRESETS
+from experiments.table import README, insert
+
+STORED = Path(__file__).with_suffix('.json')
+NOT_ADAPTERS = {'full', 'head', 'top_layers'}  # baselines
+NAME = 'conformance'
+
+# Property: the heading of its column, in the order of the table.
+COLUMNS = {
+    'config': 'config',
+    'count': 'count',
+    'deterministic': 'seed',
+    'starts as backbone': 'zero start',
+    'acts': 'acts',
+    'trains': 'trains',
+    'leave_out': 'leave out',
+    'packing': 'packs',
+    'rows': 'by row',
+    'devices': '1 = 8 devices',
+    'remat': 'remat',
+    'bfloat16': 'bf16',
+    'average': 'averages',
+    'merges': 'merges',
+    'saves': 'saves',
+    'size': 'size',
+    'refuses': 'refuses',
+    'adapterhub': 'AdapterHub',
+    'peft': 'PEFT',
+}
+MARKS = {True: '✓', False: '✗', None: '–'}
+
+
+def render(found: dict[str, dict[str, bool]]) -> str:
+    """Return the Markdown table: a row for each method, a column for each property."""
+    lines = [
+        f'| method | {" | ".join(COLUMNS.values())} |',
+        f'|---|{"---|" * len(COLUMNS)}',
+    ]
+    for preset, shown in sorted(found.items()):
+        if preset not in PRESETS:
+            continue  # a variant that a test of the file formats looks at beside them
+        cells = (MARKS[shown.get(column)] for column in COLUMNS)
+        lines.append(f'| `{preset}` | {" | ".join(cells)} |')
+    return '\n'.join(lines)
+
+
+if __name__ == '__main__':
+    table = render(json.loads(STORED.read_text('utf-8')))
+    README.write_text(insert(README.read_text('utf-8'), table, NAME), 'utf-8')
+    print(f'wrote the conformance table of {README}')

@@ -1,0 +1,123 @@
+"""An adapter trained here goes to each format and back, and predicts the same from all of them."""
+
+import json
+
+import command
+import numpy as np
+import pytest
+import toy
+import transformers
+
+from adapters_jax.convert import convert
+from adapters_jax.interop import formats
+from adapters_jax.predict import predict
+from adapters_jax.train import train
+
+TEXTS = [{'text': text} for text in ('the cat', 'bread and soup and rice', 'a storm very near .')]
+# The head of BertForSequenceClassification, which both libraries can express.
+HEAD = {'head__pooling': 'pooler', 'head__layers': 1}
+
+
+@pytest.fixture(scope='module', autouse=True)
+def _quick(tmp_path_factory):
+    with command.compiled_once(tmp_path_factory.getbasetemp() / 'compiled'):
+        yield
+
+
+@pytest.fixture(scope='module')
+def runs(tmp_path_factory):
+    """Runs of three steps: 'mean' with our own head, the others with a pooler's."""
+    folder = tmp_path_factory.mktemp('convert')
+    backbone = toy.write_backbone(folder / 'bert')
+    data = toy.write_texts(folder / 'texts.csv', 60)
+    lora = 'lora[r=2,alpha=5]'
+    made = {
+        'lora': (lora, HEAD),
+        'bitfit': ('bitfit', HEAD),
+        'vera': ('vera[r=2,save_projection=True]', HEAD),
+        'mean': (lora, {}),
+    }
+    for name, (method, head) in made.items():
+        options = {'method': method, 'training__steps': 3, 'optimizer__learning_rate': 0.05}
+        train(toy.config(backbone, data, **options, **head), folder / name)
+    return folder
+
+
+def logits(adapter, backbone=''):
+    return np.array([row['logits'] for row in predict(adapter, TEXTS, backbone)])
+
+
+@pytest.mark.parametrize('format', ['adapters_jax', 'adapterhub', 'peft'])
+def test_there_and_back(runs, tmp_path, format):
+    source, there, back = runs / 'lora' / 'adapter', tmp_path / 'there', tmp_path / 'back'
+    assert convert(source, there, format) == there
+    assert formats.kind(there) == format
+    backbone = str(runs / 'bert')
+    expected = logits(source)
+    np.testing.assert_allclose(logits(there, backbone), expected, atol=1e-5)
+    convert(there, back, 'adapters_jax', backbone)
+    np.testing.assert_allclose(logits(back), expected, atol=1e-5)
+    assert np.abs(expected).max() > 0.01
+
+
+def test_random_matrices_go_along_where_the_file_is_to_hold_them(runs, tmp_path):
+    source = runs / 'vera' / 'adapter'
+    convert(source, tmp_path / 'peft', 'peft')
+    found = logits(tmp_path / 'peft', str(runs / 'bert'))
+    np.testing.assert_allclose(found, logits(source), atol=1e-5)
+
+
+@pytest.mark.parametrize('run', ['lora', 'bitfit', 'vera'])
+def test_merged_is_a_model_of_transformers(runs, tmp_path, run):
+    source, target = runs / run / 'adapter', tmp_path / 'merged'
+    convert(source, target, 'merged')
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(target).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(target)
+    inputs = tokenizer([row['text'] for row in TEXTS], padding=True, return_tensors='pt')
+    found = model(**inputs).logits.detach().numpy()
+    np.testing.assert_allclose(found, logits(source), atol=2e-5)
+    labels = [model.config.id2label[i] for i in range(found.shape[1])]
+    assert labels == sorted(toy.TOPICS)
+
+
+def test_a_head_that_others_cannot_express_is_left_out_and_said(runs, tmp_path, caplog):
+    convert(runs / 'mean' / 'adapter', tmp_path / 'hub', 'adapterhub')
+    assert 'mean' in caplog.text and 'head' in caplog.text
+    with pytest.raises(ValueError, match='has no head'):
+        predict(tmp_path / 'hub', TEXTS, str(runs / 'bert'))
+
+
+def test_the_command(runs, tmp_path):
+    arguments = {
+        'source': runs / 'lora' / 'adapter',
+        'target': tmp_path / 'peft',
+        'format': 'peft',
+    }
+    flags = [f'--{name}={value}' for name, value in arguments.items()]
+    done = command.run('convert', *flags, folder=tmp_path / 'log')
+    assert done.status == 0, done.err
+    assert done.out.startswith(f'wrote {tmp_path / "peft"} (peft): adapter_config.json')
+    assert json.loads((tmp_path / 'peft' / 'adapter_config.json').read_text())['lora_alpha'] == 5
+    assert 'exists already' in command.refused('convert', *flags, folder=tmp_path / 'log2')
+    flags[-1] = '--format=onnx'
+    sentence = command.refused('convert', *flags, folder=tmp_path / 'log3')
+    assert 'adapters_jax, adapterhub, peft, merged' in sentence
+
+
+def test_a_foreign_folder_needs_its_backbone(runs, tmp_path):
+    convert(runs / 'lora' / 'adapter', tmp_path / 'hub', 'adapterhub')
+    config = json.loads((tmp_path / 'hub' / 'adapter_config.json').read_text())
+    config['model_name'] = ''
+    (tmp_path / 'hub' / 'adapter_config.json').write_text(json.dumps(config))
+    with pytest.raises(ValueError, match='give it as --backbone'):
+        predict(tmp_path / 'hub', TEXTS)
+    other = toy.write_backbone(tmp_path / 'other', hidden=16)
+    with pytest.raises(ValueError, match='hidden'):
+        predict(tmp_path / 'hub', TEXTS, other)
+
+
+@pytest.mark.parametrize('text', ['[]', '{}', '3', '{"config": 3}', '{"peft_type": 7}', '{'])
+def test_a_config_of_no_kind_is_refused(runs, tmp_path, text):
+    (tmp_path / 'adapter_config.json').write_text(text)
+    with pytest.raises(ValueError):
+        predict(tmp_path, TEXTS, str(runs / 'bert'))
