@@ -28,7 +28,9 @@ def base() -> Config:
     config.seed = 0
     # A short name ('minilm'), a Hugging Face id, or a directory with config.json and weights.
     config.backbone = 'minilm'
-    # A method with options: 'houlsby', 'pfeiffer[reduction_factor=8]', 'full', 'head', ...
+    # A method with options, or several joined by '|': 'houlsby', 'pfeiffer[reduction_factor=8]',
+    # 'lora[r=16]|houlsby[size=8]', 'full'. Names: adapters_jax/adapters/presets.py; options: the
+    # fields of the class that the name stands for.
     config.method = 'houlsby'
     config.task = _task()
     config.data = _data()

@@ -25,6 +25,13 @@ AT_ZERO = (
     'adapter_plus[init_weights="zero"]',
     'attention[init_scale=0]',
     'attention_side[init_scale=0]',
+    'compacter[init_weights="zero"]',
+    'invertible[init_weights="zero"]',
+    'lora',
+    'vera',
+    'adalora',
+    'mtl_lora',
+    'ia3',
 )
 RNG = np.random.default_rng(0)
 

@@ -51,10 +51,11 @@ def test_the_loss_falls_on_real_questions(preset):
     data = built.splits['train']
     policy = batching.choose(built.config, model, data.lengths, 1, True)
     policy = dataclasses.replace(policy, lengths=policy.lengths[-1:])  # one shape, one compilation
-    stream = iter(pipeline.train_batches(data, policy, 0, built.backbone.config.pad_id))
+    stream = pipeline.train_batches(data, policy, 0, built.backbone.config.pad_id)
     key, losses = sharding.put_replicated(jax.random.key(0), mesh), []
     for number in range(STEPS):
-        batch = sharding.put_batch(next(stream), mesh)
+        _, batch = next(stream)
+        batch = sharding.put_batch(batch, mesh)
         trainable, state, metrics = step(trainable, state, frozen, batch, key, np.int32(number))
         losses.append(float(metrics['loss']))
     assert np.mean(losses[-4:]) < 0.95 * np.mean(losses[:4]), losses
