@@ -45,7 +45,7 @@ def check_both_ways(source, config, directory, padded=True):
     """Load what the library saved, compare, save it, and compare what the library loads."""
     theirs = library.adapted(source, config)
     expected = library.library_logits(theirs, source, padded)
-    assert np.ptp(expected, axis=0).min() > 0.01
+    assert np.ptp(expected, axis=0).max() > 0.01  # the texts tell in the logits
     theirs.save_adapter(str(directory / 'theirs'), 'ad')
     assert adapterhub.is_folder(directory / 'theirs')
     folder = adapterhub.load(directory / 'theirs', source.loaded)
