@@ -287,6 +287,26 @@ DAMAGE = {
         lambda p: change_tensors(p / 'head.safetensors', lambda x: dict.fromkeys(x, np.zeros(2))),
         r'heads/default/dense_0/bias has shape \(2,\), expected \(3,\)',
     ),
+    'members that are none': (
+        lambda p: change_json(
+            p / 'adapter_config.json', method={'architecture': 'union', 'members': 3}
+        ),
+        'members=3 is not valid; expected a list of methods',
+    ),
+    'a head with an unknown key': (
+        lambda p: change_json(p / 'adapter_config.json', head={'nonsense': 1}),
+        'the head has nonsense=1; expected pooling, layers',
+    ),
+    'a backbone without a name': (
+        lambda p: change_json(p / 'adapter_config.json', backbone={}),
+        "does not say which backbone it is for: 'name' is None",
+    ),
+    'labels that are none': (
+        lambda p: change_json(
+            p / 'adapter_config.json', task={'name': 'classification', 'labels': 3}
+        ),
+        'labels is 3; expected a list of names',
+    ),
     'an unknown method': (
         lambda p: change_json(p / 'adapter_config.json', method={'architecture': 'lorra'}),
         "unknown architecture 'lorra'; known: .*bottleneck",

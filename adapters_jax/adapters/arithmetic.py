@@ -76,7 +76,7 @@ def negate(method: Method, tree: Tree) -> Tree:
         ValueError: a method for which no parameters do that.
     """
     if isinstance(method, Union):
-        return {name: negate(one, tree[name]) for name, one in method.named().items()}
+        return {name: negate(one, tree.get(name, {})) for name, one in method.named().items()}
     pattern, mirror = _negated(method)
     (leaves,) = match([tree])
     turned = {p: mirror - x for p, x in leaves.items() if re.fullmatch(pattern, p)}

@@ -31,6 +31,8 @@ _WORDS, _STATE = 'attention_adapter/words', 'attention_adapter/state'  # in Stre
 class _Attention(Method):
     """The options of both forms; R stands for `size`."""
 
+    claims: ClassVar[tuple[str, ...]] = ('the adapter vectors of the words',)
+
     size: int = 64  # R, the width of the adapter's vectors
     heads: int = 4
     expansion: int = 2  # the feed-forward network's width as a multiple of R

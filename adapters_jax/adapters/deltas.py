@@ -212,13 +212,18 @@ def _described(methods: Sequence[LowRank], ranks: Mapping[str, int]) -> LoRA:
 
     It sits where any of the methods does; a place that the options cannot leave out has rank 0.
     """
+    if not ranks:
+        raise ValueError('no adapter changes anything: every rank is 0; expected one that does')
     r = max(ranks.values())
     names = {rank.split('/')[-1] for rank in ranks}
     subs = {rank.split('/')[1] for rank in ranks}
     letters = tuple(letter for name, letter in _ATTENTION.items() if name in names)
     attention = {'attention', 'cross_attention'} & subs
     feed_forward = {'up', 'down'} & names
-    layers = {rank.split('/')[0] for rank in ranks}
+    patterns = [key for m in methods for key in getattr(m, 'rank_pattern', {})]
+    numbers = [int(found[0]) for key in [*ranks, *patterns] if (found := re.match(r'\d+', key))]
+    left_out = set.intersection(*(set(m.leave_out) for m in methods))
+    layers = [i for i in range(max(numbers) + 1) if i not in left_out]
     chosen = [f'{s}/{n}' for s in attention for n in _ATTENTION if n in names]
     chosen += [f'feed_forward/{name}' for name in feed_forward]
     everywhere = {f'{layer}/{place}': 0 for layer in layers for place in chosen} | dict(ranks)
@@ -232,7 +237,7 @@ def _described(methods: Sequence[LowRank], ranks: Mapping[str, int]) -> LoRA:
         intermediate_lora='up' in names,
         output_lora='down' in names,
         dropout=methods[0].dropout,
-        leave_out=tuple(sorted(set.intersection(*(set(m.leave_out) for m in methods)))),
+        leave_out=tuple(sorted(left_out)),
         rank_pattern=others,
         alpha_pattern={place: float(rank) for place, rank in others.items() if rank},
     )

@@ -34,6 +34,7 @@ class Invertible(Method):
     """
 
     architecture: ClassVar[str] = 'invertible'
+    claims: ClassVar[tuple[str, ...]] = ('the embedded input',)
 
     non_linearity: str
     block_type: Literal['nice', 'glow'] = 'nice'

@@ -50,6 +50,7 @@ class Method:
     """
 
     architecture: ClassVar[str]  # the name under which files and configs know the class
+    claims: ClassVar[tuple[str, ...]] = ()  # what only one member of a union may use
 
     def __post_init__(self) -> None:
         """Freeze every field and check its type against its annotation."""

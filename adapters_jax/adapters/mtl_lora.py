@@ -48,9 +48,13 @@ class MTLLoRA(LowRank):
     def draw(self, key: PRNGKeyArray, inputs: int, outputs: int, rank: int) -> Tree:
         """Return fresh factors; the task's matrix is the identity.
 
+        Up-projections that start equal, mixed in equal shares, would stay equal for ever, as in the
+        `adapters` library; here the shares of several differ a little from the start.
         The `adapters` library fills its 'linear' matrix with ones, which would leave one rank.
         """
-        keys = jax.random.split(key)
+        keys = jax.random.split(key, 3)
+        several = self.n_up_projection > 1
+        noise = jax.random.normal(keys[2], (self.n_up_projection,)) * 0.02 * several
         a, b = {
             'lora': (parts.uniform_by_inputs, parts.zeros),
             'bert': (parts.normal(0.02), parts.normal(0.02)),
@@ -59,7 +63,7 @@ class MTLLoRA(LowRank):
         return {
             'a': a(keys[0], (inputs, rank)),
             'b': b(keys[1], (self.n_up_projection, rank, outputs)),
-            'weights': jnp.ones(self.n_up_projection),
+            'weights': 1 + noise,
             'task': {'values': jnp.ones(rank)} if diagonal else {'matrix': jnp.eye(rank)},
         }
 

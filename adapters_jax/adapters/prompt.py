@@ -75,8 +75,13 @@ class PromptTuning(Method):
         """Turn the initial text into token ids, unless they are known.
 
         Raises:
-            ValueError: a text without tokens.
+            ValueError: a text without tokens, or one that `prompt_init` does not use.
         """
+        self.require(
+            self.prompt_init_text is None or self.prompt_init == 'from_string',
+            f'prompt_init_text is given, but prompt_init={self.prompt_init!r}; '
+            "set prompt_init='from_string', or leave the text away",
+        )
         if self.prompt_init != 'from_string' or self.prompt_init_ids is not None:
             return self
         ids = tuple(encode(self.prompt_init_text))

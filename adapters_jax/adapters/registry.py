@@ -69,8 +69,16 @@ def _preset(name: str, options: Mapping[str, Any]) -> Method:
     preset = PRESETS[name]
     if isinstance(preset, Union):
         return _union_preset(name, preset, options)
-    fields = {key: value for key, value in preset.to_json().items() if key != 'architecture'}
-    return preset.from_fields(fields | options)
+    return _changed(preset, options)
+
+
+def _changed(method: Method, options: Mapping[str, Any]) -> Method:
+    """Return the method with some options replaced; one of two that exclude each other goes."""
+    fields = {key: value for key, value in method.to_json().items() if key != 'architecture'}
+    for given, other in (('size', 'reduction_factor'), ('reduction_factor', 'size')):
+        if {given, other} <= set(fields) and options.get(given) is not None:
+            fields[other] = None
+    return method.from_fields(fields | options)
 
 
 def _union_preset(name: str, preset: Union, options: Mapping[str, Any]) -> Union:
@@ -82,8 +90,7 @@ def _union_preset(name: str, preset: Union, options: Mapping[str, Any]) -> Union
                 f'{name} has no option {member!r} with the value {changes!r}; expected a dict of '
                 f'options under one of its members: {", ".join(named)}'
             )
-        fields = {k: v for k, v in named[member].to_json().items() if k != 'architecture'}
-        named[member] = named[member].from_fields(fields | changes)
+        named[member] = _changed(named[member], changes)
     return Union(members=tuple(named.values()))
 
 
@@ -97,7 +104,10 @@ def from_json(values: Mapping[str, Any]) -> Method:
     fields = dict(values)
     architecture = fields.pop('architecture', None)
     if architecture == Union.architecture:
-        return Union(members=tuple(from_json(member) for member in fields['members']))
+        members = fields.get('members')
+        if not isinstance(members, list) or not all(isinstance(m, Mapping) for m in members):
+            raise ValueError(f'union: members={members!r} is not valid; expected a list of methods')
+        return Union(members=tuple(from_json(member) for member in members))
     if not isinstance(architecture, str) or architecture not in ARCHITECTURES:
         raise ValueError(
             f'unknown architecture {architecture!r}; known: {", ".join(sorted(ARCHITECTURES))}'

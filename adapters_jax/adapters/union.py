@@ -32,6 +32,8 @@ class Union(Method):
         self.require(len(self.members) >= 2, f'{len(self.members)} members; expected two or more')
         nested = any(isinstance(member, Union) for member in self.members)
         self.require(not nested, 'a member is a union itself; list its members instead')
+        scheduled = sum(type(m).optimizer is not Method.optimizer for m in self.members)
+        self.require(scheduled <= 1, f'{scheduled} members have a schedule of ranks; keep one')
         inserting = sum(member.inserted.count > 0 for member in self.members)
         self.require(inserting <= 1, f'{inserting} members insert vectors into the text; keep one')
 
@@ -129,7 +131,7 @@ def places(method: Method, tree: Tree) -> set[str]:
     def overrides(function: str) -> bool:
         return getattr(type(method), function) is not getattr(Method, function)
 
-    found = set()
+    found = set(type(method).claims)
     for layer, sites in tree.items():
         if not layer.startswith('layer_'):
             continue

@@ -31,6 +31,7 @@ _DESCRIBED = {
     'max_length': int,
     'pair': bool | None,
 }
+_IDENTITY = {'name': str, 'layers': int, 'hidden': int, 'fingerprint': str}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,11 +171,12 @@ def _read_config(directory: Path) -> dict[str, Any]:
         present = sorted(p.name for p in directory.iterdir()) if directory.is_dir() else []
         raise FileNotFoundError(
             f'{directory} is not an adapter: it has no {CONFIG} (found: '
-            f'{", ".join(present) or "nothing"}); a run writes its adapter to WORKDIR/adapter'
+            f'{", ".join(present) or "nothing"}); a run writes its adapter to WORKDIR/adapter, and '
+            'a merged model is for transformers'
         )
     try:
         config = json.loads(path.read_text('utf-8'))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f'{path} is not JSON ({error}); restore it from its source') from error
     found = config.get('format') if isinstance(config, dict) else None
     if found != FORMAT:
@@ -188,6 +190,12 @@ def _read_config(directory: Path) -> dict[str, Any]:
         if not isinstance(config[name], kind):
             raise ValueError(
                 f'{path}: {name!r} is {config[name]!r}; expected {getattr(kind, "__name__", kind)}'
+            )
+    for key, kind in _IDENTITY.items():
+        if not isinstance(config['backbone'].get(key), kind):
+            raise ValueError(
+                f'{path} does not say which backbone it is for: {key!r} is '
+                f'{config["backbone"].get(key)!r}; restore it from its source'
             )
     return config
 

@@ -32,7 +32,7 @@ def kind(directory: Path) -> str:
         return OURS  # whose reader knows what to say, and how to recover a half-replaced folder
     try:
         config = json.loads(path.read_text('utf-8'))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f'{path} is not JSON ({error}); restore it from its source') from error
     if isinstance(config, dict) and config.get('format') == OURS:
         return OURS

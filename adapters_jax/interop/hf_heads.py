@@ -119,5 +119,5 @@ def outputs(classifier: Mapping[str, np.ndarray]) -> int:
 
 def equivalent(family: str) -> str:
     """Say which heads a family's models can have, for messages."""
-    plain = f"pooling='{_POOLING[family]}', layers={len(_LAYERS[family])}"
-    return f"{plain} or pooling='cls', layers=2" if family == 'bert' else plain
+    plain = f"head.pooling='{_POOLING[family]}' and head.layers={len(_LAYERS[family])}"
+    return f"{plain}, or head.pooling='cls' and head.layers=2" if family == 'bert' else plain

@@ -5,7 +5,7 @@ with one text is the case S = 1.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -62,6 +62,23 @@ class HeadConfig:
     def to_json(self) -> dict[str, Any]:
         """Return every field as JSON values."""
         return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> 'HeadConfig':
+        """Build the config from `to_json`'s result.
+
+        Raises:
+            ValueError: an unknown field, or a value of another type than the default's.
+        """
+        known = {field.name: field.default for field in dataclasses.fields(cls)}
+        for name, value in values.items():
+            kind = type(known.get(name))
+            if name not in known or not (isinstance(value, kind) or (kind, value) == (float, 0)):
+                raise ValueError(
+                    f'the head has {name}={value!r}; expected {", ".join(known)} with values like '
+                    f'{", ".join(map(repr, known.values()))}'
+                )
+        return cls(**values)
 
 
 class PooledHead(nn.Module):

@@ -89,6 +89,8 @@ class Classification(Task):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not isinstance(self.labels, list | tuple):
+            raise ValueError(f'labels is {self.labels!r}; expected a list of names')
         self._set(labels=tuple(self.labels))
         self._check_labels()
         if not self.positive and len(self.labels) == 2:

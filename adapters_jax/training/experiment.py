@@ -115,9 +115,22 @@ def build(config: Config) -> Experiment:
         dtype=choose_dtype(config, 'dtype'),
         remat=config.training.remat,
     )
-    jax.eval_shape(model.init, jax.random.key(0), backbone.params)  # does it fit the backbone?
+    check_model(model, backbone.params)
     splits = encode_splits(config, texts, task, model, backbone)
     return Experiment(config, backbone, task, model, splits, texts)
+
+
+def check_model(model: Model, backbone: Tree) -> None:
+    """Trace initialisation and forward pass once, on shapes, for what only they can find.
+
+    Raises:
+        ValueError: a method that does not fit the backbone, or members of a union that do not fit
+            one another.
+    """
+    shapes = jax.eval_shape(model.init, jax.random.key(0), backbone)
+    names = ('input_ids', 'token_type_ids', 'positions', 'segments')
+    batch = dict.fromkeys(names, np.ones((1, 8), np.int32))
+    jax.eval_shape(model.apply, shapes, batch | {'starts': np.zeros((1, 1), np.int32)})
 
 
 # The least value of a key of `training`; below it nothing sensible could be done.
@@ -220,7 +233,7 @@ def bind(folder: AdapterFolder, backbone: LoadedBackbone, dtype: Any = jnp.float
     return Model(
         config=backbone.config,
         method=registry.from_json(folder.method),
-        head_config=HeadConfig(**folder.head),
+        head_config=HeadConfig.from_json(folder.head),
         outputs=task_of(folder).num_outputs,
         name=folder.name,
         dtype=dtype,

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adapters_jax import params
-from adapters_jax.adapters import deltas, merging, sparsify
+from adapters_jax.adapters import deltas, merging, registry, sparsify
 from adapters_jax.adapters.adalora import AdaLoRA
 from adapters_jax.adapters.lora import DoRA, LoRA
 from adapters_jax.adapters.mtl_lora import MTLLoRA
@@ -359,3 +359,11 @@ def test_other_mistakes():
     other, different = random_lora(0, r=3)
     with pytest.raises(ValueError, match=re.escape('has shape (6, 8) in adapter 1 and (6, 3) in')):
         deltas.combine_factors([method, other], [tree, different], [1.0, 1.0])
+
+
+def test_layers_without_a_rank_are_described_as_such():
+    methods = [registry.create('lora[r=4,rank_pattern={0: 0}]')] * 2
+    trees = [methods[0].init(jax.random.key(i), small.DIMENSIONS, {}) for i in range(2)]
+    method, tree = deltas.combine_deltas(methods, trees, [1.0, 0.5], rank=2)
+    fresh = method.init(jax.random.key(0), small.DIMENSIONS, {})
+    assert set(params.flatten(fresh)) == set(params.flatten(tree))

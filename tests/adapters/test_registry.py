@@ -291,7 +291,6 @@ def test_options_replace_the_presets():
         ('seq_bn[reduction_factor={1}]', "'1' is not an entry of a dict"),
         ('seq_bn[leave_out=[1,,2]]', "'' is not a value"),
         ('', "'' is not a method"),
-        ('houlsby[reduction_factor=16]', 'give one of the two'),
     ],
 )
 def test_text_that_is_refused(text, sentence):
@@ -370,3 +369,17 @@ def test_methods_are_values_and_share_nothing():
     changed = dataclasses.replace(plain, leave_out=(1,))
     assert plain.leave_out == () and changed != plain
     assert {name: json.dumps(registry.create(name).to_json()) for name in names} == described
+
+
+def test_one_of_two_options_that_exclude_each_other_replaces_the_other():
+    assert registry.create('pfeiffer[size=64]').reduction_factor is None
+    assert registry.create('houlsby[reduction_factor=16]').size is None
+    assert registry.create('mam_adapters[bottleneck={size: 64}]').members[1].size == 64
+    with pytest.raises(ValueError, match='give one of the two'):
+        registry.create('pfeiffer[size=64,reduction_factor=2]')
+
+
+@pytest.mark.parametrize('members', [None, 3, [1], ['lora'], {}])
+def test_members_that_are_none(members):
+    with pytest.raises(ValueError, match='expected a list of methods'):
+        registry.from_json({'architecture': 'union', 'members': members})

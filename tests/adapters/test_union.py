@@ -250,3 +250,21 @@ def test_the_penalty_is_that_of_all_members():
     tree = beside.init(jax.random.key(0), small_bert.DIMENSIONS, {})
     assert float(beside.penalty(params.unflatten(params.flatten(tree)))) == 6
     assert mam().penalty(fresh(*mam().members)) is None
+
+
+@pytest.mark.parametrize(
+    'text',
+    [
+        'attention[size=4,heads=2]|attention_side[size=4,heads=2]',
+        'attention[size=4,heads=2]|attention[size=4,heads=2,mh_adapter=True,output_adapter=False]',
+        'invertible|invertible',
+    ],
+)
+def test_two_that_share_what_they_compute_for_all_layers_collide(text):
+    with pytest.raises(ValueError, match='both act at the'):
+        registry.create(text).init(jax.random.key(0), small_bert.DIMENSIONS, {})
+
+
+def test_two_schedules_of_ranks_are_refused():
+    with pytest.raises(ValueError, match='2 members have a schedule of ranks; keep one'):
+        registry.create('adalora[attn_matrices=[q]]|adalora[attn_matrices=[v]]')

@@ -54,8 +54,8 @@ FROM_ZERO = {
 # And those that do up to rounding, since they compute the same number in another way.
 NEARLY_FROM_ZERO = {'dora', 'dvora'}
 # Leaves without a gradient: the pooler under a head that averages; ReFT's interventions at the ends
-# of the texts where no positions are chosen there (the library has them, and counts them); what
-# mixes the up-projections of MTL-LoRA, which start equal and stay so without dropout.
+# of the texts where no positions are chosen there (the library has them, and counts them); the
+# share of MTL-LoRA's up-projection where there is but one.
 IDLE = re.compile('backbone/pooler/bias|block/suffix/|(query|value)/weights$')
 OUTSIDE_LAYERS = {'prompt_tuning', 'invertible'}  # a deeper backbone is one like any other
 # Presets whose trained leaves start from constants or from the backbone's own weights.

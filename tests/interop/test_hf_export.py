@@ -116,7 +116,7 @@ def test_a_head_that_no_model_has_is_left_out(head, loaded, tmp_path, caplog):
     _, tree = bound(loaded, head)
     told = (head.to_json(), tree['heads']['default'])
     hf_export.save(tree['backbone'], loaded, tmp_path / 'out', told, LABELS)
-    assert 'is written without it; expected pooling=' in caplog.text
+    assert 'is written without it; expected head.pooling=' in caplog.text
     again = load_backbone(str(tmp_path / 'out'))
     assert theirs.bits(again.params) == theirs.bits(tree['backbone'])
     config = json.loads((tmp_path / 'out' / 'config.json').read_text())

@@ -110,7 +110,7 @@ def prune(model):
 
 
 PRESETS = {
-    'lora bias all': ['lora', 'bitfit'],
+    'lora bias all': ['lora'],
     'norms': ['layer_norm'],
     'prefix': ['prefix_tuning_flat'],
     'prefix network': ['prefix_tuning'],

@@ -157,7 +157,7 @@ def test_a_head_that_no_model_has_is_left_out(family, bases, tmp_path, caplog):
     loaded = theirs.loaded_base(bases[family])
     folder = trained('lora[alpha=5]|bitfit', loaded, HeadConfig(pooling='mean'))
     ours.save(folder, tmp_path / 'out', loaded)
-    assert 'it is written without it; expected pooling=' in caplog.text
+    assert 'it is written without it; expected head.pooling=' in caplog.text
     model = theirs.reload(tmp_path / 'out', theirs.fresh(bases[family], family, bare=True))
     again = ours.load(tmp_path / 'out', loaded)
     assert (again.head, again.task, again.head_params) == ({}, {}, {})

@@ -184,7 +184,8 @@ def write(head: Head, name: str, directory: Path, loaded: LoadedBackbone) -> Non
     if head.head['pooling'] == 'mean' or labels is None:
         _LOG.warning(
             'the adapter %r is written without its head: `adapters` has none with pooling %r for '
-            "the task %r; with pooling 'cls' or 'pooler', for classification or regression, it has",
+            "the task %r; train with head.pooling='cls' or 'pooler', for classification or "
+            'regression, to take the head along',
             name,
             head.head['pooling'],
             head.task.get('name'),

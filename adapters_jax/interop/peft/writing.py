@@ -98,13 +98,13 @@ def _main_member(method: Mapping[str, Any]) -> dict[str, Any]:
     foreign = [m['architecture'] for m in main if m['architecture'] not in _WRITERS]
     if foreign:
         raise ValueError(
-            f'PEFT has nothing like {", ".join(foreign)}; write the adapter with '
-            '--format=adapterhub, or with --format=merged where it can be merged'
+            f'PEFT has nothing like {", ".join(foreign)}; try --format=adapterhub or '
+            "--format=merged, or keep the adapter in this project's own format"
         )
     if len(main) > 1:
         raise ValueError(
-            f'a PEFT folder holds one method, and not {" and ".join(_names_of(main))}; write it '
-            'with --format=merged or --format=adapterhub'
+            f'a PEFT folder holds one method, and not {" and ".join(_names_of(main))}; try '
+            "--format=merged or --format=adapterhub, or keep it in this project's own format"
         )
     if main:
         return main[0]
