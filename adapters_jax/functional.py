@@ -61,25 +61,34 @@ def activation(name: str) -> Activation:
 
 
 def layer_norm(
-    x: Float[Array, '... D'], scale: Float[Array, 'D'], bias: Float[Array, 'D'], epsilon: float
+    x: Float[Array, '... D'],
+    scale: Float[Array, 'D'] | Float[Array, 'B 1 D'],
+    bias: Float[Array, 'D'] | Float[Array, 'B 1 D'],
+    epsilon: float,
 ) -> Float[Array, '... D']:
     """Normalise the last axis, in float32 whatever the input's type (Ba et al. 2016, eq. 4)."""
     wide = x.astype(jnp.float32)
     mean = wide.mean(-1, keepdims=True)
     variance = jnp.square(wide - mean).mean(-1, keepdims=True)
     normal = (wide - mean) * jax.lax.rsqrt(variance + epsilon)
-    broadcast = (1,) * (x.ndim - 1) + (-1,)
-    return (normal * scale.reshape(broadcast) + bias.reshape(broadcast)).astype(x.dtype)
+    return (normal * against(scale, x) + against(bias, x)).astype(x.dtype)
+
+
+def against(vector: Float[Array, 'D'] | Float[Array, 'B 1 D'], x: Array) -> Array:
+    """Return one vector for all rows of `x` in a shape that broadcasts; one a row already does."""
+    return vector.reshape((1,) * (x.ndim - 1) + (-1,)) if vector.ndim == 1 else vector
 
 
 def dense(
-    x: Float[Array, '... I'], kernel: Float[Array, 'I O'], bias: Float[Array, 'O'] | None = None
+    x: Float[Array, '... I'],
+    kernel: Float[Array, 'I O'],
+    bias: Float[Array, 'O'] | Float[Array, 'B 1 O'] | None = None,
 ) -> Float[Array, '... O']:
     """Return `x @ kernel + bias`, computed in the type of `x`."""
     y = x @ kernel.astype(x.dtype)
     if bias is None:
         return y
-    return y + bias.astype(x.dtype).reshape((1,) * (y.ndim - 1) + (-1,))
+    return y + against(bias.astype(x.dtype), y)
 
 
 def dropout(x: Float[Array, '...'], rate: float, key: PRNGKeyArray | None) -> Float[Array, '...']:

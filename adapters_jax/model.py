@@ -14,10 +14,12 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from adapters_jax import functional
 from adapters_jax.adapters.binding import bind
+from adapters_jax.adapters.dropping import drop_layers
 from adapters_jax.adapters.method import Method
 from adapters_jax.models.bert import Bert, BertConfig
 from adapters_jax.models.heads import HeadConfig, PooledHead, init_head
 from adapters_jax.params import Rule, Tree, freeze, train
+from adapters_jax.sites import Place
 
 Batch = Mapping[str, Array]
 
@@ -27,7 +29,8 @@ class Model:
     """A backbone with one adapter and one head, both stored under `name`.
 
     `dtype` is what activations are computed in (logits are always float32); `remat` trades
-    memory for a second forward pass of each block.
+    memory for a second forward pass of each block; in the `dropped` lowest layers the adapter is
+    left out (AdapterDrop, Rücklé et al. 2021).
     """
 
     config: BertConfig
@@ -37,6 +40,7 @@ class Model:
     name: str = 'default'
     dtype: Any = jnp.float32
     remat: bool = False
+    dropped: int = 0
 
     def __post_init__(self) -> None:
         """Refuse a head that needs a pooler where the checkpoint has none."""
@@ -69,24 +73,28 @@ class Model:
     def rules(self) -> tuple[Rule, ...]:
         """What is trained: the adapter, its head, and the backbone leaves the method asks for."""
         name = re.escape(self.name)
-        constants = freeze(f'adapters/{name}/(.*/)?constants/.*')
+        frozen = [freeze(f'adapters/{name}/{pattern}') for pattern in self.method.frozen]
         own = (train(f'adapters/{name}/.*'), train(f'heads/{name}/.*'))
-        return (constants, *own, *self.method.rules(self.config.dimensions), freeze('.*'))
+        return (*frozen, *own, *self.method.rules(self.config.dimensions), freeze('.*'))
 
-    def trunk(self, params: Tree) -> int:
-        """Return how many of the lowest layers nothing trainable can change."""
-        adapter = params.get('adapters', {}).get(self.name, {})
-        return self.method.first_layer(adapter, self.config.dimensions)
+    def trunk(self, params: Tree) -> Place:
+        """Return where the trunk ends: the first place that anything trainable can change."""
+        return self.method.first_place(self._adapter(params), self.config.dimensions)
+
+    def _adapter(self, params: Tree) -> Tree:
+        tree = params.get('adapters', {}).get(self.name, {})
+        return drop_layers(tree, self.dropped) if self.dropped else tree
 
     def penalty(self, params: Tree) -> Float[Array, ''] | None:
         """Return what the method adds to the mean loss in training, or None for nothing."""
-        return self.method.penalty(params.get('adapters', {}).get(self.name, {}))
+        return self.method.penalty(self._adapter(params))
 
     def apply(
         self, params: Tree, batch: Batch, key: PRNGKeyArray | None = None
     ) -> Float[Array, 'B S C']:
         """Return the outputs of every example in the batch, in float32; no key, no dropout."""
-        adapter = params.get('adapters', {}).get(self.name, {})
+        adapter = self._adapter(params)
+        sites = bind(self.method, adapter, functional.fold(key, 0))
         backbone = Bert(self.config, self.dtype, self.trunk(params), self.remat)
         variables = {'params': params['backbone']}
         hidden = backbone.apply(
@@ -96,8 +104,9 @@ class Model:
             batch['positions'],
             mask=attention_mask(batch['segments'], batch['starts'].shape[1]),
             tags=batch.get('tags'),
-            sites=bind(self.method, adapter, functional.fold(key, 0)),
+            sites=sites,
             deterministic=key is None,
+            known=batch.get('trunk'),
             rngs={} if key is None else {'dropout': functional.fold(key, 1)},
         )
         return self.head.apply(
@@ -105,10 +114,44 @@ class Model:
             hidden,
             self._segments(batch['segments']),
             batch['starts'],
-            lambda first: backbone.apply(variables, first, method='pool'),
+            lambda first: backbone.apply(variables, first, sites, method='pool'),
             key is None,
             rngs={} if key is None else {'dropout': functional.fold(key, 2)},
         )
+
+    def trunk_outputs(self, params: Tree, batch: Batch) -> Float[Array, 'B T N D']:
+        """Return what `apply` may begin with, as the batch's column 'trunk'.
+
+        N is 1 or 2 (`Place.vectors`), or the number of layers for a method that reads each of them.
+
+        Raises:
+            ValueError: there is no trunk: the lowest layer is adapted.
+        """
+        place = self.trunk(params)
+        if place.layer == 0:
+            raise ValueError('the lowest layer is adapted, so there is no trunk to store')
+        layers = self.config.layers
+        backbone = Bert(self.config, self.dtype, Place(layers))
+        _, sown = backbone.apply(
+            {'params': params['backbone']},
+            batch['input_ids'],
+            batch['token_type_ids'],
+            batch['positions'],
+            mask=attention_mask(batch['segments'], batch['starts'].shape[1]),
+            mutable=['trunk'],
+        )
+        seen = sown['trunk']
+        if place.layer == layers:
+            chosen = range(layers) if self.method.reads_trunk else [layers - 1]
+            return jnp.concatenate([seen[f'layer_{i}']['block'][0] for i in chosen], axis=2)
+        here = seen[f'layer_{place.layer}']
+        if place.vectors == 2:
+            return here[place.stage.removesuffix('_end')]['end'][0]
+        if place.stage == 'attention':
+            return seen[f'layer_{place.layer - 1}']['block'][0]
+        if place.stage == 'block_end':
+            return here['block'][0]
+        raise ValueError(f'no output is stored at the place {place.stage} of a layer')
 
     def _segments(self, segments: Int[Array, 'B T']) -> Int[Array, 'B P+T']:
         """Return the segments of the last hidden states, of which inserted ones have none.

@@ -15,15 +15,17 @@ The sites are, in the order in which a forward pass meets them:
 feed_forward                                        residual connection and its LayerNorm
 `block`                                             a block's output
 `output`                                            the last block's output
+`vector`                                            each bias, and each LayerNorm's two vectors
 ==================================================  ==============================================
 """
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
+
+from adapters_jax import functional
 
 SUB_LAYERS = ('attention', 'cross_attention', 'feed_forward')
 PROJECTIONS = {
@@ -31,6 +33,41 @@ PROJECTIONS = {
     'cross_attention': ('query', 'key', 'value', 'output'),
     'feed_forward': ('up', 'down'),
 }
+
+
+# The places of a block, in the order in which a forward pass meets them.
+STAGES = (*(stage for name in SUB_LAYERS for stage in (name, f'{name}_end')), 'block_end')
+
+
+@dataclasses.dataclass(frozen=True, order=True)
+class Place:
+    """A place in the forward pass: a block's number and one of `STAGES` by its index.
+
+    A sub-layer's place is before it; its '_end' is where its output has been computed and residual
+    connection and LayerNorm have not.
+    """
+
+    layer: int
+    index: int = 0
+
+    @classmethod
+    def of(cls, layer: int, stage: str) -> 'Place':
+        """Return the place of a stage by its name."""
+        return cls(layer, STAGES.index(stage))
+
+    @property
+    def stage(self) -> str:
+        """The stage's name."""
+        return STAGES[self.index]
+
+    @property
+    def vectors(self) -> int:
+        """How many vectors a token has here: the hidden state, or a sub-layer's output and the
+        residual input that it will be added to."""
+        return 2 if self.stage in {f'{name}_end' for name in SUB_LAYERS} else 1
+
+
+START = Place(0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +109,20 @@ class Stream:
     carry: dict[str, Any] = struct.field(default_factory=dict)
 
 
-@dataclasses.dataclass(frozen=True)
+@struct.dataclass
+class LayerNorm:
+    """A LayerNorm's vectors, one for all rows or one a row, as a function."""
+
+    scale: Float[Array, 'D'] | Float[Array, 'B 1 D']
+    bias: Float[Array, 'D'] | Float[Array, 'B 1 D']
+    epsilon: float = struct.field(pytree_node=False)
+
+    def __call__(self, x: Float[Array, '... D']) -> Float[Array, '... D']:
+        """Normalise the last axis."""
+        return functional.layer_norm(x, self.scale, self.bias, self.epsilon)
+
+
+@struct.dataclass
 class SubLayer:
     """The end of a sub-layer: its output, its residual input, and the LayerNorm that follows.
 
@@ -81,7 +131,7 @@ class SubLayer:
 
     output: Float[Array, 'B T D']
     residual: Float[Array, 'B T D']
-    norm: Callable[[Float[Array, 'B T D']], Float[Array, 'B T D']] | None
+    norm: LayerNorm | None
     stream: Stream
 
     def normalise(self, x: Float[Array, 'B T D']) -> Float[Array, 'B T D']:
@@ -102,7 +152,7 @@ class Linear:
 
     inputs: Float[Array, 'B T I']
     kernel: Float[Array, 'I O']
-    bias: Float[Array, 'O'] | None
+    bias: Float[Array, 'O'] | Float[Array, 'B 1 O'] | None
     output: Float[Array, 'B T O']
     mask: Bool[Array, '#B 1 #T T'] | None
 
@@ -124,6 +174,13 @@ class KeyValue:
 @struct.dataclass
 class Sites:
     """The identity at every site; a pytree, so that it passes through remat like an array."""
+
+    def vector(self, path: str, value: Float[Array, 'O']) -> Float[Array, 'O']:
+        """Replace a bias or a LayerNorm's vector, for all rows or, with [B, 1, O], for each.
+
+        `path` is the leaf's, below 'backbone': 'layer_3/attention/query/bias'.
+        """
+        return value
 
     def words(self, words: Words) -> Words:
         """Change or extend the word vectors before they meet positions and LayerNorm."""

@@ -8,10 +8,13 @@ import tiny
 
 from adapters_jax import functional
 from adapters_jax import params as trees
+from adapters_jax.adapters import registry
 from adapters_jax.adapters.baselines import HeadOnly
+from adapters_jax.adapters.method import Change
 from adapters_jax.model import attention_mask
 from adapters_jax.models.bert import Bert
 from adapters_jax.models.heads import HeadConfig
+from adapters_jax.sites import Place
 
 ROWS = [[3, 5, 2], [7], [1, 1]]
 WIDTH = 12
@@ -164,7 +167,7 @@ def test_a_method_may_train_leaves_of_the_backbone():
     trainable, _ = trees.partition(tiny.params(model), model.rules)
     norms = {f'layer_{i}/feed_forward/norm/{x}' for i in range(2) for x in ('scale', 'bias')}
     assert set(trees.flatten(trainable['backbone'])) == norms
-    assert model.trunk(tiny.params(model)) == 0
+    assert model.trunk(tiny.params(model)) == Place(0)
 
 
 @pytest.mark.parametrize('name', ['a.b', 'c++', '(x', 'été'])
@@ -175,7 +178,10 @@ def test_any_name_will_do(name):
     assert set(trainable['adapters']) == set(trainable['heads']) == {name}
 
 
-@pytest.mark.parametrize(('method', 'trunk'), [(tiny.Shift(), 0), (tiny.Shift(lowest=1), 1)])
+@pytest.mark.parametrize(
+    ('method', 'trunk'),
+    [(tiny.Shift(), Place(0)), (tiny.Shift(lowest=1), Place.of(1, 'feed_forward_end'))],
+)
 def test_the_trunk_ends_at_the_first_adapted_layer(method, trunk):
     model = tiny.model(method)
     assert model.trunk(tiny.params(model)) == trunk
@@ -184,7 +190,7 @@ def test_the_trunk_ends_at_the_first_adapted_layer(method, trunk):
 def test_with_a_head_alone_everything_is_trunk_and_without_dropout(packed):
     model = tiny.model(HeadOnly(), HeadConfig(dropout=0.0))
     params = tiny.params(model)
-    assert model.trunk(params) == 2
+    assert model.trunk(params) == Place(2)
     # Trees that went through `merge` have no branch for an adapter without parameters.
     params = trees.merge(*trees.partition(params, model.rules))
     assert 'adapters' not in params
@@ -199,8 +205,8 @@ class Dropping(tiny.Shift):
 
     architecture = 'dropping'
 
-    def sub_layer(self, params, end, at):
-        return end.finish(functional.dropout(end.output, 0.5, at.key))
+    def adapt(self, params, end, at):
+        return Change(functional.dropout(end.output, 0.5, at.key))
 
 
 @pytest.mark.parametrize('source', ['backbone', 'adapter', 'head'])
@@ -271,3 +277,81 @@ def test_a_model_is_a_static_argument():
     assert tiny.model() == tiny.model()
     assert hash(tiny.model()) == hash(tiny.model())
     assert tiny.model() != tiny.model(tiny.Shift(lowest=1))
+
+
+TRUNKS = {
+    'pfeiffer[leave_out=[0]]': 'feed_forward_end',
+    'double_seq_bn[leave_out=[0]]': 'attention_end',
+    'lora[leave_out=[0]]': 'attention',
+    'lora[leave_out=[0],selfattn_lora=False,intermediate_lora=True]': 'attention',
+    'prefix_tuning_flat[leave_out=[0]]': 'attention',
+    'loreft[leave_out=[0],r=1]': 'block_end',
+    'layer_norm[leave_out=[0],embedding_norm=False]': 'attention',
+    'lora[leave_out=[0]]|pfeiffer[leave_out=[0]]': 'attention',
+    'head': 'attention',
+    'attention_side[size=8]': 'attention',
+}
+
+
+@pytest.mark.parametrize('name', TRUNKS)
+def test_a_run_may_begin_where_the_trunk_ends(packed, name):
+    model = tiny.model(registry.create(name))
+    params = tiny.params(model)
+    noise = iter(np.random.default_rng(0).standard_normal((99, 1)) * 0.1)
+    adapters = params['adapters']
+    params['adapters'] = jax.tree.map(lambda x: x + next(noise).astype(np.float32)[0], adapters)
+    place = model.trunk(params)
+    assert (place.layer, place.stage) == (2 if name in ('head', 'attention_side[size=8]') else 1,
+                                          TRUNKS[name])  # fmt: skip
+    known = model.trunk_outputs(params, packed)
+    assert known.shape[2] == (2 if name.startswith('attention_side') else place.vectors)
+    key = jax.random.key(0)
+    blank = {**params, 'backbone': {**params['backbone'], 'layer_0': {}}}
+    if place.layer == 2:
+        blank['backbone'] |= {'layer_1': {}}
+    for drops in (None, key):
+        whole = model.apply(params, packed, drops)
+        begun = model.apply(blank, {**packed, 'trunk': known}, drops)
+        if drops is None or name == 'head':
+            np.testing.assert_allclose(begun, whole, atol=2e-5)
+    names = ('input_ids', 'positions', 'token_type_ids')
+    other = {**packed, 'trunk': known} | {n: np.zeros_like(packed[n]) for n in names}
+    if not name.startswith('attention_side'):
+        np.testing.assert_array_equal(model.apply(params, other), model.apply(
+            params, {**packed, 'trunk': known}))  # fmt: skip
+
+
+def test_dropout_above_the_trunk_is_the_same_however_the_run_begins(packed):
+    model = tiny.model(registry.create('pfeiffer[leave_out=[0],reduction_factor=4]'))
+    params, key = tiny.params(model), jax.random.key(3)
+    known = model.trunk_outputs(params, packed)
+    begun = model.apply(params, {**packed, 'trunk': known}, key)
+    np.testing.assert_allclose(begun, model.apply(params, packed, key), atol=2e-5)
+
+
+def test_there_is_no_trunk_to_store_where_the_lowest_layer_is_adapted(packed):
+    model = tiny.model()
+    with pytest.raises(ValueError, match='the lowest layer is adapted, so there is no trunk'):
+        model.trunk_outputs(tiny.params(model), packed)
+
+
+@pytest.mark.parametrize('name', ['pfeiffer', 'lora', 'prefix_tuning_flat', 'lora|pfeiffer'])
+def test_dropped_layers_are_the_plain_ones_and_get_no_gradient(packed, name):
+    whole = tiny.model(registry.create(name))
+    params = tiny.params(whole)
+    lowest = tiny.model(registry.create(name), dropped=1)
+    none = tiny.model(registry.create(name), dropped=2)
+    assert lowest.trunk(params).layer == 1 and none.trunk(params).layer == 2
+    grads = jax.grad(lambda p: jnp.square(lowest.apply(p, packed)).sum())(params)['adapters']
+    for path, leaf in trees.flatten(grads).items():
+        assert leaf.any() == ('layer_1' in path) or path.endswith(('/a', 'scaling')), path
+    flops = [gradient_flops(model, params, packed) for model in (whole, lowest, none)]
+    assert flops[0] > flops[1] > flops[2]
+
+
+def gradient_flops(model, params, packed):
+    def loss(adapters):
+        return jnp.square(model.apply(params | {'adapters': adapters}, packed)).sum()
+
+    program = jax.jit(jax.grad(loss)).lower(params['adapters']).compile()
+    return program.cost_analysis().get('flops', 0)

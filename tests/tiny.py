@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adapters_jax.adapters.method import Method
+from adapters_jax.adapters.method import Change, Method
 from adapters_jax.model import Model
 from adapters_jax.models.bert import Bert, BertConfig
 from adapters_jax.models.block import BlockConfig
@@ -51,8 +51,9 @@ class Shift(Method):
     def rules(self, dimensions):
         return (train(r'backbone/layer_\d/feed_forward/norm/.*'),) if self.tune_norms else ()
 
-    def sub_layer(self, params, end, at):
-        return end.finish(end.output + params['shift'].reshape(1, 1, -1).astype(end.output.dtype))
+    def adapt(self, params, end, at):
+        shift = params['shift'].reshape(1, 1, -1).astype(end.output.dtype)
+        return Change(end.output + shift, shift)
 
 
 def random_leaf(rng: np.random.Generator, path: str, shape: Sequence[int]) -> np.ndarray:

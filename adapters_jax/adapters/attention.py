@@ -20,7 +20,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from adapters_jax import functional
 from adapters_jax.adapters import parts
-from adapters_jax.adapters.method import At, Method, adapted_layers
+from adapters_jax.adapters.method import At, Change, Method, adapted_layers
 from adapters_jax.params import Tree
 from adapters_jax.sites import SUB_LAYERS, Dimensions, Stream, SubLayer
 
@@ -141,7 +141,7 @@ class AttentionAdapter(_Attention):
             'output': self._init_output(keys[6], hidden),
         }
 
-    def sub_layer(self, params: Tree, end: SubLayer, at: At) -> Float[Array, 'B T D']:
+    def adapt(self, params: Tree, end: SubLayer, at: At) -> Change:
         """Add the adapter's output to the sub-layer's."""
         stream = end.stream
         mixed = attend(
@@ -154,7 +154,8 @@ class AttentionAdapter(_Attention):
         mixed = functional.dropout(mixed, self.dropout, functional.fold(at.key, 0))
         refined = feed_forward(params['feed_forward'], mixed, self.non_linearity)
         refined = functional.dropout(refined, self.dropout, functional.fold(at.key, 1))
-        return end.finish(end.output + parts.apply_dense(params['output'], mixed + refined))
+        change = parts.apply_dense(params['output'], mixed + refined)
+        return Change(end.output + change, change)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -189,6 +190,8 @@ class SideAttentionAdapter(_Attention):
     def first_layer(self, params: Tree, dimensions: Dimensions) -> int:
         """Return the number of layers: no trained leaf changes the output of any of them."""
         return dimensions.layers
+
+    reads_trunk: ClassVar[bool] = True
 
     def embeddings(self, params: Tree, stream: Stream, at: At) -> Stream:
         """Compute the adapter vectors, which are also the state's beginning."""

@@ -5,27 +5,30 @@ place are found in the tree, each call gets a random key of its own, and the mem
 called one after another.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from flax import struct
-from jaxtyping import PRNGKeyArray
+from jaxtyping import Array, PRNGKeyArray
 
 from adapters_jax import functional
-from adapters_jax.adapters.method import At, Method
+from adapters_jax.adapters.method import At, Change, Method, acts
 from adapters_jax.adapters.union import Union
 from adapters_jax.params import Tree
-from adapters_jax.sites import SUB_LAYERS, Sites
+from adapters_jax.sites import SUB_LAYERS, Sites, Stream, SubLayer
 
 
-def bind(method: Method, params: Tree, key: PRNGKeyArray | None) -> Sites:
-    """Return the sites that a method makes with these parameters; no key, no dropout."""
+def bind(method: Method, params: Tree, key: PRNGKeyArray | None, scope: str = '') -> Sites:
+    """Return the sites that a method makes with these parameters; no key, no dropout.
+
+    `scope` names this adapter among all that are bound: its part of `Stream.carry`.
+    """
     if not isinstance(method, Union):
-        return Adapted(params=params, key=key, method=method)
+        return Adapted(params=params, key=key, method=method, scope=scope)
     members = enumerate(method.named().items())
     return Chain(
         tuple(
-            bind(member, params.get(name, {}), functional.fold(key, i))
+            bind(member, params.get(name, {}), functional.fold(key, i), f'{scope}/{i}')
             for i, (name, member) in members
         )
     )
@@ -38,6 +41,18 @@ class Adapted(Sites):
     params: Tree
     key: PRNGKeyArray | None
     method: Method = struct.field(pytree_node=False)
+    scope: str = struct.field(pytree_node=False, default='')
+
+    def _scoped(self, stream: Stream, call: Callable[[Stream], Stream]) -> Stream:
+        """Let the method see, in the stream's carry, what it left there itself and no more."""
+        carry = stream.carry
+        own = call(stream.replace(carry=carry.get(self.scope, {})))
+        self.method.require(
+            not carry or own.hidden.shape == stream.hidden.shape,
+            'another adapter has looked at the text without the vectors that are inserted here; '
+            f'list {self.method.architecture} first in the union',
+        )
+        return own.replace(carry=carry | ({self.scope: own.carry} if own.carry else {}))
 
     def _at(self, layer: int, name: str, site: int) -> At:
         key = functional.fold(self.key, layer + 1, site)
@@ -56,7 +71,8 @@ class Adapted(Sites):
 
     def embeddings(self, stream):
         """Let the method change the embedded input."""
-        return self.method.embeddings(self.params, stream, self._at(-1, 'embeddings', 0))
+        at = self._at(-1, 'embeddings', 0)
+        return self._scoped(stream, lambda s: self.method.embeddings(self.params, s, at))
 
     def linear(self, layer, sub_layer, name, end):
         """Let the method change a projection's output."""
@@ -76,29 +92,40 @@ class Adapted(Sites):
 
     def sub_layer(self, layer, name, end):
         """Let the method end a sub-layer."""
+        return self.close(layer, name, end, self.adapt(layer, name, end).output)
+
+    def adapt(self, layer: int, name: str, end: SubLayer) -> Change:
+        """Return what the method makes of a sub-layer's output."""
         params = self._find(f'layer_{layer}', name)
         if params is None:
-            return end.finish(end.output)
-        return self.method.sub_layer(params, end, self._at(layer, name, SUB_LAYERS.index(name)))
+            return Change(end.output)
+        carry = end.stream.carry.get(self.scope, {})
+        end = end.replace(stream=end.stream.replace(carry=carry))
+        return self.method.adapt(params, end, self._at(layer, name, SUB_LAYERS.index(name)))
+
+    def close(self, layer: int, name: str, end: SubLayer, output: Array) -> Array:
+        """End a sub-layer with what `adapt` returned."""
+        return self.method.close(end, output) if self.ends(layer, name) else end.finish(output)
 
     def ends(self, layer: int, name: str) -> bool:
         """Tell whether the method acts on the end of this sub-layer."""
-        acts = type(self.method).sub_layer is not Method.sub_layer
-        return acts and self._find(f'layer_{layer}', name) is not None
+        return acts(type(self.method), 'adapt') and self._find(f'layer_{layer}', name) is not None
 
     def block(self, layer, stream):
         """Let the method change a block's output."""
         params = self._find(f'layer_{layer}', 'block')
         if params is None:
             return stream
-        return self.method.block(params, stream, self._at(layer, 'block', 20))
+        at = self._at(layer, 'block', 20)
+        return self._scoped(stream, lambda s: self.method.block(params, s, at))
 
     def output(self, stream):
         """Let the method change the last hidden states."""
         params = self._find('output')
         if params is None:
             return stream
-        return self.method.output(params, stream, self._at(-1, 'output', 30))
+        at = self._at(-1, 'output', 30)
+        return self._scoped(stream, lambda s: self.method.output(params, s, at))
 
 
 _PROJECTION_NUMBER = {
@@ -141,10 +168,20 @@ class Chain(Sites):
 
     def sub_layer(self, layer, name, end):
         """Let the member that acts on this sub-layer end it."""
-        for member in self.members:
-            if member.ends(layer, name):
-                return member.sub_layer(layer, name, end)
-        return end.finish(end.output)
+        return self.close(layer, name, end, self.adapt(layer, name, end).output)
+
+    def adapt(self, layer: int, name: str, end: SubLayer) -> Change:
+        """Let the member that acts on this sub-layer change its output."""
+        member = self._ending(layer, name)
+        return Change(end.output) if member is None else member.adapt(layer, name, end)
+
+    def close(self, layer: int, name: str, end: SubLayer, output: Array) -> Array:
+        """End a sub-layer as the member that acts on it does."""
+        member = self._ending(layer, name)
+        return end.finish(output) if member is None else member.close(layer, name, end, output)
+
+    def _ending(self, layer: int, name: str) -> Any:
+        return next((member for member in self.members if member.ends(layer, name)), None)
 
     def block(self, layer, stream):
         """Let each member change a block's output."""

@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from adapters_jax import functional
 from adapters_jax.adapters import fields, parts
-from adapters_jax.adapters.method import At, Method, adapted_layers
+from adapters_jax.adapters.method import At, Change, Method, adapted_layers
 from adapters_jax.params import Rule, Tree, train
 from adapters_jax.sites import SUB_LAYERS, Dimensions, SubLayer
 
@@ -152,17 +152,20 @@ class Bottleneck(Method):
         places = [rf'layer_{i}/\w+' for i in kept] + ['embeddings'] * (0 in kept)
         return (train(rf'backbone/({"|".join(places)})/norm/(scale|bias)'),)
 
-    def sub_layer(self, params: Tree, end: SubLayer, at: At) -> Float[Array, 'B T D']:
-        """Adapt the end of a sub-layer (Houlsby fig. 2; Pfeiffer fig. 3; He fig. 3)."""
-        x, residual = self._read(end)
+    def adapt(self, params: Tree, end: SubLayer, at: At) -> Change:
+        """Adapt a sub-layer's output (Houlsby fig. 2; Pfeiffer fig. 3; He fig. 3)."""
+        x, residual = self.read(end)
         change = self._change(params, x, end.stream.mask, at)
         if self.adapter_residual_before_ln and not self.is_parallel:
-            adapted = _norm_after(params, change + residual)
-        else:
-            adapted = _norm_after(params, change) + residual
-        return end.finish(adapted) if self.original_ln_after else adapted
+            return Change(_norm_after(params, change + residual), change)
+        return Change(_norm_after(params, change) + residual, change)
 
-    def _read(self, end: SubLayer) -> tuple[Float[Array, 'B T D'], Float[Array, 'B T D']]:
+    @property
+    def closes(self) -> bool:
+        """Whether the backbone's residual connection and LayerNorm follow."""
+        return self.original_ln_after
+
+    def read(self, end: SubLayer) -> tuple[Float[Array, 'B T D'], Float[Array, 'B T D']]:
         """Return what the adapter reads and what its result is added to."""
         if self.is_parallel:
             return end.residual, end.output

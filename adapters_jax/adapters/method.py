@@ -20,7 +20,17 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from adapters_jax.adapters import fields
 from adapters_jax.params import Rule, Tree
-from adapters_jax.sites import PROJECTIONS, Dimensions, KeyValue, Linear, Stream, SubLayer, Words
+from adapters_jax.sites import (
+    PROJECTIONS,
+    SUB_LAYERS,
+    Dimensions,
+    KeyValue,
+    Linear,
+    Place,
+    Stream,
+    SubLayer,
+    Words,
+)
 
 
 @struct.dataclass
@@ -32,6 +42,16 @@ class At:
     shared: Tree
     key: PRNGKeyArray | None  # None: no dropout, no other randomness
     constants: Tree = struct.field(default_factory=dict)
+
+
+class Change(NamedTuple):
+    """What a method makes of a sub-layer's output, before residual connection and LayerNorm.
+
+    `up` is what a fusion mixes: what the adapter itself adds. None: the method cannot be fused.
+    """
+
+    output: Float[Array, 'B T D']
+    up: Float[Array, 'B T D'] | None = None
 
 
 class Inserted(NamedTuple):
@@ -51,6 +71,7 @@ class Method:
 
     architecture: ClassVar[str]  # the name under which files and configs know the class
     claims: ClassVar[tuple[str, ...]] = ()  # what only one member of a union may use
+    reads_trunk: ClassVar[bool] = False  # whether it looks at the output of blocks of the trunk
 
     def __post_init__(self) -> None:
         """Freeze every field and check its type against its annotation."""
@@ -106,6 +127,11 @@ class Method:
         """Return the optimiser that trains the method: `inner`, or one around it."""
         return inner
 
+    @property
+    def frozen(self) -> tuple[str, ...]:
+        """The method's own leaves that are never trained: patterns of paths in its own tree."""
+        return ('(.*/)?constants/.*',)
+
     def words(self, params: Tree, words: Words, at: At) -> Words:
         """Site `words`; `params` is the whole tree of the adapter."""
         return words
@@ -122,9 +148,25 @@ class Method:
         """Site `key_value`; `params` is `layer_{i}/{sub_layer}`."""
         return seen
 
+    def adapt(self, params: Tree, end: SubLayer, at: At) -> Change:
+        """Site `attention`, `cross_attention` or `feed_forward`; `params` is `layer_{i}/{name}`.
+
+        What is returned takes the place of the sub-layer's output, so methods can be stacked.
+        """
+        return Change(end.output)
+
+    @property
+    def closes(self) -> bool:
+        """Whether the backbone's residual connection and LayerNorm follow on `adapt`."""
+        return True
+
+    def close(self, end: SubLayer, output: Float[Array, 'B T D']) -> Float[Array, 'B T D']:
+        """End the sub-layer with what `adapt` returned."""
+        return end.finish(output) if self.closes else output
+
     def sub_layer(self, params: Tree, end: SubLayer, at: At) -> Float[Array, 'B T D']:
-        """Site `attention`, `cross_attention` or `feed_forward`; `params` is `layer_{i}/{name}`."""
-        return end.finish(end.output)
+        """Adapt a sub-layer's output and end it: what a method does that acts there alone."""
+        return self.close(end, self.adapt(params, end, at).output)
 
     def block(self, params: Tree, stream: Stream, at: At) -> Stream:
         """Site `block`; `params` is `layer_{i}/block`."""
@@ -155,6 +197,19 @@ class Method:
         lowest = [_layer_of(name) for name in params if name not in elsewhere]
         tuned = _first_tuned_layer(self.rules(dimensions), dimensions)
         return min([*lowest, tuned])
+
+    def first_place(self, params: Tree, dimensions: Dimensions) -> Place:
+        """Return where the trunk ends: the first place that trained leaves can change.
+
+        That is inside of the first adapted layer; where this is the lowest one there is no trunk,
+        so that a method of all layers trains with all of the backbone's dropout.
+        """
+        layer = self.first_layer(params, dimensions)
+        sites = params.get(f'layer_{layer}')
+        tuned = _first_tuned_layer(self.rules(dimensions), dimensions)
+        if layer == 0 or sites is None or tuned == layer:
+            return Place(layer)
+        return min((_place_of(type(self), layer, name) for name in sites), default=Place(layer))
 
     def to_json(self) -> dict[str, Any]:
         """Return every field and the architecture as JSON values."""
@@ -202,6 +257,19 @@ def adapted_layers(leave_out: Iterable[int], dimensions: Dimensions) -> list[int
     if not kept:
         raise ValueError('leave_out names every layer of the backbone; keep at least one')
     return kept
+
+
+def acts(method: type[Method], function: str) -> bool:
+    """Tell whether a method does anything at a site."""
+    return getattr(method, function) is not getattr(Method, function)
+
+
+def _place_of(method: type[Method], layer: int, name: str) -> Place:
+    """Return the first place in a layer at which parameters under `name` have an effect."""
+    if name == 'block':
+        return Place.of(layer, 'block_end')
+    ends_only = not (acts(method, 'linear') or acts(method, 'key_value'))
+    return Place.of(layer, f'{name}_end' if name in SUB_LAYERS and ends_only else 'attention')
 
 
 def _layer_of(name: str) -> int:

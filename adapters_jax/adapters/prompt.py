@@ -158,18 +158,9 @@ class PromptTuning(Method):
         )
 
     def embeddings(self, params: Tree, stream: Stream, at: At) -> Stream:
-        """Insert the prompt after the embedding LayerNorm, where it stands for no word.
-
-        Raises:
-            ValueError: another member of a union has looked at the text without the prompt.
-        """
+        """Insert the prompt after the embedding LayerNorm, where it stands for no word."""
         if self.site != 'embeddings':
             return stream
-        self.require(
-            not stream.carry,
-            f'{", ".join(stream.carry)} was computed without the prompt; list prompt_tuning '
-            'first in the union',
-        )
         return stream.replace(
             hidden=self._insert(stream.hidden, params['embeddings']['prompt']),
             mask=self._widen(stream.mask),

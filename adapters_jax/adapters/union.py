@@ -6,6 +6,7 @@ the members collide, and the union is refused.
 """
 
 import dataclasses
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Self
 
@@ -13,9 +14,9 @@ import optax
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from adapters_jax import functional
-from adapters_jax.adapters.method import Inserted, Method
+from adapters_jax.adapters.method import Inserted, Method, acts
 from adapters_jax.params import Rule, Tree
-from adapters_jax.sites import PROJECTIONS, SUB_LAYERS, Dimensions
+from adapters_jax.sites import PROJECTIONS, SUB_LAYERS, Dimensions, Place
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -119,6 +120,24 @@ class Union(Method):
             for name, member in self.named().items()
         )
 
+    def first_place(self, params: Tree, dimensions: Dimensions) -> Place:
+        """Return the first of the members' first places."""
+        return min(
+            member.first_place(params.get(name, {}), dimensions)
+            for name, member in self.named().items()
+        )
+
+    @property
+    def reads_trunk(self) -> bool:
+        """Whether a member does."""
+        return any(member.reads_trunk for member in self.members)
+
+    @property
+    def frozen(self) -> tuple[str, ...]:
+        """The members' frozen leaves."""
+        named = self.named().items()
+        return tuple(f'{re.escape(name)}/{x}' for name, member in named for x in member.frozen)
+
     def to_json(self) -> dict[str, Any]:
         """Return the members as JSON values."""
         members = [member.to_json() for member in self.members]
@@ -129,7 +148,7 @@ def places(method: Method, tree: Tree) -> set[str]:
     """Return where a method acts, of the places that allow one method only."""
 
     def overrides(function: str) -> bool:
-        return getattr(type(method), function) is not getattr(Method, function)
+        return acts(type(method), function)
 
     found = set(type(method).claims)
     for layer, sites in tree.items():
@@ -138,7 +157,7 @@ def places(method: Method, tree: Tree) -> set[str]:
         if overrides('block') and 'block' in sites:
             found.add(f'{layer}/block')
         for sub_layer in set(SUB_LAYERS) & set(sites):
-            if overrides('sub_layer'):
+            if overrides('adapt'):
                 found.add(f'{layer}/{sub_layer}')
             if overrides('key_value'):
                 found.add(f'{layer}/{sub_layer}/key_value')

@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from adapters_jax import functional
 from adapters_jax.models.block import Block, BlockConfig, Dense, Norm
-from adapters_jax.sites import IDENTITY, Dimensions, Sites, Stream, Words
+from adapters_jax.sites import IDENTITY, START, Dimensions, Place, Sites, Stream, Words
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,7 +122,8 @@ class Embeddings(nn.Module):
         words = sites.words(Words(vectors, token_type_ids, positions, mask, tags))
         places = jnp.take(tables['position'], words.positions + c.position_offset, axis=0)
         types = jnp.take(tables['token_type'], words.token_types, axis=0)
-        x = Norm(c.block.norm_epsilon, name='norm')(c.block.hidden)(words.vectors + places + types)
+        norm = Norm(c.block.norm_epsilon, 'embeddings', name='norm')(c.block.hidden, sites)
+        x = norm(words.vectors + places + types)
         x = functional.dropout(
             x, c.block.dropout, None if deterministic else self.make_rng('dropout')
         )
@@ -142,21 +143,21 @@ class _Table(nn.Module):
 class Bert(nn.Module):
     """The encoder: embeddings and a stack of post-LN blocks.
 
-    `trunk` is the number of lowest layers that run without dropout, since nothing below the first
-    adapted layer is trained; with a trunk of at least one layer that includes the embeddings.
+    What comes before the place `trunk` runs without dropout, since nothing there is trained; a
+    trunk of at least one layer includes the embeddings.
     `remat` recomputes each block's activations in the backward pass instead of keeping them.
     """
 
     config: BertConfig
     dtype: Any = jnp.float32
-    trunk: int = 0
+    trunk: Place = START
     remat: bool = False
 
     def setup(self) -> None:
         """Name the parts as the parameter tree does."""
         c = self.config
         self.embeddings = Embeddings(c, self.dtype)
-        block = nn.remat(Block, static_argnums=(3,)) if self.remat else Block
+        block = nn.remat(Block, static_argnums=(3, 6)) if self.remat else Block
         self.blocks = [block(c.block, i, name=f'layer_{i}') for i in range(c.layers)]
         if c.pooler:
             self.pooler = Dense(c.block.hidden)
@@ -171,25 +172,46 @@ class Bert(nn.Module):
         sites: Sites = IDENTITY,
         deterministic: bool = True,
         all_hidden: bool = False,
+        known: Float[Array, 'B T N D'] | None = None,
     ) -> Float[Array, 'B T D'] | list[Float[Array, 'B T D']]:
-        """Return the last hidden states, or with `all_hidden` the input's and every layer's."""
+        """Return the last hidden states, or with `all_hidden` the input's and every layer's.
+
+        `known` is what `trunk_outputs` returned for these inputs: computation begins there. With
+        more vectors a token than the place has, they are the outputs of the trunk's blocks.
+        """
         if token_type_ids is None:
             token_type_ids = jnp.zeros_like(input_ids)
         if positions is None:
             positions = default_positions(self.config, input_ids)
-        still = deterministic or self.trunk > 0
+        trunk = self.trunk
+        still = deterministic or trunk.layer > 0
         stream = self.embeddings(input_ids, token_type_ids, positions, mask, tags, sites, still)
+        known = None if known is None else known.astype(stream.hidden.dtype)
         collected = [stream.hidden]
+        if known is not None and trunk.layer == len(self.blocks):
+            stream = self._replay(stream, known, sites)
         for i, block in enumerate(self.blocks):
-            stream = block(stream, sites, deterministic or i < self.trunk)
+            if known is None or i > trunk.layer:
+                still = deterministic or i < trunk.layer
+                stream = block(stream, sites, still, None, None, trunk)
+            elif i == trunk.layer:
+                stream = block(stream, sites, deterministic, None, None, trunk, known)
             collected.append(stream.hidden)
         stream = sites.output(stream)
         collected[-1] = stream.hidden
         return collected if all_hidden else stream.hidden
 
-    def pool(self, first: Float[Array, '... D']) -> Float[Array, '... D']:
+    def _replay(self, stream: Stream, known: Float[Array, 'B T N D'], sites: Sites) -> Stream:
+        """Show the stored outputs of all blocks, or of the last one, to the sites."""
+        if known.shape[2] == 1:
+            return stream.replace(hidden=known[:, :, 0])
+        for i in range(known.shape[2]):
+            stream = sites.block(i, stream.replace(hidden=known[:, :, i]))
+        return stream
+
+    def pool(self, first: Float[Array, 'B S D'], sites: Sites = IDENTITY) -> Float[Array, 'B S D']:
         """Apply the checkpoint's own pooler to the first tokens' hidden states."""
-        return jnp.tanh(self.pooler(first))
+        return jnp.tanh(self.pooler(first, lambda bias: sites.vector('pooler/bias', bias)))
 
     def initialise(self, input_ids: Int[Array, 'B T']) -> Float[Array, 'B T D']:
         """Touch every parameter once: what `init` of a randomly initialised model runs."""

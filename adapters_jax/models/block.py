@@ -7,13 +7,14 @@ sites works for all of them.
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from adapters_jax import functional
-from adapters_jax.sites import KeyValue, Linear, Sites, Stream, SubLayer
+from adapters_jax.sites import START, KeyValue, LayerNorm, Linear, Place, Sites, Stream, SubLayer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,13 +48,15 @@ class Norm(nn.Module):
     """A LayerNorm handed out as a function, since a site may apply it twice or not at all."""
 
     epsilon: float
+    owner: str  # the path of the module that it belongs to, below 'backbone'
 
     @nn.compact
-    def __call__(self, features: int) -> Callable[[Array], Array]:
+    def __call__(self, features: int, sites: Sites) -> LayerNorm:
         """Return the LayerNorm of vectors of that many features."""
         scale = self.param('scale', nn.initializers.ones, (features,))
         bias = self.param('bias', nn.initializers.zeros, (features,))
-        return lambda x: functional.layer_norm(x, scale, bias, self.epsilon)
+        scale = sites.vector(f'{self.owner}/norm/scale', scale)
+        return LayerNorm(scale, sites.vector(f'{self.owner}/norm/bias', bias), self.epsilon)
 
 
 class Dense(nn.Module):
@@ -62,11 +65,13 @@ class Dense(nn.Module):
     features: int
 
     @nn.compact
-    def __call__(self, x: Float[Array, '... I']) -> Float[Array, '... O']:
-        """Return `x @ kernel + bias`."""
+    def __call__(
+        self, x: Float[Array, '... I'], vector: Callable[[Array], Array] = lambda bias: bias
+    ) -> Float[Array, '... O']:
+        """Return `x @ kernel + bias`; `vector` may replace the bias."""
         shape = (x.shape[-1], self.features)
         kernel = self.param('kernel', nn.initializers.normal(0.02), shape)
-        bias = self.param('bias', nn.initializers.zeros, (self.features,))
+        bias = vector(self.param('bias', nn.initializers.zeros, (self.features,)))
         return functional.dense(x, kernel, bias)
 
 
@@ -84,6 +89,7 @@ class Projection(nn.Module):
         """Return what the `linear` site makes of `x @ kernel + bias`."""
         kernel = self.param('kernel', nn.initializers.normal(0.02), (x.shape[-1], self.features))
         bias = self.param('bias', nn.initializers.zeros, (self.features,))
+        bias = sites.vector(f'layer_{self.layer}/{self.sub_layer}/{self.name}/bias', bias)
         y = functional.dense(x, kernel, bias)
         end = Linear(inputs=x, kernel=kernel, bias=bias, output=y, mask=mask)
         return sites.linear(self.layer, self.sub_layer, self.name, end)
@@ -107,10 +113,16 @@ class Attention(nn.Module):
         mask: Bool[Array, '#B 1 #T S'] | None,
         sites: Sites,
         deterministic: bool,
+        known: Float[Array, 'B T D'] | None = None,
     ) -> Stream:
-        """Return the stream after attention, residual connection and LayerNorm."""
+        """Return the stream after attention, residual connection and LayerNorm.
+
+        `known` is the attention's output where that has been computed before.
+        """
         c = self.config
-        norm = Norm(c.norm_epsilon, name='norm')(c.hidden)
+        norm = Norm(c.norm_epsilon, f'layer_{self.layer}/{self.kind}', name='norm')(c.hidden, sites)
+        if known is not None:
+            return _finish(self, known, norm, stream, sites, True)
         x = norm(stream.hidden) if c.pre_norm else stream.hidden
         own = stream.mask
         memory, memory_mask = (x, own) if memory is None else (memory, mask)
@@ -138,10 +150,21 @@ class FeedForward(nn.Module):
     kind: str = 'feed_forward'
 
     @nn.compact
-    def __call__(self, stream: Stream, sites: Sites, deterministic: bool) -> Stream:
-        """Return the stream after the network, residual connection and LayerNorm."""
+    def __call__(
+        self,
+        stream: Stream,
+        sites: Sites,
+        deterministic: bool,
+        known: Float[Array, 'B T D'] | None = None,
+    ) -> Stream:
+        """Return the stream after the network, residual connection and LayerNorm.
+
+        `known` is the network's output where that has been computed before.
+        """
         c = self.config
-        norm = Norm(c.norm_epsilon, name='norm')(c.hidden)
+        norm = Norm(c.norm_epsilon, f'layer_{self.layer}/{self.kind}', name='norm')(c.hidden, sites)
+        if known is not None:
+            return _finish(self, known, norm, stream, sites, True)
         x = norm(stream.hidden) if c.pre_norm else stream.hidden
         up = Projection(c.feed_forward, self.layer, self.kind, name='up')(x, stream.mask, sites)
         up = functional.activation(c.activation)(up)
@@ -152,7 +175,7 @@ class FeedForward(nn.Module):
 def _finish(
     module: Attention | FeedForward,
     y: Float[Array, 'B T D'],
-    norm: Callable[[Array], Array],
+    norm: LayerNorm,
     stream: Stream,
     sites: Sites,
     deterministic: bool,
@@ -166,6 +189,8 @@ def _finish(
         norm=None if c.pre_norm else norm,
         stream=stream,
     )
+    # Where it is looked for when the trunk's output is stored; else nothing.
+    module.sow('trunk', 'end', jnp.stack([end.output, end.residual], axis=2))
     return stream.replace(hidden=sites.sub_layer(module.layer, module.kind, end))
 
 
@@ -183,8 +208,13 @@ class Block(nn.Module):
         deterministic: bool,
         memory: Float[Array, 'B S D'] | None = None,
         memory_mask: Bool[Array, '#B 1 #T S'] | None = None,
+        trunk: Place = START,
+        known: Float[Array, 'B T N D'] | None = None,
     ) -> Stream:
         """Return the stream after the whole block.
+
+        There is no dropout before `trunk`. `known` is what was stored of that place: the block
+        begins there instead of at its beginning.
 
         Raises:
             ValueError: cross-attention without a memory, or a memory without cross-attention.
@@ -198,12 +228,28 @@ class Block(nn.Module):
         if c.causal:
             # In the stream, so that an adapter that looks along the sequence looks back only, too.
             stream = stream.replace(mask=causal(stream.mask, stream.hidden.shape[1]))
+        if known is not None and trunk.stage == 'block_end':
+            return sites.block(self.layer, stream.replace(hidden=known[:, :, 0]))
+
+        def run(name: str, module: nn.Module, stream: Stream, *inputs: Any) -> Stream:
+            end = Place.of(self.layer, f'{name}_end')
+            if known is None or trunk < Place.of(self.layer, name):
+                return module(stream, *inputs, sites, deterministic or end <= trunk)
+            if end < trunk:
+                return stream
+            if end == trunk:
+                stream = stream.replace(hidden=known[:, :, 1])
+                return module(stream, *inputs, sites, True, known[:, :, 0])
+            stream = stream.replace(hidden=known[:, :, 0])
+            return module(stream, *inputs, sites, deterministic)
+
         attention = Attention(c, self.layer, 'attention', name='attention')
-        stream = attention(stream, None, stream.mask, sites, deterministic)
+        stream = run('attention', attention, stream, None, stream.mask)
         if c.cross_attention:
             cross = Attention(c, self.layer, 'cross_attention', name='cross_attention')
-            stream = cross(stream, memory, memory_mask, sites, deterministic)
-        stream = FeedForward(c, self.layer, name='feed_forward')(stream, sites, deterministic)
+            stream = run('cross_attention', cross, stream, memory, memory_mask)
+        stream = run('feed_forward', FeedForward(c, self.layer, name='feed_forward'), stream)
+        self.sow('trunk', 'block', stream.hidden[:, :, None])
         return sites.block(self.layer, stream)
 
 

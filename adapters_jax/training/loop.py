@@ -156,8 +156,8 @@ class Trainer:
         say(params.summary(self.trainable, self.frozen))
         trunk = self.experiment.model.trunk(params.merge(self.trainable, self.frozen))
         layers = self.experiment.backbone.config.layers
-        say(f'layers 0 to {trunk - 1} of {layers} are never differentiated' if trunk else
-            f'all {layers} layers are differentiated')  # fmt: skip
+        say(f'layers 0 to {trunk.layer - 1} of {layers} are never differentiated' if trunk.layer
+            else f'all {layers} layers are differentiated')  # fmt: skip
         say(
             f'{len(self.data):,} training examples, {self.steps_per_epoch} steps an epoch, '
             f'{self.total_steps} steps, {100 * self.padding:.1f} % padding'

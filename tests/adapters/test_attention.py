@@ -84,7 +84,7 @@ def test_embedding_layer(tags):
     vectors = drawn(0, 2, 5, 24)
     stream = Stream(hidden=jnp.asarray(vectors), mask=None, word_vectors=jnp.asarray(vectors))
     stream = stream.replace(tags=jnp.asarray(given))
-    found = Adapted(params=tree, key=None, method=method).embeddings(stream).carry[CARRY[0]]
+    found = Adapted(params=tree, key=None, method=method).embeddings(stream).carry[''][CARRY[0]]
     expected = embedding_layer(tree['shared']['embedding'], vectors, given if tags else None)
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
@@ -124,7 +124,7 @@ def test_side_form():
         query = norm(one['attention']['norm'], state)
         state = state + self_attention(one['attention'], query, words, mask, 2)
         state = state + feed_forward(one['feed_forward'], norm(one['feed_forward']['norm'], state))
-        np.testing.assert_allclose(stream.carry[CARRY[1]], state, atol=1e-4)
+        np.testing.assert_allclose(stream.carry[''][CARRY[1]], state, atol=1e-4)
     expected = hidden[3] + dense(tree['output'], norm(tree['output']['norm'], state))
     np.testing.assert_allclose(sites.output(stream).hidden, expected, atol=1e-4)
 
@@ -202,7 +202,7 @@ def test_side_form_sends_no_gradient_into_what_it_reads():
 
     def state(hidden):
         stream = sites.embeddings(Stream(hidden=hidden, mask=None, word_vectors=hidden))
-        return jnp.square(sites.block(0, stream).carry[CARRY[1]]).sum()
+        return jnp.square(sites.block(0, stream).carry[''][CARRY[1]]).sum()
 
     assert not jax.grad(state)(jnp.asarray(drawn(0, 2, 5, 24))).any()
 

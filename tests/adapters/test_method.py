@@ -30,9 +30,9 @@ class Recorder(Method):
     architecture: ClassVar[str] = 'recorder'
     calls: ClassVar[list] = []
 
-    def sub_layer(self, params, end, at):
+    def adapt(self, params, end, at):
         self.calls.append((at.layer, at.name, at.key))
-        return super().sub_layer(params, end, at)
+        return super().adapt(params, end, at)
 
     def linear(self, params, end, at):
         self.calls.append((at.layer, at.name, at.key))

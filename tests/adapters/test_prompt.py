@@ -282,7 +282,7 @@ def test_after_the_norm_it_must_come_before_who_looks_at_the_text(other):
     def states(tree, members):
         return run(Union(members=members), tree, small_bert.backbone(), np.ones((1, 3), int), None)
 
-    with pytest.raises(ValueError, match='computed without the prompt; list prompt_tuning first'):
+    with pytest.raises(ValueError, match='inserted here; list prompt_tuning first in the union'):
         jax.eval_shape(lambda tree: states(tree, (other, prompt)), tree)
     found = jax.eval_shape(lambda tree: states(tree, (prompt, other)), tree)
     assert found.shape == (1, 3 + COUNT, 24)
@@ -322,7 +322,7 @@ def test_only_the_prompt_is_trained_and_all_layers_serve_it():
     model = tiny.model(PromptTuning(prompt_length=COUNT))
     assert not model.method.packable
     params = tiny.params(model)
-    assert model.trunk(params) == 0
+    assert model.trunk(params).layer == 0
     assert jax.tree.map(jnp.shape, params['adapters']['default']) == {
         'embeddings': {'prompt': (COUNT, 16)}
     }

@@ -12,7 +12,7 @@ from flax import struct
 
 from adapters_jax.models.bert import Bert, BertConfig, default_positions, tensor_names
 from adapters_jax.params import flatten, unflatten
-from adapters_jax.sites import Sites
+from adapters_jax.sites import Place, Sites
 
 CLASSES = {
     'bert': (transformers.BertConfig, transformers.BertModel),
@@ -158,7 +158,7 @@ def hidden_states(params):
 
     def states(params, trunk, key):
         rngs = {} if key is None else {'dropout': key}
-        model = Bert(tiny.CONFIG, trunk=trunk)
+        model = Bert(tiny.CONFIG, trunk=Place(trunk))
         return model.apply(
             {'params': params}, IDS, deterministic=key is None, all_hidden=True, rngs=rngs
         )
@@ -190,7 +190,7 @@ def test_remat_changes_no_number(params):
     config = dataclasses.replace(tiny.CONFIG, pooler=False)
 
     def loss(params, remat):
-        model = Bert(config, trunk=1, remat=remat)
+        model = Bert(config, trunk=Place(1), remat=remat)
         rngs = {'dropout': jax.random.key(1)}
         hidden = model.apply({'params': params}, IDS, deterministic=False, rngs=rngs)
         return jnp.square(hidden - 0.5).mean()

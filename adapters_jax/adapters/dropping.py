@@ -1,0 +1,41 @@
+"""AdapterDrop: leave the adapter out of the lowest layers (Rücklé et al. 2021, section 3).
+
+A layer without parameters is not adapted, so to drop a layer is to take its branch out of the tree;
+the trunk then reaches up to the first layer that is left, and the program is shorter.
+"""
+
+import re
+
+import numpy as np
+
+from adapters_jax.params import Tree
+
+# Separates this use of the run's seed from every other.
+PURPOSE = int.from_bytes(b'drop', 'big')
+_BELOW = ('words', 'embeddings')
+
+
+def drop_layers(tree: Tree, dropped: int) -> Tree:
+    """Return an adapter's tree without its layers below `dropped`, wherever members nest them.
+
+    What acts on the embeddings stands below layer 0 and goes with the first layer dropped; what is
+    shared by all layers stays.
+    """
+    if not dropped:
+        return tree
+    kept = {}
+    for name, branch in tree.items():
+        layer = re.fullmatch(r'layer_(\d+)', name)
+        if (layer and int(layer[1]) < dropped) or name in _BELOW:
+            continue
+        nested = isinstance(branch, dict) and not layer and name not in ('shared', 'constants')
+        kept[name] = drop_layers(branch, dropped) if nested else branch
+    return kept
+
+
+def draw(seed: int, step: int, layers: int) -> int:
+    """Return how many layers robust training drops in a step: uniform on 0 to `layers` - 1.
+
+    The paper's range for twelve layers is 0 to 11, both included (section 3.1).
+    """
+    return int(np.random.default_rng([PURPOSE, seed, step]).integers(layers))
