@@ -1,10 +1,11 @@
 """Binds a method to its parameters: what a backbone calls at its sites.
 
 A method's functions are pure in the parameters of one place; this is where the parameters of each
-place are found in the tree, each call gets a random key of its own, and the members of a union are
-called one after another.
+place are found in the tree and each call gets a random key of its own. Members of unions and of
+compositions are bound one by one and joined by `blocks`.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -12,26 +13,83 @@ from flax import struct
 from jaxtyping import Array, PRNGKeyArray
 
 from adapters_jax import functional
+from adapters_jax.adapters import blocks, composition
+from adapters_jax.adapters.blocks import Stack
+from adapters_jax.adapters.composed import Composed
+from adapters_jax.adapters.composition import Composition, Fuse
 from adapters_jax.adapters.method import At, Change, Method, acts
 from adapters_jax.adapters.union import Union
-from adapters_jax.params import Tree
+from adapters_jax.params import Tree, flatten
 from adapters_jax.sites import SUB_LAYERS, Sites, Stream, SubLayer
 
 
-def bind(method: Method, params: Tree, key: PRNGKeyArray | None, scope: str = '') -> Sites:
+def bind(
+    method: Method,
+    params: Tree,
+    key: PRNGKeyArray | None,
+    scope: str = '',
+    record: dict[str, Array] | None = None,
+) -> Sites:
     """Return the sites that a method makes with these parameters; no key, no dropout.
 
-    `scope` names this adapter among all that are bound: its part of `Stream.carry`.
+    `scope` names this adapter among all that are bound: its part of `Stream.carry`. `record` is
+    filled with the weights of AdapterFusion while the sites are called.
     """
-    if not isinstance(method, Union):
-        return Adapted(params=params, key=key, method=method, scope=scope)
-    members = enumerate(method.named().items())
-    return Chain(
-        tuple(
-            bind(member, params.get(name, {}), functional.fold(key, i), f'{scope}/{i}')
-            for i, (name, member) in members
+    if isinstance(method, Union):
+        members = enumerate(method.named().items())
+        return Stack(
+            tuple(
+                bind(member, params.get(name, {}), functional.fold(key, i), f'{scope}/{i}')
+                for i, (name, member) in members
+            )
         )
-    )
+    if isinstance(method, Composed):
+        return _bind_composed(method, params, key, scope, record)
+    return Adapted(params=params, key=key, method=method, scope=scope)
+
+
+def _bind_composed(
+    method: Composed,
+    params: Tree,
+    key: PRNGKeyArray | None,
+    scope: str,
+    record: dict[str, Array] | None,
+) -> Sites:
+    """Return the sites of the tree of blocks."""
+
+    def build(node: str | Composition, key: PRNGKeyArray | None, scope: str) -> Any:
+        if isinstance(node, str):
+            return bind(method.members[node], params.get(node, {}), key, scope)
+        members = tuple(
+            build(child, functional.fold(key, i), f'{scope}/{i}')
+            for i, child in enumerate(node.children)
+        )
+        if isinstance(node, Fuse):
+            own = params.get('fusion', {}).get(node.fusion, {})
+            folded = functional.fold(key, len(members))
+            return blocks.Fused(members, own, folded, method.fusion, record)
+        return _BLOCKS[type(node)](node, members)
+
+    whole = build(method.tree, key, scope)
+    if method.replicas == 1:
+        return whole
+    leaves = [m for n in method.members.values() for m in getattr(n, 'members', (n,))]
+    early = any(acts(type(leaf), 'embeddings') for leaf in leaves)
+    lowest = [
+        int(layer[1])
+        for path in flatten(params)
+        if (layer := re.search(r'(?:^|/)layer_(\d+)/', path))
+    ]
+    return blocks.Tiled(whole, method.replicas, 0 if early else min(lowest, default=0))
+
+
+_BLOCKS: dict[type[Composition], Callable[[Any, tuple[Any, ...]], Any]] = {
+    composition.Stack: lambda node, members: Stack(members),
+    composition.Average: lambda node, members: blocks.Mean(members, node.weights),
+    composition.Split: lambda node, members: blocks.SplitTokens(members, node.splits),
+    composition.BatchSplit: lambda node, members: blocks.SplitRows(members, node.batch_sizes),
+    composition.Parallel: lambda node, members: blocks.SplitRows(members, None),
+}
 
 
 @struct.dataclass
@@ -107,6 +165,10 @@ class Adapted(Sites):
         """End a sub-layer with what `adapt` returned."""
         return self.method.close(end, output) if self.ends(layer, name) else end.finish(output)
 
+    def read(self, layer: int, name: str, end: SubLayer) -> tuple[Array, Array]:
+        """Return what the method reads, and what its result is added to."""
+        return self.method.read(end)
+
     def ends(self, layer: int, name: str) -> bool:
         """Tell whether the method acts on the end of this sub-layer."""
         return acts(type(self.method), 'adapt') and self._find(f'layer_{layer}', name) is not None
@@ -131,70 +193,3 @@ class Adapted(Sites):
 _PROJECTION_NUMBER = {
     name: i for i, name in enumerate(('query', 'key', 'value', 'output', 'up', 'down'))
 }
-
-
-@struct.dataclass
-class Chain(Sites):
-    """Several adapters at once, each passing on what the one before it returned.
-
-    A sub-layer can be ended only once, so at most one member may act there (see `Union`).
-    """
-
-    members: tuple[Sites, ...]
-
-    def words(self, words):
-        """Let each member change the word vectors."""
-        for member in self.members:
-            words = member.words(words)
-        return words
-
-    def embeddings(self, stream):
-        """Let each member change the embedded input."""
-        for member in self.members:
-            stream = member.embeddings(stream)
-        return stream
-
-    def linear(self, layer, sub_layer, name, end):
-        """Let each member change a projection's output."""
-        for member in self.members:
-            end = end.replace(output=member.linear(layer, sub_layer, name, end))
-        return end.output
-
-    def key_value(self, layer, sub_layer, seen):
-        """Let each member extend the keys and values."""
-        for member in self.members:
-            seen = member.key_value(layer, sub_layer, seen)
-        return seen
-
-    def sub_layer(self, layer, name, end):
-        """Let the member that acts on this sub-layer end it."""
-        return self.close(layer, name, end, self.adapt(layer, name, end).output)
-
-    def adapt(self, layer: int, name: str, end: SubLayer) -> Change:
-        """Let the member that acts on this sub-layer change its output."""
-        member = self._ending(layer, name)
-        return Change(end.output) if member is None else member.adapt(layer, name, end)
-
-    def close(self, layer: int, name: str, end: SubLayer, output: Array) -> Array:
-        """End a sub-layer as the member that acts on it does."""
-        member = self._ending(layer, name)
-        return end.finish(output) if member is None else member.close(layer, name, end, output)
-
-    def _ending(self, layer: int, name: str) -> Any:
-        return next((member for member in self.members if member.ends(layer, name)), None)
-
-    def block(self, layer, stream):
-        """Let each member change a block's output."""
-        for member in self.members:
-            stream = member.block(layer, stream)
-        return stream
-
-    def output(self, stream):
-        """Let each member change the last hidden states."""
-        for member in self.members:
-            stream = member.output(stream)
-        return stream
-
-    def ends(self, layer, name):
-        """Tell whether a member acts on the end of a sub-layer."""
-        return any(member.ends(layer, name) for member in self.members)

@@ -1,14 +1,18 @@
 """AdapterDrop: leave the adapter out of the lowest layers (Rücklé et al. 2021, section 3).
 
 A layer without parameters is not adapted, so to drop a layer is to take its branch out of the tree;
-the trunk then reaches up to the first layer that is left, and the program is shorter.
+the trunk then reaches up to the first layer that is left, and the program is shorter. An adapter
+that is trained for a fixed number of dropped layers (the paper's specialised AdapterDrop) is one
+whose method leaves them out; one that is trained with a number drawn in each step (robust
+AdapterDrop) can be used with any.
 """
 
 import re
 
 import numpy as np
 
-from adapters_jax.params import Tree
+from adapters_jax.adapters.method import Method
+from adapters_jax.params import Tree, flatten
 
 # Separates this use of the run's seed from every other.
 PURPOSE = int.from_bytes(b'drop', 'big')
@@ -31,6 +35,25 @@ def drop_layers(tree: Tree, dropped: int) -> Tree:
         nested = isinstance(branch, dict) and not layer and name not in ('shared', 'constants')
         kept[name] = drop_layers(branch, dropped) if nested else branch
     return kept
+
+
+def check_droppable(method: Method, tree: Tree) -> None:
+    """Refuse a method from which no layer can be dropped; `tree` are its parameters.
+
+    Raises:
+        ValueError: it has no parameters in layers, or it inserts vectors into the text, which are
+            there in every layer or in none.
+    """
+    method.require(
+        any(re.search(r'(^|/)layer_\d+/', path) for path in flatten(tree)),
+        'it has no parameters of its own in the layers, so there is nothing to drop; set '
+        "training.adapter_drop='none'",
+    )
+    method.require(
+        not method.inserted.count,
+        'the vectors that it inserts into the text belong to all layers, so none can be dropped; '
+        "set training.adapter_drop='none'",
+    )
 
 
 def draw(seed: int, step: int, layers: int) -> int:

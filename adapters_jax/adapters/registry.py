@@ -1,5 +1,6 @@
 """Methods by name: the way from a line of text or from JSON to a method."""
 
+import dataclasses
 import itertools
 from collections.abc import Mapping
 from typing import Any
@@ -10,6 +11,8 @@ from adapters_jax.adapters.attention import AttentionAdapter, SideAttentionAdapt
 from adapters_jax.adapters.baselines import FullFineTuning, HeadOnly, TopLayers
 from adapters_jax.adapters.bottleneck import Bottleneck
 from adapters_jax.adapters.compacter import Compacter
+from adapters_jax.adapters.composed import Composed
+from adapters_jax.adapters.fusion import FusionConfig
 from adapters_jax.adapters.ia3 import IA3
 from adapters_jax.adapters.invertible import Invertible
 from adapters_jax.adapters.lora import DoRA, LoRA
@@ -48,6 +51,20 @@ ARCHITECTURES: dict[str, type[Method]] = {
         TopLayers,
     )
 }
+
+
+def _composed(fields: Mapping[str, Any]) -> Composed:
+    members, options = fields.get('members'), fields.get('fusion', {})
+    for name, value in (('members', members), ('fusion', options)):
+        if not isinstance(value, Mapping):
+            raise ValueError(f'composed: {name}={value!r} is not valid; expected an object')
+    rest = {key: value for key, value in fields.items() if key not in ('members', 'fusion')}
+    methods = {name: from_json(member) for name, member in members.items()}
+    known = {field.name for field in dataclasses.fields(FusionConfig)}
+    unknown = sorted(set(options) - known)
+    if unknown:
+        raise ValueError(f'fusion has no option {unknown[0]!r}; known: {", ".join(sorted(known))}')
+    return Composed.from_fields(rest | {'members': methods, 'fusion': FusionConfig(**options)})
 
 
 def create(text: str) -> Method:
@@ -108,6 +125,8 @@ def from_json(values: Mapping[str, Any]) -> Method:
         if not isinstance(members, list) or not all(isinstance(m, Mapping) for m in members):
             raise ValueError(f'union: members={members!r} is not valid; expected a list of methods')
         return Union(members=tuple(from_json(member) for member in members))
+    if architecture == Composed.architecture:
+        return _composed(fields)
     if not isinstance(architecture, str) or architecture not in ARCHITECTURES:
         raise ValueError(
             f'unknown architecture {architecture!r}; known: {", ".join(sorted(ARCHITECTURES))}'

@@ -15,7 +15,7 @@ import numpy as np
 
 from adapters_jax import files
 from adapters_jax import params as trees
-from adapters_jax.adapters import fields
+from adapters_jax.adapters.fusion import PRESETS, FusionConfig
 from adapters_jax.interop.adapterhub import entry, heads, store
 from adapters_jax.interop.adapterhub.entry import Entry
 from adapters_jax.interop.adapterhub.heads import Head
@@ -24,38 +24,6 @@ from adapters_jax.params import Tree
 from adapters_jax.sites import Dimensions
 
 _SITES = {'attention': 'attention.output', 'feed_forward': 'output'}
-_PROJECTIONS = ('query', 'key', 'value')
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class FusionConfig:
-    """The library's options; the defaults are those that it calls 'dynamic'."""
-
-    query: bool = True
-    key: bool = True
-    value: bool = True
-    query_before_ln: bool = False
-    regularization: bool = True  # pull the value projection towards the identity
-    residual_before: bool = False
-    temperature: bool = False
-    value_before_softmax: bool = True
-    value_initialized: bool = True  # the value projection starts as the identity
-    dropout_prob: float | None = None  # None: that of the backbone's attention
-
-    def __post_init__(self) -> None:
-        """Check the type of every field."""
-        fields.check('fusion', self)
-
-    @property
-    def shape(self) -> dict[str, tuple[str, ...]]:
-        """Return the leaves of each projection that there is."""
-        leaves = {'query': ('kernel', 'bias'), 'key': ('kernel', 'bias'), 'value': ('kernel',)}
-        chosen = {name: leaves[name] for name in _PROJECTIONS if getattr(self, name)}
-        return chosen or {'dense': ('kernel', 'bias')}  # a score of its own, which nothing reads
-
-
-STATIC = FusionConfig(value=False, regularization=False, value_initialized=False)
-PRESETS = {'dynamic': FusionConfig(), 'static': STATIC}
 
 
 @dataclasses.dataclass(frozen=True)

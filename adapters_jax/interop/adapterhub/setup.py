@@ -10,7 +10,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from adapters_jax import files
+from adapters_jax.adapters import registry
+from adapters_jax.adapters.composed import Composed
 from adapters_jax.adapters.composition import (
     Average,
     BatchSplit,
@@ -20,11 +24,13 @@ from adapters_jax.adapters.composition import (
     Split,
     Stack,
 )
+from adapters_jax.adapters.fusion import FusionConfig
 from adapters_jax.interop.adapter_folder import AdapterFolder
 from adapters_jax.interop.adapterhub import folder, fusion, heads, store
 from adapters_jax.interop.adapterhub.fusion import Fusion
 from adapters_jax.interop.adapterhub.heads import Head
 from adapters_jax.interop.backbones import LoadedBackbone
+from adapters_jax.params import Tree
 
 _LOG = logging.getLogger(__name__)
 CONFIG = 'adapter_setup.json'
@@ -196,3 +202,37 @@ def _check_complete(setup: Setup) -> None:
                 f'{setup.composition} needs the {kind} '
                 f'{missing[0]!r}, which the setup does not hold'
             )
+
+
+def as_method(setup: Setup) -> tuple[Composed, Tree]:
+    """Return a composition as a method whose members are frozen, and its parameters.
+
+    Raises:
+        ValueError: fusions with different options, or a block that an adapter's method does not
+            support.
+    """
+    configs = {part.config for part in setup.fusions.values()}
+    if len(configs) > 1:
+        raise ValueError(f'{setup.composition} holds fusions with different options; load one')
+    config = next(iter(configs), FusionConfig())
+    members = {name: registry.from_json(a.method) for name, a in setup.adapters.items()}
+    names = setup.composition.names
+    method = Composed(
+        expression=str(setup.composition),
+        members={name: members[name] for name in names},
+        frozen_members=names,
+        fusion=config,
+    )
+    tree = {name: setup.adapters[name].adapter_params for name in names}
+    fused = {name: _with_temperature(part) for name, part in setup.fusions.items()}
+    return method, tree | ({'fusion': fused} if fused else {})
+
+
+def _with_temperature(part: Fusion) -> Tree:
+    """Return a fusion's parameters, its temperature that of a finished training: 1."""
+    if not part.config.temperature:
+        return part.params
+    return {
+        layer: {name: place | {'temperature': np.ones((), np.float32)} for name, place in x.items()}
+        for layer, x in part.params.items()
+    }

@@ -1,0 +1,251 @@
+"""Named adapters that act together as an expression says: a composition as a method.
+
+The expression (`composition`) holds names; this gives each name its method, keeps their parameters
+under their names, and those of AdapterFusion under `fusion`. Being a method, it is trained, stored,
+routed and counted like any other.
+"""
+
+import dataclasses
+import functools
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Self
+
+import optax
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from adapters_jax import functional
+from adapters_jax.adapters import composition, fields, fusion
+from adapters_jax.adapters.composition import Composition, Fuse, Parallel
+from adapters_jax.adapters.fusion import PRESETS, FusionConfig
+from adapters_jax.adapters.method import Inserted, Method, acts
+from adapters_jax.adapters.union import Union
+from adapters_jax.params import Rule, Tree
+from adapters_jax.sites import SUB_LAYERS, Dimensions, Place
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Composed(Method):
+    """Adapters by name, and the expression over them.
+
+    Parameters: `{name: tree}` and, for each `fuse(a, b)`, `fusion/{a,b}/layer_{i}/{sub_layer}`.
+    The `frozen_members` are not trained.
+    """
+
+    architecture: ClassVar[str] = 'composed'
+
+    expression: str
+    members: Mapping[str, Method]
+    frozen_members: tuple[str, ...] = ()
+    fusion: FusionConfig = PRESETS['dynamic']
+
+    def __post_init__(self) -> None:
+        """Check the expression, its names, and that each method supports the blocks around it."""
+        tree = composition.parse(self.expression)
+        object.__setattr__(self, 'expression', str(tree))
+        object.__setattr__(self, 'members', fields.FrozenDict(self.members))
+        object.__setattr__(self, 'frozen_members', tuple(self.frozen_members))
+        self.require('fusion' not in self.members, "a member is named 'fusion'; rename it")
+        for name in tree.names:
+            self.require(
+                name in self.members,
+                f'{self.expression} names {name!r}, which is not among {", ".join(self.members)}',
+            )
+        unused = sorted(set(self.members) - set(tree.names))
+        self.require(not unused, f'{self.expression} does not use the adapters {unused}')
+        strange = sorted(set(self.frozen_members) - set(self.members))
+        self.require(not strange, f'frozen_members names {strange}, which are no members')
+        self._check_supported(tree, ())
+
+    def _check_supported(self, node: str | Composition, around: tuple[str, ...]) -> None:
+        if isinstance(node, Composition):
+            for child in node.children:
+                self._check_supported(child, (*around, node.kind))
+            return
+        method = self.members[node]
+        lacking = [kind for kind in around if kind not in supported(method)]
+        self.require(
+            not lacking,
+            f'{node} ({method.architecture}) stands inside of {lacking and lacking[0]}(...), which '
+            f'it does not support; supported: {", ".join(sorted(supported(method))) or "none"}',
+        )
+
+    @functools.cached_property
+    def tree(self) -> Composition:
+        """The expression as a tree of blocks."""
+        return composition.parse(self.expression)
+
+    @property
+    def replicas(self) -> int:
+        """How many copies of the batch `parallel` makes; 1 without one."""
+        return _replicas(self.tree)
+
+    @property
+    def packable(self) -> bool:
+        """Whether every member is, and nothing divides the sequence or the batch by numbers."""
+        cut = any(kind in self.expression for kind in ('split(', 'parallel('))
+        return not cut and all(member.packable for member in self.members.values())
+
+    @property
+    def inserted(self) -> Inserted:
+        """What the one member inserts that does."""
+        found = (m.inserted for m in self.members.values() if m.inserted.count)
+        return next(found, Inserted())
+
+    @property
+    def reserved_positions(self) -> int:
+        """What the members take together."""
+        return sum(member.reserved_positions for member in self.members.values())
+
+    @property
+    def reads_trunk(self) -> bool:
+        """Whether a member does."""
+        return any(member.reads_trunk for member in self.members.values())
+
+    @property
+    def frozen(self) -> tuple[str, ...]:
+        """The frozen members, and what the others keep frozen of their own."""
+        whole = [f'{re.escape(name)}/.*' for name in self.frozen_members]
+        own = [f'{re.escape(n)}/{x}' for n, m in self.members.items() for x in m.frozen]
+        return (*whole, *own)
+
+    def prepare(self, encode: Callable[[str], list[int]]) -> Self:
+        """Prepare every member."""
+        members = {name: member.prepare(encode) for name, member in self.members.items()}
+        return dataclasses.replace(self, members=members)
+
+    def init(self, key: PRNGKeyArray, dimensions: Dimensions, backbone: Tree) -> Tree:
+        """Return the members' fresh parameters by name, and those of every fusion.
+
+        Raises:
+            ValueError: adapters that are fused but act nowhere together.
+        """
+        trees = {
+            name: member.init(functional.fold(key, i), dimensions, backbone)
+            for i, (name, member) in enumerate(sorted(self.members.items()))
+        }
+        fused = {
+            block.fusion: self._init_fusion(
+                functional.fold(key, 1000 + i), block, trees, dimensions
+            )
+            for i, block in enumerate(_fuses(self.tree))
+        }
+        return trees | ({'fusion': fused} if fused else {})
+
+    def _init_fusion(
+        self, key: PRNGKeyArray, block: Fuse, trees: Mapping[str, Tree], dimensions: Dimensions
+    ) -> Tree:
+        """Return a fusion's parameters at each place where all the adapters act that it mixes."""
+        common = set.intersection(*(ends(trees[last(child)]) for child in block.children))
+        self.require(bool(common), f'{block} mixes adapters that act nowhere together')
+        fresh: Tree = {}
+        for layer, name in sorted(common):
+            place = fusion.place_key(key, layer, name)
+            one = fusion.init(place, dimensions.hidden, self.fusion)
+            fresh.setdefault(f'layer_{layer}', {})[name] = one
+        return fresh
+
+    def constants(self, dimensions: Dimensions) -> Tree:
+        """Return the members' constants by name."""
+        found = {name: member.constants(dimensions) for name, member in self.members.items()}
+        return {name: tree for name, tree in found.items() if tree}
+
+    def rules(self, dimensions: Dimensions) -> tuple[Rule, ...]:
+        """Return nothing: members that train the backbone's own leaves are refused."""
+        return ()
+
+    def penalty(self, params: Tree) -> Float[Array, ''] | None:
+        """Return the sum of the trained members' penalties and of the fusions'."""
+        trained = {n: m for n, m in self.members.items() if n not in self.frozen_members}
+        found = [member.penalty(params.get(name, {})) for name, member in trained.items()]
+        found.append(fusion.penalty(params.get('fusion', {}), self.fusion))
+        given = [value for value in found if value is not None]
+        return sum(given[1:], given[0]) if given else None
+
+    def optimizer(
+        self, inner: optax.GradientTransformation, total_steps: int
+    ) -> optax.GradientTransformation:
+        """Return the optimiser inside of every trained member's."""
+        for name, member in self.members.items():
+            if name not in self.frozen_members:
+                inner = member.optimizer(inner, total_steps)
+        return fusion.cool(inner) if self.fusion.temperature else inner
+
+    def first_layer(self, params: Tree, dimensions: Dimensions) -> int:
+        """Return the lowest of the members' first layers."""
+        return self.first_place(params, dimensions).layer
+
+    def first_place(self, params: Tree, dimensions: Dimensions) -> Place:
+        """Return the first of the members' first places."""
+        return min(
+            member.first_place(params.get(name, {}), dimensions)
+            for name, member in self.members.items()
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return expression, members and options as JSON values."""
+        return {
+            'architecture': self.architecture,
+            'expression': self.expression,
+            'members': {name: member.to_json() for name, member in self.members.items()},
+            'frozen_members': list(self.frozen_members),
+            'fusion': dataclasses.asdict(self.fusion),
+        }
+
+
+# The blocks that a method may stand in, by the site at which it acts.
+_EVERYWHERE = frozenset({'stack', 'batch_split', 'parallel'})
+_TOKENWISE = _EVERYWHERE | {'average', 'split'}
+
+
+def supported(method: Method) -> frozenset[str]:
+    """Return the kinds of block that a method may stand in.
+
+    A backbone has one set of LayerNorms and biases, so what trains these is alone; prefixes have no
+    mean; vectors inserted into the text lengthen all rows alike; only bottlenecks can be fused.
+    """
+    if isinstance(method, Union):
+        return frozenset.intersection(*(supported(member) for member in method.members))
+    kind = type(method)
+    if acts(kind, 'rules') and (not acts(kind, 'adapt') or getattr(method, 'train_norms', False)):
+        return frozenset()
+    if method.inserted.count:
+        return frozenset({'stack'})
+    if acts(kind, 'key_value'):
+        return _EVERYWHERE
+    if acts(kind, 'embeddings') or acts(kind, 'block'):
+        return _EVERYWHERE | {'average'}
+    if acts(kind, 'adapt') and hasattr(kind, 'read'):
+        return _TOKENWISE | {'fuse'}
+    return _TOKENWISE
+
+
+def last(node: str | Composition) -> str:
+    """Return the adapter that acts last in a block."""
+    return composition.last(node)
+
+
+def ends(tree: Tree) -> set[tuple[int, str]]:
+    """Return the layers and sub-layers at which an adapter has parameters."""
+    return {
+        (int(layer[1]), name)
+        for branch, sites in tree.items()
+        if (layer := re.fullmatch(r'layer_(\d+)', branch))
+        for name in sites
+        if name in SUB_LAYERS
+    }
+
+
+def _fuses(node: str | Composition) -> list[Fuse]:
+    if isinstance(node, str):
+        return []
+    inside = [block for child in node.children for block in _fuses(child)]
+    return [*inside, node] if isinstance(node, Fuse) else inside
+
+
+def _replicas(node: str | Composition) -> int:
+    if isinstance(node, str):
+        return 1
+    if isinstance(node, Parallel):
+        return len(node.children)
+    return max(_replicas(child) for child in node.children)

@@ -1,0 +1,163 @@
+"""Compositions saved by the `adapters` library compute here what they compute there."""
+
+import adapters
+import jax
+import library_folders as library
+import numpy as np
+import pytest
+import torch
+from adapters.composition import Average, BatchSplit, Fuse, Parallel, Split, Stack
+
+from adapters_jax.adapters.binding import bind
+from adapters_jax.interop.adapterhub import setup
+from adapters_jax.models.bert import Bert
+
+ROWS, TOKENS = 3, 9
+# The library crashes where a part of a batch has no adapter at a place, so there all have both.
+PLAIN = dict.fromkeys('abc', 'double_seq_bn')
+MIXED = {'a': 'double_seq_bn', 'b': 'double_seq_bn', 'c': 'seq_bn'}
+LOW_RANK = dict.fromkeys('abc', 'lora')
+PARTS = {'splits': [2, 3, 4]}
+DYNAMIC = adapters.DynamicAdapterFusionConfig
+FUSIONS = {
+    'dynamic': DYNAMIC(),
+    'static': adapters.StaticAdapterFusionConfig(),
+    'before_norm': DYNAMIC(query_before_ln=True),
+    'residual_before': DYNAMIC(residual_before=True),
+    'late_values': DYNAMIC(value_before_softmax=False),
+    'no_key': DYNAMIC(key=False),
+}
+CASES = {
+    'stack': (MIXED, lambda: Stack('a', 'b', 'c'), None),
+    'split': (PLAIN, lambda: Split('a', 'b', 'c', **PARTS), None),
+    'batch_split': (PLAIN, lambda: BatchSplit('a', 'b', 'c', batch_sizes=[1, 1, 1]), None),
+    'rows_in_split': (
+        PLAIN,
+        lambda: Split('a', BatchSplit('b', 'c', batch_sizes=[1, 2]), splits=[4, 5]),
+        None,
+    ),
+    'stacks_in_rows': (
+        PLAIN,
+        lambda: BatchSplit(Stack('a', 'b'), Stack('c', 'a'), batch_sizes=[1, 2]),
+        None,
+    ),
+    'low_rank_rows': (LOW_RANK, lambda: BatchSplit('a', 'b', 'c', batch_sizes=[1, 1, 1]), None),
+    'stack_of_fuse': (MIXED, lambda: Stack('c', Fuse('a', 'b')), 'dynamic'),
+    'fuse_of_stacks': (PLAIN, lambda: Fuse(Stack('a', 'b'), Stack('b', 'c')), 'dynamic'),
+} | {f'fuse_{name}': (MIXED, lambda: Fuse('a', 'b'), name) for name in FUSIONS}
+
+
+@pytest.fixture(scope='module')
+def source(tmp_path_factory):
+    return library.write_source(tmp_path_factory.mktemp('backbones') / 'bert')
+
+
+def theirs(source, kinds, block, config):
+    """Return the library's model with random adapters under an active composition."""
+    model = source.model()
+    for name, kind in kinds.items():
+        model.add_adapter(name, config=library.CONFIGS[kind])
+    if config:
+        fuse = next(x for x in (block, *block) if isinstance(x, Fuse))
+        model.add_adapter_fusion([_last(child) for child in fuse], FUSIONS[config])
+    library.randomise(source, model, 1)
+    model.set_active_adapters(block)
+    return model.eval()
+
+
+def _last(child):
+    return child if isinstance(child, str) else child.last()
+
+
+def states(source, model, padded=True, **options):
+    """Return the library's last hidden states, and whatever else it returns."""
+    ids, mask = library.texts(source, padded)
+    with torch.no_grad():
+        return model.bert(torch.tensor(ids), attention_mask=torch.tensor(mask).long(), **options)
+
+
+def ours(source, method, tree, padded=True):
+    """Return our last hidden states, and the weights of all fusions."""
+    ids, mask = library.texts(source, padded)
+    loaded, record = source.loaded, {}
+
+    def run(tree):
+        sites = bind(method, tree, None, record=record)
+        hidden = Bert(loaded.config).apply(
+            {'params': loaded.params}, ids, mask=mask[:, None, None, :], sites=sites
+        )
+        return hidden, record
+
+    return jax.jit(run)(tree)
+
+
+@pytest.mark.parametrize('case', CASES)
+def test_what_the_library_saved_computes_the_same_here(source, tmp_path, case):
+    kinds, block, config = CASES[case]
+    model = theirs(source, kinds, block(), config)
+    model.save_adapter_setup(str(tmp_path / 'a'), block())
+    method, tree = setup.as_method(setup.load(tmp_path / 'a', source.loaded))
+    found, weights = ours(source, method, tree)
+    options = {'output_adapter_fusion_attentions': True} if config else {}
+    expected = states(source, model, **options)
+    np.testing.assert_allclose(found, expected[0].numpy(), atol=2e-5)
+    plain = source.model().eval()
+    assert np.abs(found - states(source, plain)[0].numpy()).max() > 0.05
+    assert bool(weights) == bool(config)
+    if config:
+        check_weights(weights, expected.adapter_fusion_attentions)
+
+
+def check_weights(found, expected):
+    """Compare our weights with the library's {fusion: {layer: {site: weights}}}."""
+    (layers,) = expected.values()
+    names = {'mh_adapter': 'attention', 'output_adapter': 'feed_forward'}
+    flat = {
+        f'layer_{layer}/{names[site]}': weights
+        for layer, sites in layers.items()
+        for site, weights in sites.items()
+    }
+    assert flat.keys() == found.keys()
+    for place, weights in flat.items():
+        np.testing.assert_allclose(found[place], weights, atol=2e-5)
+        assert weights.std() > 0.01
+
+
+def test_parallel_gives_each_adapter_a_copy_of_the_batch(source, tmp_path):
+    block = Parallel('a', 'b', 'c')
+    model = theirs(source, PLAIN, block, None)
+    model.save_adapter_setup(str(tmp_path / 'a'), block)
+    method, tree = setup.as_method(setup.load(tmp_path / 'a', source.loaded))
+    found, _ = ours(source, method, tree)
+    assert method.replicas == 3 and len(found) == 9
+    np.testing.assert_allclose(found, states(source, model)[0].numpy(), atol=2e-5)
+
+
+def test_the_library_divides_an_average_twice_and_we_do_not(source, tmp_path):
+    block = Average('a', 'b', weights=[0.5, 0.5])
+    model = theirs(source, MIXED, block, None)
+    model.save_adapter_setup(str(tmp_path / 'a'), block)
+    held = setup.load(tmp_path / 'a', source.loaded)
+    method, tree = setup.as_method(held)
+    tree['b'] = tree['a']
+    found, _ = ours(source, method, tree)
+    model.set_active_adapters('a')
+    alone = states(source, model)[0].numpy()
+    np.testing.assert_allclose(found, alone, atol=2e-5)
+
+
+def test_a_language_adapter_under_a_task_adapter(source, tmp_path):
+    """MAD-X (Pfeiffer et al. 2020): an invertible adapter and bottlenecks, and a stack on them."""
+    kinds, block = {'lang': 'seq_bn_inv', 'task': 'seq_bn'}, Stack('lang', 'task')
+    model = theirs(source, kinds, block, None)
+    model.save_adapter_setup(str(tmp_path / 'a'), block)
+    held = setup.load(tmp_path / 'a', source.loaded)
+    method, tree = setup.as_method(held)
+    found, _ = ours(source, method, tree)
+    expected = states(source, model)[0].numpy()
+    np.testing.assert_allclose(found, expected, atol=2e-5)
+    setup.save(held, tmp_path / 'b', source.loaded)
+    again, left = source.model(), {}
+    again.load_adapter_setup(str(tmp_path / 'b'), use_safetensors=True, set_active=True,
+                             loading_info=left)  # fmt: skip
+    np.testing.assert_allclose(states(source, again.eval())[0].numpy(), expected, atol=1e-6)
