@@ -4,6 +4,7 @@ This is the only place where backbones and adapters meet; neither knows the othe
 """
 
 import dataclasses
+import functools
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -13,13 +14,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from adapters_jax import functional
+from adapters_jax.adapters.bank import rows_of
 from adapters_jax.adapters.binding import bind
 from adapters_jax.adapters.dropping import drop_layers
 from adapters_jax.adapters.method import Method
 from adapters_jax.models.bert import Bert, BertConfig
-from adapters_jax.models.heads import HeadConfig, PooledHead, init_head
+from adapters_jax.models.heads import HeadBank, HeadConfig, PooledHead, init_head
 from adapters_jax.params import Rule, Tree, freeze, train
-from adapters_jax.sites import Place
+from adapters_jax.sites import Place, Sites
 
 Batch = Mapping[str, Array]
 
@@ -30,7 +32,8 @@ class Model:
 
     `dtype` is what activations are computed in (logits are always float32); `remat` trades
     memory for a second forward pass of each block; in the `dropped` lowest layers the adapter is
-    left out (AdapterDrop, Rücklé et al. 2021).
+    left out (AdapterDrop, Rücklé et al. 2021). With `heads`, each row has the head of its adapter,
+    and `head_config` and `outputs` are not looked at.
     """
 
     config: BertConfig
@@ -41,6 +44,7 @@ class Model:
     dtype: Any = jnp.float32
     remat: bool = False
     dropped: int = 0
+    heads: HeadBank | None = None
 
     def __post_init__(self) -> None:
         """Refuse a head that needs a pooler where the checkpoint has none."""
@@ -61,8 +65,16 @@ class Model:
         return {
             'backbone': backbone,
             'adapters': {self.name: self.method.init(adapter_key, dimensions, backbone)},
-            'heads': {self.name: init_head(self.head, head_key, dimensions.hidden)},
+            'heads': {self.name: self._init_head(head_key)},
         }
+
+    def _init_head(self, key: PRNGKeyArray) -> Tree:
+        hidden = self.config.dimensions.hidden
+        return (
+            init_head(self.head, key, hidden)
+            if self.heads is None
+            else self.heads.init(key, hidden)
+        )
 
     @property
     def text_positions(self) -> int:
@@ -90,15 +102,23 @@ class Model:
         return self.method.penalty(self._adapter(params))
 
     def apply(
-        self, params: Tree, batch: Batch, key: PRNGKeyArray | None = None
+        self,
+        params: Tree,
+        batch: Batch,
+        key: PRNGKeyArray | None = None,
+        record: dict[str, Array] | None = None,
     ) -> Float[Array, 'B S C']:
-        """Return the outputs of every example in the batch, in float32; no key, no dropout."""
+        """Return the outputs of every example in the batch, in float32; no key, no dropout.
+
+        `record` is filled with the weights of AdapterFusion by place. For a bank the batch has the
+        column `adapter`: the number of each row's adapter, or of each group of rows on end.
+        """
         adapter = self._adapter(params)
-        sites = bind(self.method, adapter, functional.fold(key, 0))
+        rows = batch.get('adapter')
+        sites = bind(self.method, adapter, functional.fold(key, 0), record=record, rows=rows)
         backbone = Bert(self.config, self.dtype, self.trunk(params), self.remat)
-        variables = {'params': params['backbone']}
         hidden = backbone.apply(
-            variables,
+            {'params': params['backbone']},
             batch['input_ids'],
             batch['token_type_ids'],
             batch['positions'],
@@ -109,15 +129,24 @@ class Model:
             known=batch.get('trunk'),
             rngs={} if key is None else {'dropout': functional.fold(key, 1)},
         )
+        copies = getattr(self.method, 'replicas', 1)
+        segments = jnp.tile(self.method.lengthen(batch['segments'], rows), (copies, 1))
+        starts = jnp.tile(batch['starts'], (copies, 1))
+        pooled = hidden, segments, starts, functools.partial(self._pool, params, sites)
+        key = functional.fold(key, 2)
+        if self.heads is not None:
+            chosen = rows_of(rows, len(starts))
+            return self.heads.apply(params['heads'][self.name], *pooled, chosen, key)
+        own = {'params': params['heads'][self.name]}
         return self.head.apply(
-            {'params': params['heads'][self.name]},
-            hidden,
-            self._segments(batch['segments']),
-            batch['starts'],
-            lambda first: backbone.apply(variables, first, sites, method='pool'),
-            key is None,
-            rngs={} if key is None else {'dropout': functional.fold(key, 2)},
+            own, *pooled, key is None, rngs={} if key is None else {'dropout': key}
         )
+
+    def _pool(
+        self, params: Tree, sites: Sites, first: Float[Array, 'B S D']
+    ) -> Float[Array, 'B S D']:
+        variables = {'params': params['backbone']}
+        return Bert(self.config, self.dtype).apply(variables, first, sites, method='pool')
 
     def trunk_outputs(self, params: Tree, batch: Batch) -> Float[Array, 'B T N D']:
         """Return what `apply` may begin with, as the batch's column 'trunk'.
@@ -152,16 +181,6 @@ class Model:
         if place.stage == 'block_end':
             return here['block'][0]
         raise ValueError(f'no output is stored at the place {place.stage} of a layer')
-
-    def _segments(self, segments: Int[Array, 'B T']) -> Int[Array, 'B P+T']:
-        """Return the segments of the last hidden states, of which inserted ones have none.
-
-        Each row's text starts where it did: a head that takes the first token's state takes that of
-        the first vector in the row, inserted or not, as `adapters` and `peft` do.
-        """
-        count, index = self.method.inserted
-        none = jnp.zeros((len(segments), count), segments.dtype)
-        return jnp.concatenate([segments[:, :index], none, segments[:, index:]], axis=1)
 
 
 def attention_mask(segments: Int[Array, 'B T'], examples: int) -> Bool[Array, 'B 1 #T T']:

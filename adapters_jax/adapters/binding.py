@@ -2,7 +2,7 @@
 
 A method's functions are pure in the parameters of one place; this is where the parameters of each
 place are found in the tree and each call gets a random key of its own. Members of unions and of
-compositions are bound one by one and joined by `blocks`.
+compositions are bound one by one and joined by `blocks` and `slices`.
 """
 
 import re
@@ -13,11 +13,13 @@ from flax import struct
 from jaxtyping import Array, PRNGKeyArray
 
 from adapters_jax import functional
-from adapters_jax.adapters import blocks, composition
-from adapters_jax.adapters.blocks import Stack
+from adapters_jax.adapters import blocks, composition, slices
+from adapters_jax.adapters.bank import Bank
+from adapters_jax.adapters.blocks import Ending, Stack
 from adapters_jax.adapters.composed import Composed
 from adapters_jax.adapters.composition import Composition, Fuse
 from adapters_jax.adapters.method import At, Change, Method, acts
+from adapters_jax.adapters.routing import bind_bank
 from adapters_jax.adapters.union import Union
 from adapters_jax.params import Tree, flatten
 from adapters_jax.sites import SUB_LAYERS, Sites, Stream, SubLayer
@@ -29,12 +31,20 @@ def bind(
     key: PRNGKeyArray | None,
     scope: str = '',
     record: dict[str, Array] | None = None,
+    rows: Array | None = None,
 ) -> Sites:
     """Return the sites that a method makes with these parameters; no key, no dropout.
 
     `scope` names this adapter among all that are bound: its part of `Stream.carry`. `record` is
-    filled with the weights of AdapterFusion while the sites are called.
+    filled with the weights of AdapterFusion while the sites are called. `rows` are the numbers of
+    the rows' adapters, for a bank.
+
+    Raises:
+        ValueError: a bank without `rows`.
     """
+    if isinstance(method, Bank):
+        method.require(rows is not None, "the batch has no column 'adapter' to choose members by")
+        return bind_bank(method, params, key, scope, rows, bind)
     if isinstance(method, Union):
         members = enumerate(method.named().items())
         return Stack(
@@ -73,22 +83,26 @@ def _bind_composed(
     whole = build(method.tree, key, scope)
     if method.replicas == 1:
         return whole
+    return slices.Tiled(whole, method.replicas, _lowest(method, params))
+
+
+def _lowest(method: Composed, params: Tree) -> int:
+    """Return the lowest adapted layer; 0 too for the embedded input, -1 for word vectors."""
     leaves = [m for n in method.members.values() for m in getattr(n, 'members', (n,))]
-    early = any(acts(type(leaf), 'embeddings') for leaf in leaves)
-    lowest = [
-        int(layer[1])
-        for path in flatten(params)
-        if (layer := re.search(r'(?:^|/)layer_(\d+)/', path))
-    ]
-    return blocks.Tiled(whole, method.replicas, 0 if early else min(lowest, default=0))
+    if any(leaf.reserved_positions or leaf.inserted.count for leaf in leaves):
+        return -1
+    if any(acts(type(leaf), 'embeddings') for leaf in leaves):
+        return 0
+    found = (re.search(r'(?:^|/)layer_(\d+)/', path) for path in flatten(params))
+    return min((int(layer[1]) for layer in found if layer), default=0)
 
 
 _BLOCKS: dict[type[Composition], Callable[[Any, tuple[Any, ...]], Any]] = {
     composition.Stack: lambda node, members: Stack(members),
     composition.Average: lambda node, members: blocks.Mean(members, node.weights),
-    composition.Split: lambda node, members: blocks.SplitTokens(members, node.splits),
-    composition.BatchSplit: lambda node, members: blocks.SplitRows(members, node.batch_sizes),
-    composition.Parallel: lambda node, members: blocks.SplitRows(members, None),
+    composition.Split: lambda node, members: slices.SplitTokens(members, node.splits),
+    composition.BatchSplit: lambda node, members: slices.SplitRows(members, node.batch_sizes),
+    composition.Parallel: lambda node, members: slices.SplitRows(members, None),
 }
 
 
@@ -161,9 +175,21 @@ class Adapted(Sites):
         end = end.replace(stream=end.stream.replace(carry=carry))
         return self.method.adapt(params, end, self._at(layer, name, SUB_LAYERS.index(name)))
 
-    def close(self, layer: int, name: str, end: SubLayer, output: Array) -> Array:
-        """End a sub-layer with what `adapt` returned."""
-        return self.method.close(end, output) if self.ends(layer, name) else end.finish(output)
+    def close(
+        self,
+        layer: int,
+        name: str,
+        end: SubLayer,
+        output: Array,
+        otherwise: Ending = SubLayer.finish,
+    ) -> Array:
+        """End a sub-layer with what `adapt` returned; `otherwise` where the method is not."""
+        acts_here = self.ends(layer, name)
+        return self.method.close(end, output) if acts_here else otherwise(end, output)
+
+    def closes(self, layer: int, name: str) -> bool:
+        """Tell whether residual connection and LayerNorm follow on what `adapt` returns."""
+        return self.method.closes or not self.ends(layer, name)
 
     def read(self, layer: int, name: str, end: SubLayer) -> tuple[Array, Array]:
         """Return what the method reads, and what its result is added to."""

@@ -1,22 +1,25 @@
-"""What each block of a composition does at each site: sites made of other adapters' sites.
+"""What the blocks of a composition do at each site: sites made of other adapters' sites.
 
-A block knows nothing of methods. It hands on what it is given, whole (`Stack`), or a part of the
-sequence (`SplitTokens`) or of the batch (`SplitRows`), and joins what comes back: in order, as a
-mean (`Mean`) or by attention (`Fused`).
+A block knows nothing of methods. The blocks here hand on all of what they are given and join what
+comes back: in order (`Stack`), as a mean (`Mean`) or by attention (`Fused`). Those that hand on a
+part of it are in `slices`.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Array, Bool, PRNGKeyArray
+from jaxtyping import Array, PRNGKeyArray
 
 from adapters_jax.adapters import fusion
 from adapters_jax.adapters.fusion import FusionConfig
 from adapters_jax.adapters.method import Change
 from adapters_jax.params import Tree
-from adapters_jax.sites import KeyValue, Linear, Sites, Stream, SubLayer
+from adapters_jax.sites import Sites, Stream, SubLayer
+
+Ending = Callable[[SubLayer, Array], Array]
 
 
 @struct.dataclass
@@ -61,10 +64,23 @@ class Stack(Sites):
                 change = member.adapt(layer, name, end.replace(output=change.output))
         return change
 
-    def close(self, layer: int, name: str, end: SubLayer, output: Array) -> Array:
-        """End a sub-layer as the last member does that acts on it."""
+    def close(
+        self,
+        layer: int,
+        name: str,
+        end: SubLayer,
+        output: Array,
+        otherwise: Ending = SubLayer.finish,
+    ) -> Array:
+        """End a sub-layer as the last member does that acts on it, or `otherwise`."""
+        for member in self.members:
+            otherwise = functools.partial(member.close, layer, name, otherwise=otherwise)
+        return otherwise(end, output)
+
+    def closes(self, layer: int, name: str) -> bool:
+        """Tell whether residual connection and LayerNorm follow on what `adapt` returns."""
         member = self._last(layer, name)
-        return end.finish(output) if member is None else member.close(layer, name, end, output)
+        return member is None or member.closes(layer, name)
 
     def read(self, layer: int, name: str, end: SubLayer) -> tuple[Array, Array]:
         """Return what the last member reads, and what its result is added to."""
@@ -117,10 +133,28 @@ class Mean(Stack):
         return self._mean([m.linear(layer, sub_layer, name, end) for m in self.members])
 
     def adapt(self, layer: int, name: str, end: SubLayer) -> Change:
-        """Average the sub-layers' outputs, and what was added to them."""
+        """Average the sub-layers' outputs, and what was added to them.
+
+        Where a member has no residual connection and LayerNorm after it, only results that are
+        ended can be compared: each member ends its own.
+        """
         found = [member.adapt(layer, name, end) for member in self.members]
         ups = [jnp.zeros_like(end.output) if x.up is None else x.up for x in found]
-        return Change(self._mean([x.output for x in found]), self._mean(ups))
+        outputs = [x.output for x in found]
+        if not self.closes(layer, name):
+            pairs = zip(self.members, outputs, strict=True)
+            outputs = [member.close(layer, name, end, output) for member, output in pairs]
+        return Change(self._mean(outputs), self._mean(ups))
+
+    def close(self, layer, name, end, output, otherwise=SubLayer.finish):
+        """End a sub-layer, unless the members have."""
+        if not self.ends(layer, name):
+            return otherwise(end, output)
+        return end.finish(output) if self.closes(layer, name) else output
+
+    def closes(self, layer: int, name: str) -> bool:
+        """Tell whether every member leaves residual connection and LayerNorm to the backbone."""
+        return all(member.closes(layer, name) for member in self.members)
 
     def block(self, layer, stream):
         """Average the blocks' outputs."""
@@ -159,257 +193,3 @@ class Fused(Stack):
 
     def _key(self, layer: int, name: str) -> PRNGKeyArray | None:
         return fusion.place_key(self.key, layer, name)
-
-
-@struct.dataclass
-class SplitTokens(Stack):
-    """Each on a part of the sequence."""
-
-    splits: tuple[int, ...] = struct.field(pytree_node=False)
-
-    def _parts(self, tokens: int) -> list[tuple[Any, slice]]:
-        if sum(self.splits) != tokens:
-            raise ValueError(
-                f'split has splits={list(self.splits)}, {sum(self.splits)} tokens in all, but the '
-                f'rows have {tokens}; give lengths that sum to it'
-            )
-        return list(zip(self.members, _slices(self.splits), strict=True))
-
-    def linear(self, layer, sub_layer, name, end):
-        """Let each member change its part of a projection's output."""
-
-        def cut(part: slice) -> Linear:
-            return end.replace(
-                inputs=end.inputs[:, part],
-                output=end.output[:, part],
-                mask=_tokens_mask(end.mask, part),
-            )
-
-        pieces = self._parts(end.output.shape[1])
-        return jnp.concatenate(
-            [m.linear(layer, sub_layer, name, cut(part)) for m, part in pieces], axis=1
-        )
-
-    def adapt(self, layer: int, name: str, end: SubLayer) -> Change:
-        """Let each member change its part of a sub-layer's output."""
-
-        def cut(part: slice) -> SubLayer:
-            stream = end.stream.replace(
-                hidden=end.stream.hidden[:, part], mask=_tokens_mask(end.stream.mask, part)
-            )
-            return end.replace(
-                output=end.output[:, part], residual=end.residual[:, part], stream=stream
-            )
-
-        pieces = self._parts(end.output.shape[1])
-        return _join([m.adapt(layer, name, cut(part)) for m, part in pieces], axis=1)
-
-
-@struct.dataclass
-class SplitRows(Stack):
-    """Each on a part of the batch; without sizes, on parts of equal size."""
-
-    sizes: tuple[int, ...] | None = struct.field(pytree_node=False)
-
-    def _parts(self, rows: int) -> list[tuple[Any, slice]]:
-        count = len(self.members)
-        sizes = (rows // count,) * count if self.sizes is None else self.sizes
-        if sum(sizes) != rows:
-            raise ValueError(
-                f'batch_split has batch_sizes={list(sizes)}, {sum(sizes)} rows in all, but the '
-                f'batch has {rows}; give numbers that sum to it'
-            )
-        pieces = zip(self.members, _slices(sizes), strict=True)
-        return [(member, part) for member, part in pieces if part.start < part.stop]
-
-    def _stream(self, stream: Stream, call: Callable[[Any, Stream], Stream]) -> Stream:
-        found, carry = [], stream.carry
-        for member, part in self._parts(len(stream.hidden)):
-            changed = call(member, _rows_of_stream(stream, part).replace(carry=carry))
-            carry = changed.carry
-            found.append(changed.hidden)
-        return stream.replace(hidden=jnp.concatenate(found), carry=carry)
-
-    def embeddings(self, stream):
-        """Let each member change its rows of the embedded input."""
-        return self._stream(stream, lambda member, s: member.embeddings(s))
-
-    def linear(self, layer, sub_layer, name, end):
-        """Let each member change its rows of a projection's output."""
-
-        def cut(part: slice) -> Linear:
-            return end.replace(
-                inputs=end.inputs[part],
-                output=end.output[part],
-                mask=_rows(end.mask, part),
-                bias=None if end.bias is None else _vector_rows(end.bias, part),
-            )
-
-        pieces = self._parts(len(end.output))
-        return jnp.concatenate([m.linear(layer, sub_layer, name, cut(part)) for m, part in pieces])
-
-    def key_value(self, layer, sub_layer, seen):
-        """Let each member extend the keys and values of its rows.
-
-        Where they extend them by different numbers, the shorter ones begin with masked places.
-        """
-
-        def cut(part: slice) -> KeyValue:
-            return KeyValue(
-                inputs=seen.inputs[part],
-                key=seen.key[part],
-                value=seen.value[part],
-                mask=_rows(seen.mask, part),
-                text_mask=_rows(seen.text_mask, part),
-            )
-
-        pieces = self._parts(len(seen.key))
-        found = [member.key_value(layer, sub_layer, cut(part)) for member, part in pieces]
-        longest = max(one.key.shape[1] for one in found)
-        if longest == seen.key.shape[1]:
-            return seen
-        masks = [_padded_mask(one, longest) for one in found]
-        queries = max(mask.shape[2] for mask in masks)
-        masks = [jnp.broadcast_to(m, (*m.shape[:2], queries, longest)) for m in masks]
-        return seen.replace(
-            key=jnp.concatenate([_padded(one.key, longest) for one in found]),
-            value=jnp.concatenate([_padded(one.value, longest) for one in found]),
-            mask=jnp.concatenate(masks),
-        )
-
-    def sub_layer(self, layer, name, end):
-        """Let each member change and end its rows of a sub-layer."""
-        pieces = self._parts(len(end.output))
-        return jnp.concatenate([m.sub_layer(layer, name, _cut(end, part)) for m, part in pieces])
-
-    def adapt(self, layer: int, name: str, end: SubLayer) -> Change:
-        """Let each member change its rows of a sub-layer's output."""
-        pieces = self._parts(len(end.output))
-        return _join([m.adapt(layer, name, _cut(end, part)) for m, part in pieces], axis=0)
-
-    def close(self, layer: int, name: str, end: SubLayer, output: Array) -> Array:
-        """Let each member end its rows of a sub-layer."""
-        pieces = self._parts(len(output))
-        return jnp.concatenate(
-            [m.close(layer, name, _cut(end, part), output[part]) for m, part in pieces]
-        )
-
-    def block(self, layer, stream):
-        """Let each member change its rows of a block's output."""
-        return self._stream(stream, lambda member, s: member.block(layer, s))
-
-    def output(self, stream):
-        """Let each member change its rows of the last hidden states."""
-        return self._stream(stream, lambda member, s: member.output(s))
-
-
-@struct.dataclass
-class Tiled(Sites):
-    """Copies the batch, one copy after another, once the stream comes to layer `before`.
-
-    What lies below is computed once for all copies; no adapter acts there.
-    """
-
-    inner: Any
-    copies: int = struct.field(pytree_node=False)
-    before: int = struct.field(pytree_node=False)  # 0: the embeddings
-
-    def _tile(self, stream: Stream) -> Stream:
-        def copied(x: Array | None) -> Array | None:
-            single = x is None or len(x) != len(stream.hidden)
-            return x if single else jnp.tile(x, (self.copies,) + (1,) * (x.ndim - 1))
-
-        return stream.replace(
-            hidden=copied(stream.hidden),
-            mask=copied(stream.mask),
-            word_vectors=copied(stream.word_vectors),
-            tags=copied(stream.tags),
-        )
-
-    def embeddings(self, stream):
-        """Copy the embedded input where the lowest layer is adapted."""
-        return stream if self.before else self.inner.embeddings(self._tile(stream))
-
-    def linear(self, layer, sub_layer, name, end):
-        """Hand on to the adapters above the trunk."""
-        below = layer < self.before
-        return end.output if below else self.inner.linear(layer, sub_layer, name, end)
-
-    def key_value(self, layer, sub_layer, seen):
-        """Hand on to the adapters above the trunk."""
-        return seen if layer < self.before else self.inner.key_value(layer, sub_layer, seen)
-
-    def sub_layer(self, layer, name, end):
-        """Hand on to the adapters above the trunk."""
-        below = layer < self.before
-        return end.finish(end.output) if below else self.inner.sub_layer(layer, name, end)
-
-    def block(self, layer, stream):
-        """Copy the output of the last block below the adapters."""
-        if layer == self.before - 1:
-            return self._tile(stream)
-        return stream if layer < self.before else self.inner.block(layer, stream)
-
-    def output(self, stream):
-        """Hand on to the adapters."""
-        return self.inner.output(stream)
-
-
-def _slices(sizes: Sequence[int]) -> list[slice]:
-    starts = [sum(sizes[:i]) for i in range(len(sizes))]
-    return [slice(start, start + size) for start, size in zip(starts, sizes, strict=True)]
-
-
-def _rows(x: Array | None, part: slice) -> Array | None:
-    return x if x is None or len(x) == 1 else x[part]
-
-
-def _vector_rows(x: Array, part: slice) -> Array:
-    return x if x.ndim == 1 else x[part]
-
-
-def _rows_of_stream(stream: Stream, part: slice) -> Stream:
-    return stream.replace(
-        hidden=stream.hidden[part],
-        mask=_rows(stream.mask, part),
-        word_vectors=stream.word_vectors[part],
-        tags=None if stream.tags is None else stream.tags[part],
-    )
-
-
-def _cut(end: SubLayer, part: slice) -> SubLayer:
-    norm = end.norm
-    if norm is not None:
-        norm = norm.replace(
-            scale=_vector_rows(norm.scale, part), bias=_vector_rows(norm.bias, part)
-        )
-    return SubLayer(
-        output=end.output[part],
-        residual=end.residual[part],
-        norm=norm,
-        stream=_rows_of_stream(end.stream, part),
-    )
-
-
-def _join(changes: Sequence[Change], axis: int) -> Change:
-    output = jnp.concatenate([change.output for change in changes], axis)
-    ups = [jnp.zeros_like(c.output) if c.up is None else c.up for c in changes]
-    return Change(output, jnp.concatenate(ups, axis))
-
-
-def _tokens_mask(mask: Bool[Array, '#B 1 #T T'] | None, part: slice) -> Array | None:
-    if mask is None:
-        return None
-    mask = mask[..., part]
-    return mask if mask.shape[2] == 1 else mask[:, :, part]
-
-
-def _padded(x: Array, length: int) -> Array:
-    return jnp.pad(x, ((0, 0), (length - x.shape[1], 0), (0, 0), (0, 0)))
-
-
-def _padded_mask(seen: KeyValue, length: int) -> Bool[Array, 'B 1 #T S']:
-    rows, own = seen.key.shape[:2]
-    mask = jnp.ones((1, 1, 1, own), bool) if seen.mask is None else seen.mask
-    mask = jnp.broadcast_to(mask, (rows, 1, *mask.shape[2:]))
-    return jnp.pad(mask, ((0, 0), (0, 0), (0, 0), (length - own, 0)))

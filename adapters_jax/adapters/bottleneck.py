@@ -100,6 +100,25 @@ class Bottleneck(Method):
             )
         return max(int(hidden // factor), 1)
 
+    def fits(self, other: Method) -> bool:
+        """Tell whether the two differ in nothing but `size`, and this has not the larger one."""
+        sizes = self.size, getattr(other, 'size', None)
+        if type(self) is not Bottleneck or type(other) is not Bottleneck or None in sizes:
+            return self == other
+        alike = dataclasses.replace(
+            self,
+            size=other.size,
+            init_weights=other.init_weights,
+            init_weights_seed=other.init_weights_seed,
+        )
+        return alike == other and self.size <= other.size
+
+    def padding(self, path: str, shape: tuple[int, ...], other: Method) -> dict[int, int]:
+        """Return the wider width, at the axis that has it."""
+        axes = {'down/kernel': 1, 'down/bias': 0, 'up/kernel': 0}
+        axis = next((axes[end] for end in axes if path.endswith(end)), None)
+        return {} if axis is None or other.size is None else {axis: other.size}
+
     def init(self, key: PRNGKeyArray, dimensions: Dimensions, backbone: Tree) -> Tree:
         """Return fresh parameters; equal seeds give equal ones whatever the key."""
         if self.init_weights_seed is not None:

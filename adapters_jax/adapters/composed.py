@@ -56,6 +56,30 @@ class Composed(Method):
         strange = sorted(set(self.frozen_members) - set(self.members))
         self.require(not strange, f'frozen_members names {strange}, which are no members')
         self._check_supported(tree, ())
+        self._check_alone(tree)
+        _check_parallel(tree, '')
+
+    def _check_alone(self, tree: Composition) -> None:
+        """Refuse what only one adapter of an expression can do."""
+        inserting = [name for name in _leaves(tree) if self.members[name].inserted.count]
+        self.require(
+            len(inserting) <= 1,
+            f'{", ".join(inserting)} each insert vectors into the text; keep one',
+        )
+        scheduled = [
+            name
+            for name in self._trained
+            if any(acts(type(m), 'optimizer') for m in _parts(self.members[name]))
+        ]
+        self.require(
+            len(scheduled) <= 1,
+            f'{", ".join(scheduled)} each have a schedule of ranks; train one and name the others '
+            'in frozen_members',
+        )
+
+    @property
+    def _trained(self) -> tuple[str, ...]:
+        return tuple(name for name in self.members if name not in self.frozen_members)
 
     def _check_supported(self, node: str | Composition, around: tuple[str, ...]) -> None:
         if isinstance(node, Composition):
@@ -63,6 +87,12 @@ class Composed(Method):
                 self._check_supported(child, (*around, node.kind))
             return
         method = self.members[node]
+        self.require(
+            bool(supported(method)),
+            f'{node} ({method.architecture}) trains leaves of the backbone itself, of which there '
+            'is one set for all adapters, so it cannot be composed; '
+            'a bottleneck can with train_norms=False',
+        )
         lacking = [kind for kind in around if kind not in supported(method)]
         self.require(
             not lacking,
@@ -83,7 +113,7 @@ class Composed(Method):
     @property
     def packable(self) -> bool:
         """Whether every member is, and nothing divides the sequence or the batch by numbers."""
-        cut = any(kind in self.expression for kind in ('split(', 'parallel('))
+        cut = _kinds(self.tree) & {'split', 'batch_split', 'parallel'}
         return not cut and all(member.packable for member in self.members.values())
 
     @property
@@ -118,7 +148,7 @@ class Composed(Method):
         """Return the members' fresh parameters by name, and those of every fusion.
 
         Raises:
-            ValueError: adapters that are fused but act nowhere together.
+            ValueError: adapters that are fused but do not act at the same places.
         """
         trees = {
             name: member.init(functional.fold(key, i), dimensions, backbone)
@@ -135,9 +165,14 @@ class Composed(Method):
     def _init_fusion(
         self, key: PRNGKeyArray, block: Fuse, trees: Mapping[str, Tree], dimensions: Dimensions
     ) -> Tree:
-        """Return a fusion's parameters at each place where all the adapters act that it mixes."""
-        common = set.intersection(*(ends(trees[last(child)]) for child in block.children))
-        self.require(bool(common), f'{block} mixes adapters that act nowhere together')
+        """Return a fusion's parameters at each place where the adapters act that it mixes."""
+        common = ends(trees[last(block.children[0])])
+        for name in _leaves(block):
+            self.require(
+                ends(trees[name]) == common,
+                f'{block} mixes adapters that act at different places: {name} and '
+                f'{last(block.children[0])}; give them the same sub-layers and layers',
+            )
         fresh: Tree = {}
         for layer, name in sorted(common):
             place = fusion.place_key(key, layer, name)
@@ -156,8 +191,7 @@ class Composed(Method):
 
     def penalty(self, params: Tree) -> Float[Array, ''] | None:
         """Return the sum of the trained members' penalties and of the fusions'."""
-        trained = {n: m for n, m in self.members.items() if n not in self.frozen_members}
-        found = [member.penalty(params.get(name, {})) for name, member in trained.items()]
+        found = [self.members[name].penalty(params.get(name, {})) for name in self._trained]
         found.append(fusion.penalty(params.get('fusion', {}), self.fusion))
         given = [value for value in found if value is not None]
         return sum(given[1:], given[0]) if given else None
@@ -166,9 +200,8 @@ class Composed(Method):
         self, inner: optax.GradientTransformation, total_steps: int
     ) -> optax.GradientTransformation:
         """Return the optimiser inside of every trained member's."""
-        for name, member in self.members.items():
-            if name not in self.frozen_members:
-                inner = member.optimizer(inner, total_steps)
+        for name in self._trained:
+            inner = self.members[name].optimizer(inner, total_steps)
         return fusion.cool(inner) if self.fusion.temperature else inner
 
     def first_layer(self, params: Tree, dimensions: Dimensions) -> int:
@@ -241,6 +274,38 @@ def _fuses(node: str | Composition) -> list[Fuse]:
         return []
     inside = [block for child in node.children for block in _fuses(child)]
     return [*inside, node] if isinstance(node, Fuse) else inside
+
+
+def _leaves(node: str | Composition) -> list[str]:
+    """Return the adapters of a tree in order, each as often as it acts."""
+    if isinstance(node, str):
+        return [node]
+    return [name for child in node.children for name in _leaves(child)]
+
+
+def _parts(method: Method) -> tuple[Method, ...]:
+    return method.members if isinstance(method, Union) else (method,)
+
+
+def _kinds(node: str | Composition) -> set[str]:
+    if isinstance(node, str):
+        return set()
+    return {node.kind}.union(*(_kinds(child) for child in node.children))
+
+
+def _check_parallel(node: str | Composition, around: str) -> None:
+    """Refuse a `parallel` whose rows another block divides as well."""
+    if isinstance(node, str):
+        return
+    if node.kind == 'parallel' and around:
+        raise ValueError(
+            f'composed: {node} stands inside of {around}(...), which divides the rows too; '
+            'put it above, or give its adapters to the outer block'
+        )
+    if node.kind in ('parallel', 'batch_split'):
+        around = node.kind
+    for child in node.children:
+        _check_parallel(child, around)
 
 
 def _replicas(node: str | Composition) -> int:

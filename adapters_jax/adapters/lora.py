@@ -17,7 +17,7 @@ from jaxtyping import PRNGKeyArray
 
 from adapters_jax.adapters import parts
 from adapters_jax.adapters.low_rank import Factors, LowRank, Place, WeightDecomposed
-from adapters_jax.adapters.method import At
+from adapters_jax.adapters.method import At, Method
 from adapters_jax.params import Tree
 from adapters_jax.sites import PROJECTIONS, Dimensions
 
@@ -85,6 +85,30 @@ class LoRA(LowRank):
         alpha = _find(self.alpha_pattern, layer, place, self.alpha)
         return alpha / (math.sqrt(rank) if self.rank_stabilised else rank)
 
+    def fits(self, other: Method) -> bool:
+        """Tell whether the two differ in rank and scale only, and this has no higher rank."""
+        if type(self) is not type(other):
+            return False
+        alike = dataclasses.replace(
+            self, r=other.r, alpha=other.alpha, init_weights_seed=other.init_weights_seed
+        )
+        scaled = getattr(self, 'scale_norm', True) or self == other
+        return alike == other and self.r <= other.r and scaled
+
+    def padding(self, path: str, shape: tuple[int, ...], other: Method) -> dict[int, int]:
+        """Return the higher rank, at the axis that has it."""
+        axes = {'/a': 1, '/b': 0}
+        axis = next((axes[end] for end in axes if path.endswith(end)), None)
+        layer, place = _place_of(path)
+        return {} if axis is None else {axis: other.rank(layer, place)}
+
+    def rescale(self, path: str, other: Method) -> float:
+        """Return the ratio of the scales, for the second factor."""
+        layer, place = _place_of(path)
+        return (
+            self.scaling(layer, place) / other.scaling(layer, place) if path[-2:] == '/b' else 1.0
+        )
+
     def draw(self, key: PRNGKeyArray, inputs: int, outputs: int, rank: int) -> Tree:
         """Return fresh factors."""
         a, b = _FACTORS[self.init_weights]
@@ -120,6 +144,11 @@ _FACTORS: dict[str, tuple[parts.KernelInit, parts.KernelInit]] = {
     'lora': (parts.uniform_by_inputs, parts.zeros),
     'bert': (parts.normal(0.02), parts.normal(0.02)),
 }
+
+
+def _place_of(path: str) -> tuple[int, str]:
+    layer, sub_layer, name, *_ = path.split('/')
+    return int(layer.removeprefix('layer_')), f'{sub_layer}/{name}'
 
 
 def _keys(layer: int, place: str) -> tuple[str, ...]:

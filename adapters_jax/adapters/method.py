@@ -14,9 +14,10 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar, NamedTuple, Self
 
+import jax.numpy as jnp
 import optax
 from flax import struct
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from adapters_jax.adapters import fields
 from adapters_jax.params import Rule, Tree
@@ -131,6 +132,28 @@ class Method:
     def frozen(self) -> tuple[str, ...]:
         """The method's own leaves that are never trained: patterns of paths in its own tree."""
         return ('(.*/)?constants/.*',)
+
+    def fits(self, other: 'Method') -> bool:
+        """Tell whether `other` computes what this does, once parameters are padded with zeros."""
+        return self == other
+
+    def padding(self, path: str, shape: tuple[int, ...], other: 'Method') -> dict[int, int]:
+        """Return the sizes that axes of a leaf have in a wider method."""
+        return {}
+
+    def rescale(self, path: str, other: 'Method') -> float:
+        """Return what a leaf is multiplied by to mean the same in a wider method."""
+        return 1.0
+
+    def lengthen(self, segments: Int[Array, 'B T'], index: Any = None) -> Int[Array, 'B P+T']:
+        """Return the segments of the last hidden states, of which inserted ones have none.
+
+        Each row's text starts where it did: a head that takes the first token's state takes that of
+        the first vector in the row, inserted or not, as `adapters` and `peft` do.
+        """
+        count, index = self.inserted
+        none = jnp.zeros((len(segments), count), segments.dtype)
+        return jnp.concatenate([segments[:, :index], none, segments[:, index:]], axis=1)
 
     def words(self, params: Tree, words: Words, at: At) -> Words:
         """Site `words`; `params` is the whole tree of the adapter."""

@@ -5,6 +5,7 @@ with one text is the case S = 1.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -33,6 +34,20 @@ def mean_pool(
 def first_token(hidden: Float[Array, 'B T D'], starts: Int[Array, 'B S']) -> Float[Array, 'B S D']:
     """Take each example's first hidden state ([CLS] of BERT, <s> of RoBERTa)."""
     return jnp.take_along_axis(hidden, starts[:, :, None], axis=1)
+
+
+def pool(
+    pooling: str,
+    hidden: Float[Array, 'B T D'],
+    segments: Int[Array, 'B T'],
+    starts: Int[Array, 'B S'],
+    pooler: Pooler,
+) -> Float[Array, 'B S D']:
+    """Return one vector for each example of each row, in float32."""
+    if pooling == 'mean':
+        return mean_pool(hidden, segments, starts.shape[1])
+    x = first_token(hidden, starts)
+    return (pooler(x) if pooling == 'pooler' else x).astype(jnp.float32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,12 +113,7 @@ class PooledHead(nn.Module):
     ) -> Float[Array, 'B S C']:
         """Return one vector of outputs for each example of each row, in float32."""
         c = self.config
-        if c.pooling == 'mean':
-            x = mean_pool(hidden, segments, starts.shape[1])
-        else:
-            x = first_token(hidden, starts)
-            x = pooler(x) if c.pooling == 'pooler' else x
-        x = x.astype(jnp.float32)
+        x = pool(c.pooling, hidden, segments, starts, pooler)
         for i in range(c.layers):
             x = functional.dropout(
                 x, c.dropout, None if deterministic else self.make_rng('dropout')
@@ -119,3 +129,71 @@ def init_head(head: PooledHead, key: jax.Array, hidden: int) -> dict[str, Any]:
     ones = jnp.ones((1, 1), jnp.int32)
     variables = head.init(key, jnp.zeros((1, 1, hidden)), ones, ones - 1, lambda x: x, True)
     return variables['params']
+
+
+@dataclasses.dataclass(frozen=True)
+class HeadBank:
+    """Heads by name, of which each row uses one: by number, in order.
+
+    All outputs are as wide as the widest head's; what a row's own head does not have is zero, and
+    so is all of a row without a head (number -1).
+    """
+
+    heads: tuple[tuple[str, HeadConfig, int], ...]
+
+    @property
+    def outputs(self) -> int:
+        """The width of the widest head."""
+        return max(outputs for _, _, outputs in self.heads)
+
+    def init(self, key: jax.Array, hidden: int) -> dict[str, Any]:
+        """Return fresh parameters by name."""
+        return {
+            name: init_head(PooledHead(config, outputs), jax.random.fold_in(key, i), hidden)
+            for i, (name, config, outputs) in enumerate(self.heads)
+        }
+
+    def apply(
+        self,
+        params: Mapping[str, Any],
+        hidden: Float[Array, 'B T D'],
+        segments: Int[Array, 'B T'],
+        starts: Int[Array, 'B S'],
+        pooler: Pooler,
+        rows: Int[Array, 'B'],
+        key: jax.Array | None,
+    ) -> Float[Array, 'B S C']:
+        """Return the outputs of each row's own head, in float32; no key, no dropout."""
+        result = jnp.zeros((*starts.shape, self.outputs), jnp.float32)
+        for config in dict.fromkeys(config for _, config, _ in self.heads):
+            numbers = [i for i, head in enumerate(self.heads) if head[1] == config]
+            x = pool(config.pooling, hidden, segments, starts, pooler)
+            mine = rows[:, None] == jnp.array(numbers)[None]
+            own = [self._padded(params[self.heads[i][0]], config) for i in numbers]
+            stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *own)
+            chosen = functools.partial(jnp.take, indices=mine.argmax(1), axis=0)
+            y = self._dense(jax.tree.map(chosen, stacked), x, config, key)
+            result = jnp.where(mine.any(1)[:, None, None], y, result)
+        return result
+
+    def _padded(self, params: Mapping[str, Any], config: HeadConfig) -> dict[str, Any]:
+        """Return a head's parameters with its last layer as wide as the widest head's."""
+        last = f'dense_{config.layers - 1}'
+        missing = self.outputs - params[last]['bias'].shape[0]
+        wide = {
+            'kernel': jnp.pad(params[last]['kernel'], ((0, 0), (0, missing))),
+            'bias': jnp.pad(params[last]['bias'], (0, missing)),
+        }
+        return dict(params) | {last: wide}
+
+    def _dense(
+        self, params: Any, x: Float[Array, 'B S D'], config: HeadConfig, key: jax.Array | None
+    ) -> Float[Array, 'B S C']:
+        """Apply each row's own dense layers."""
+        for i in range(config.layers):
+            x = functional.dropout(x, config.dropout, functional.fold(key, i))
+            layer = params[f'dense_{i}']
+            x = jnp.einsum('BSI,BIO->BSO', x, layer['kernel']) + layer['bias'][:, None]
+            if i < config.layers - 1:
+                x = functional.activation(config.activation)(x)
+        return x
