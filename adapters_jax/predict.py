@@ -1,14 +1,17 @@
-"""Predict with a finished adapter.
+"""Predict with finished adapters.
 
     python -m adapters_jax.predict --adapter=DIR --input=in.jsonl --output=out.jsonl
+    python -m adapters_jax.predict --adapter=a=DIR,b=DIR --input=in.jsonl --output=out.jsonl
 
-Input: one JSON object a line with `text`, or `text_a` and `text_b`. Output: for each, in order, the
-object plus `prediction` and, for classification, `label` and `logits`. DIR is an adapter of this
-project, of AdapterHub or of PEFT; which, is found out.
+Input: one JSON object a line with `text`, or `text_a` and `text_b`; with several adapters also
+`adapter`, the name of the one to use. Output: for each, in order, the object plus `prediction` and,
+for classification, `label` and `logits`. DIR is an adapter of this project, of AdapterHub or of
+PEFT; which, is found out. Several adapters share one backbone and, where they can be chosen by row,
+one program and its batches.
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,59 +21,113 @@ from absl import flags
 from adapters_jax import config as configs
 from adapters_jax import files
 from adapters_jax.data import tokenize
+from adapters_jax.data.encoded import Encoded
 from adapters_jax.interop import formats
-from adapters_jax.training import experiment, inference
+from adapters_jax.interop.adapter_folder import AdapterFolder
+from adapters_jax.interop.backbones import LoadedBackbone
+from adapters_jax.training import experiment, serving
+
+Rows = list[dict[str, Any]]
 
 
 def predict(
-    adapter: str | Path, rows: Iterable[dict[str, Any]], backbone: str = '', batch_size: int = 32
-) -> list[dict[str, Any]]:
+    adapter: str | Path | Mapping[str, str | Path],
+    rows: Iterable[dict[str, Any]],
+    backbone: str = '',
+    batch_size: int = 32,
+) -> Rows:
     """Return each row with its prediction; the rows are objects with the task's text fields.
 
-    `backbone` replaces the name that the adapter was trained with, for a copy elsewhere; its
-    weights must be the same.
+    With adapters by name, each row's field `adapter` says which is its own. `backbone` replaces the
+    name that the adapter was trained with, for a copy elsewhere; its weights must be the same.
 
     Raises:
         FileNotFoundError: no adapter there.
-        ValueError: a row without text, or a backbone that is not the adapter's.
+        ValueError: a row without text or with an adapter that is not given, or a backbone that is
+            not the adapter's.
     """
     if batch_size < 1:
         raise ValueError(f'batch_size is {batch_size}; expected 1 or more')
     rows = list(rows)
-    folder, loaded = formats.load(Path(adapter), backbone)
-    task = experiment.task_of(folder)
-    texts = read_texts(rows, folder.pair)
-    encoded = tokenize.encode(
+    if not rows:
+        raise ValueError('the input holds no examples; expected one JSON object a line')
+    several = isinstance(adapter, Mapping)
+    directories = adapter if several else {'': adapter}
+    chosen = _chosen(rows, directories) if several else [''] * len(rows)
+    loaded = {name: formats.load(Path(path), backbone) for name, path in directories.items()}
+    serving.check_same_backbone(loaded)
+    folders = {name: folder for name, (folder, _) in loaded.items()}
+    shared = next(iter(loaded.values()))[1]
+    return _predict(rows, chosen, folders, shared, batch_size)
+
+
+def _chosen(rows: Rows, adapters: Mapping[str, Any]) -> list[str]:
+    """Return the name of each row's adapter."""
+    known = ', '.join(adapters)
+    for number, row in enumerate(rows, 1):
+        if row.get('adapter') not in adapters:
+            raise ValueError(
+                f'input line {number} has the adapter {row.get("adapter")!r}; expected a field '
+                f'"adapter" with one of {known}'
+            )
+    return [row['adapter'] for row in rows]
+
+
+def _predict(
+    rows: Rows,
+    chosen: list[str],
+    folders: Mapping[str, AdapterFolder],
+    loaded: LoadedBackbone,
+    batch_size: int,
+) -> Rows:
+    """Return the rows with their predictions, computed adapter by adapter or together."""
+    places = {
+        name: [i for i, own in enumerate(chosen) if own == name] for name in dict.fromkeys(chosen)
+    }
+    tasks = {name: experiment.task_of(folders[name]) for name in places}
+    encoded = {name: _encode(rows, own, folders[name], loaded) for name, own in places.items()}
+    config = configs.base()
+    config.training.batch_size = batch_size
+    config.data.max_length = max(folders[name].max_length for name in places)
+    if len(places) > 1:
+        config.data.batching = 'buckets'  # each row is one text, and one adapter's
+    found = serving.outputs(folders, loaded, encoded, config)
+    result: Rows = [{}] * len(rows)
+    for name, own in places.items():
+        for place, told in zip(own, tasks[name].predictions(found[name]), strict=True):
+            result[place] = rows[place] | told
+    return result
+
+
+def _encode(
+    rows: Rows, places: list[int], folder: AdapterFolder, loaded: LoadedBackbone
+) -> Encoded:
+    texts = read_texts([rows[i] for i in places], folder.pair, [i + 1 for i in places])
+    return tokenize.encode(
         texts,
         tokenize.load_tokenizer(loaded.directory),
         folder.max_length,
         positions=experiment.bind(folder, loaded).text_positions,
         cache_dir=None,
     )
-    config = configs.base()
-    config.training.batch_size = batch_size
-    config.data.max_length = folder.max_length
-    logits = inference.outputs(folder, loaded, encoded, config)
-    return [row | told for row, told in zip(rows, task.predictions(logits), strict=True)]
 
 
-def read_texts(rows: list[dict[str, Any]], pair: bool | None) -> datasets.Dataset:
+def read_texts(rows: Rows, pair: bool | None, lines: Iterable[int]) -> datasets.Dataset:
     """Return the rows' texts under `text_a` and, for an adapter of pairs, `text_b`.
 
-    Where the adapter does not say (`pair` is None), the first row's fields do.
+    Where the adapter does not say (`pair` is None), the first row's fields do. `lines` are the
+    rows' numbers in the input.
 
     Raises:
-        ValueError: no rows, a row without the fields of the first one, or a text that is none.
+        ValueError: a row without the fields of the first one, or a text that is none.
     """
-    if not rows:
-        raise ValueError('the input holds no examples; expected one JSON object a line')
     if pair is None:
         pair = 'text_b' in rows[0]
     names = {'text_a': 'text_a' if pair or 'text_a' in rows[0] else 'text'}
     if pair:
         names['text_b'] = 'text_b'
     wanted = '"text_a" and "text_b": the adapter is for pairs' if pair else '"text"'
-    for number, row in enumerate(rows, 1):
+    for number, row in zip(lines, rows, strict=True):
         for name in names.values():
             if not isinstance(row.get(name), str) or not row[name].strip():
                 raise ValueError(
@@ -110,7 +167,10 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 def main(adapter: str, input: str, output: str, backbone: str, batch_size: int) -> None:
     """Predict for a file, and say what was written."""
-    rows = predict(adapter, read_lines(Path(input)), backbone, batch_size)
+    # A directory may have a '=' in its name; several adapters are no directory.
+    several = '=' in adapter and not Path(adapter).exists()
+    given = configs.named_items(adapter, '--adapter') if several else adapter
+    rows = predict(given, read_lines(Path(input)), backbone, batch_size)
     text = ''.join(json.dumps(row, ensure_ascii=False) + '\n' for row in rows)
     files.write_text(Path(output), text)
     print(f'wrote {output}: {len(rows):,} predictions')
@@ -118,7 +178,7 @@ def main(adapter: str, input: str, output: str, backbone: str, batch_size: int) 
 
 def _define() -> dict[str, flags.FlagHolder]:
     return {
-        'adapter': flags.DEFINE_string('adapter', None, 'Folder of a finished adapter.'),
+        'adapter': flags.DEFINE_string('adapter', None, 'A finished adapter: DIR, or a=DIR,b=DIR.'),
         'input': flags.DEFINE_string('input', None, 'JSONL file to read.'),
         'output': flags.DEFINE_string('output', None, 'JSONL file to write.'),
         'backbone': flags.DEFINE_string('backbone', '', 'The backbone, if not where it was.'),

@@ -137,3 +137,47 @@ def test_a_copy_of_the_backbone_elsewhere_will_do(runs, tmp_path):
     adapter = runs / 'texts' / 'adapter'
     expected = predict(adapter, [{'text': 'the fox'}])
     assert predict(adapter, [{'text': 'the fox'}], backbone=copy) == expected
+
+
+def test_each_line_may_name_its_adapter(runs, tmp_path):
+    folders = {name: str(runs / name / 'adapter') for name in ('texts', 'pairs', 'ratings')}
+    rows = [{'text': text, 'adapter': name} for text in TEXTS for name in ('texts', 'ratings')]
+    rows[3:3] = [{'text_a': 'the cat', 'text_b': 'snow', 'adapter': 'pairs'}]
+    found = predict(folders, rows)
+    for row, told in zip(rows, found, strict=True):
+        (alone,) = predict(folders[row['adapter']], [row])
+        assert alone.keys() == told.keys()
+        if row['adapter'] == 'ratings':
+            assert told['prediction'] == pytest.approx(alone['prediction'], abs=1e-5)
+        else:
+            np.testing.assert_allclose(told['logits'], alone['logits'], atol=1e-5)
+    source = tmp_path / 'in.jsonl'
+    source.write_text(''.join(json.dumps(row) + '\n' for row in rows))
+    given = ','.join(f'{name}={path}' for name, path in folders.items())
+    done = command.run(
+        'predict',
+        f'--adapter={given}',
+        f'--input={source}',
+        f'--output={tmp_path / "out.jsonl"}',
+        folder=tmp_path,
+    )
+    assert done.status == 0, done.err
+    assert [row.get('label') for row in toy.read_lines(tmp_path / 'out.jsonl')] == [
+        row.get('label') for row in found
+    ]
+
+
+@pytest.mark.parametrize('row', [{'text': 'a'}, {'text': 'a', 'adapter': 'other'}])
+def test_a_line_without_a_known_adapter_is_refused(runs, row):
+    folders = {'texts': runs / 'texts' / 'adapter', 'ratings': runs / 'ratings' / 'adapter'}
+    with pytest.raises(ValueError, match='line 1 has the adapter .*; expected .* texts, ratings'):
+        predict(folders, [row])
+
+
+def test_adapters_of_different_backbones_are_refused(runs, tmp_path):
+    other = toy.write_backbone(tmp_path / 'other', seed=5)
+    source = toy.write_texts(tmp_path / 'texts.csv', 40)
+    train(toy.config(other, source, training__epochs=1.0), tmp_path / 'run')
+    folders = {'a': runs / 'texts' / 'adapter', 'b': tmp_path / 'run' / 'adapter'}
+    with pytest.raises(ValueError, match="'a' and 'b' are of different backbones"):
+        predict(folders, [{'text': 'a', 'adapter': 'a'}])

@@ -1,0 +1,136 @@
+"""Several finished adapters over one backbone: what predicts for lines that each name their own.
+
+Adapters that can be chosen by row share one program (`adapters/bank`); the others, which change
+whole matrices of the backbone, have one each.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import jax
+import numpy as np
+
+from adapters_jax import params, sharding
+from adapters_jax.adapters import registry
+from adapters_jax.adapters.bank import BACKBONE, Bank
+from adapters_jax.config import Config
+from adapters_jax.data.encoded import Encoded
+from adapters_jax.interop import adapter_folder
+from adapters_jax.interop.adapter_folder import AdapterFolder
+from adapters_jax.interop.backbones import LoadedBackbone
+from adapters_jax.model import Model
+from adapters_jax.models.heads import HeadBank, HeadConfig
+from adapters_jax.training import batching, evaluation, experiment, inference
+from adapters_jax.training.step import jit_outputs
+
+
+def check_same_backbone(adapters: Mapping[str, tuple[AdapterFolder, LoadedBackbone]]) -> None:
+    """Refuse adapters of different backbones.
+
+    Raises:
+        ValueError: naming two of them with their backbones.
+    """
+    (first, (_, own)), *rest = adapters.items()
+    for name, (_, loaded) in rest:
+        if loaded.fingerprint != own.fingerprint:
+            raise ValueError(
+                f'the adapters {first!r} and {name!r} are of different backbones '
+                f'({own.describe()["name"]} and {loaded.describe()["name"]}); predict for each '
+                'backbone by itself'
+            )
+
+
+def outputs(
+    adapters: Mapping[str, AdapterFolder],
+    loaded: LoadedBackbone,
+    encoded: Mapping[str, Encoded],
+    config: Config,
+) -> dict[str, np.ndarray]:
+    """Return, for each adapter, the outputs [N, C] for the examples that are encoded for it."""
+    used = {name: adapters[name] for name in encoded}
+    shared = {name: folder for name, folder in used.items() if can_share(folder)}
+    if len(shared) < 2:
+        shared = {}
+    found = {
+        name: inference.outputs(folder, loaded, encoded[name], config)
+        for name, folder in used.items()
+        if name not in shared
+    }
+    # Texts with and without vectors inserted among them are laid out in rows of their own.
+    for packable in (True, False):
+        group = {
+            n: f for n, f in shared.items() if registry.from_json(f.method).packable == packable
+        }
+        if group:
+            found |= _routed(group, loaded, {name: encoded[name] for name in group}, config)
+    return found
+
+
+def can_share(folder: AdapterFolder) -> bool:
+    """Tell whether an adapter can be chosen by row."""
+    try:
+        Bank(members={folder.name: registry.from_json(folder.method)})
+    except ValueError:
+        return False
+    return True
+
+
+def bank_of(
+    adapters: Mapping[str, AdapterFolder], loaded: LoadedBackbone
+) -> tuple[Model, params.Tree]:
+    """Return the model that holds all these adapters, and its parameters, stacked.
+
+    Raises:
+        ValueError: an adapter whose parameters are not those of its method.
+    """
+    own, heads, kinds = {}, {}, []
+    for name, folder in adapters.items():
+        single = experiment.bind(folder, loaded)
+        described = jax.eval_shape(single.init, jax.random.key(0), loaded.params)
+        adapter_folder.check_leaves(folder, *params.partition(described, single.rules))
+        constants = single.method.constants(loaded.config.dimensions)
+        whole = folder.overlay(loaded.params, constants)
+        copies = {BACKBONE: folder.backbone_params} if folder.backbone_params else {}
+        own[name] = whole['adapters'].get(folder.name, {}) | copies
+        heads[name] = folder.head_params
+        kinds.append((name, single.head_config, single.outputs))
+    bank = Bank(members={name: registry.from_json(f.method) for name, f in adapters.items()})
+    model = Model(loaded.config, bank, HeadConfig(), 1, heads=HeadBank(tuple(kinds)))
+    tree = {
+        'backbone': loaded.params,
+        'adapters': {model.name: bank.stack(own)},
+        'heads': {model.name: heads},
+    }
+    return model, tree
+
+
+def _routed(
+    adapters: Mapping[str, AdapterFolder],
+    loaded: LoadedBackbone,
+    encoded: Mapping[str, Encoded],
+    config: Config,
+) -> dict[str, np.ndarray]:
+    model, tree = bank_of(adapters, loaded)
+    model = dataclasses.replace(model, dtype=experiment.choose_dtype(config, 'dtype'))
+    joined = join([encoded[name] for name in adapters])
+    mesh = sharding.make_mesh(config.mesh.data)
+    placed = experiment.place(tree, np.float32, sharding.replicated(mesh))
+    policy = batching.choose(config, model, joined.lengths, mesh.shape['data'], training=False)
+    pad_id = loaded.config.pad_id
+    found = evaluation.outputs(jit_outputs(model), {}, placed, joined, policy, pad_id, mesh)
+    ends = np.cumsum([len(encoded[name]) for name in adapters])
+    parts = np.split(found, ends[:-1])
+    widths = [outputs for _, _, outputs in model.heads.heads]
+    return {n: part[:, :w] for n, part, w in zip(adapters, parts, widths, strict=True)}
+
+
+def join(parts: Sequence[Encoded]) -> Encoded:
+    """Return the examples of several sets one after another, numbered by set as `adapter`."""
+    lengths = np.concatenate([part.lengths for part in parts])
+    names = parts[0].tokens
+    counts = [len(part) for part in parts]
+    return Encoded(
+        tokens={name: np.concatenate([part.tokens[name] for part in parts]) for name in names},
+        offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        examples={'adapter': np.repeat(np.arange(len(parts), dtype=np.int32), counts)},
+    )
