@@ -7,18 +7,25 @@ and each key that is here is read by something.
 
 import ast
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from adapters_jax.params import flatten
+from adapters_jax.params import flatten, unflatten
 
 Config = ConfigDict
 
 # Keys that may differ between a run and its continuation: they change no number.
-NEUTRAL_KEYS = ('training.log_every', 'training.checkpoint_every', 'mesh.data', 'data.cache_dir')
+NEUTRAL_KEYS = (
+    'training.log_every',
+    'training.checkpoint_every',
+    'mesh.data',
+    'data.cache_dir',
+    'sweep.chunk',
+)
 
 
 def base() -> Config:
@@ -32,11 +39,23 @@ def base() -> Config:
     # 'lora[r=16]|houlsby[size=8]', 'full'. Names: adapters_jax/adapters/presets.py; options: the
     # fields of the class that the name stands for.
     config.method = 'houlsby'
+    # Adapters by name, for a method that is an expression over them: 'en=DIR,task=pfeiffer' with
+    # the method 'stack(en, task)'. A folder is a finished adapter, which stays as it is; a method
+    # is a fresh one, which is trained. Expressions: adapters_jax/adapters/composition.py.
+    config.adapters = ''
+    # Options of the attention that mixes adapters in 'fuse(a, b)': AdapterFusion.
+    config.fusion = _fusion()
     config.task = _task()
     config.data = _data()
+    # Several tasks trained in one run, by name: `add_task`. Empty: the one of `task` and `data`.
+    # Each has an adapter and a head; leaves of the backbone that a method trains are common.
+    config.tasks = ConfigDict()
+    # How often each of them comes.
+    config.mixing = _mixing()
     config.head = _head()
     config.optimizer = _optimizer()
     config.training = _training()
+    config.sweep = _sweep()
     config.mesh = ConfigDict(
         {
             # Devices that the rows of a batch are spread over; -1 takes all there are.
@@ -45,6 +64,30 @@ def base() -> Config:
     )
     config.lock()
     return config
+
+
+def _fusion() -> Config:
+    return ConfigDict(
+        {
+            # Whether queries, keys and values are projected; values start as the identity.
+            'query': True,
+            'key': True,
+            'value': True,
+            'value_initialized': True,
+            # The query is the sub-layer's output before or after residual and LayerNorm.
+            'query_before_ln': False,
+            # Add 0.01 times the squared distance of the values' projection from the identity.
+            'regularization': True,
+            # Add the residual before the mixing, to each value, instead of after it.
+            'residual_before': False,
+            # Divide the scores by a temperature that falls from 50 to 1.
+            'temperature': False,
+            # Project values before they are weighted, or their weighted sum.
+            'value_before_softmax': True,
+            # Of the scores, in training.
+            'dropout_prob': 0.1,
+        }
+    )
 
 
 def _task() -> Config:
@@ -94,6 +137,9 @@ def _data() -> Config:
             # Shares of the training file that become validation and test where those are missing.
             'split_fractions': (0.1, 0.1),
             'split_seed': 0,
+            # The order of the training examples follows from it; -1: from the run's seed. A sweep
+            # over seeds gives all members one order, so that they share their batches.
+            'seed': -1,
             # Use only so many examples of each split; 0: all of them.
             'limit': 0,
             # Tokens of an example, special ones included; longer texts are cut.
@@ -103,6 +149,67 @@ def _data() -> Config:
             'batching': 'packed',
             # Where token ids are kept between runs; empty: the project's cache; 'none': nowhere.
             'cache_dir': '',
+        }
+    )
+
+
+# Keys of `data` that all tasks of a run have in common.
+_SHARED_DATA = ('seed', 'batching', 'cache_dir')
+
+
+def add_task(config: Config, name: str) -> Config:
+    """Give the run one more task, with every key at its default, and return its section.
+
+    Raises:
+        ValueError: a name that is taken, or that could not be a key and a folder.
+    """
+    if not re.fullmatch(r'[A-Za-z]\w*', name) or hasattr(ConfigDict, name) or name in config.tasks:
+        raise ValueError(
+            f'a task is named {name!r}; expected letters, digits and _, beginning with a letter, '
+            'and neither a word of the config library nor the name of another task '
+            f'({", ".join(config.tasks) or "none yet"})'
+        )
+    section = ConfigDict(
+        {
+            # The keys of `task`.
+            'task': _task(),
+            # The keys of `data` that say where examples come from and how long they are. One that
+            # is left at its default is taken from `data`.
+            'data': ConfigDict({k: v for k, v in _data().items() if k not in _SHARED_DATA}),
+            # The factor of the task's loss.
+            'weight': 1.0,
+            # The relative number of the task's examples where mixing.schedule is 'shares'.
+            'share': 1.0,
+        }
+    )
+    with config.unlocked():
+        config.tasks[name] = section
+    return config.tasks[name]
+
+
+def of_task(config: Config, name: str) -> Config:
+    """Return the config of a run of one of the tasks by itself."""
+    values, section = to_json(config), to_json(config.tasks[name])
+    default, own = flatten(to_json(_data())), flatten(section['data'])
+    given = {path: value for path, value in own.items() if value != default[path]}
+    data = unflatten(flatten(values['data']) | given)
+    return from_json(values | {'tasks': {}, 'task': section['task'], 'data': data})
+
+
+def _mixing() -> Config:
+    return ConfigDict(
+        {
+            # Shares of the tasks' examples: 'proportional' to their training splits' sizes,
+            # 'uniform', 'temperature' (to the sizes to the power 1 / temperature), 'annealed' (from
+            # proportional in the first epoch towards uniform in the last), or 'shares' (as each
+            # task's `share` says).
+            'schedule': 'proportional',
+            'temperature': 2.0,
+            # Batches of an epoch; 0: as many as hold every training example once.
+            'steps': 0,
+            # Whose adapters are kept: those of the step with the best 'mean' of the tasks' primary
+            # metrics, or for 'each' task those of its own best step.
+            'best': 'mean',
         }
     )
 
@@ -169,10 +276,32 @@ def _training() -> Config:
             'dropout': True,
             # What activations are computed in: 'float32' or 'bfloat16'.
             'dtype': 'float32',
+            # Drop the adapter from the lowest layers: 'none', or 'robust': from so many as are
+            # drawn anew in each step, none to all but one (AdapterDrop).
+            'adapter_drop': 'none',
+            # Keep what the frozen layers below the first adapted place compute, on disk, and begin
+            # there: 'none', or the number format, 'float32' or 'bfloat16'.
+            'trunk_cache': 'none',
             # What frozen weights are stored in: 'float32' or 'bfloat16'.
             'frozen_dtype': 'float32',
             # Recompute activations in the backward pass instead of keeping them.
             'remat': False,
+        }
+    )
+
+
+def _sweep() -> Config:
+    return ConfigDict(
+        {
+            # What `adapters_jax.sweep` trains: every combination of these values, each a text
+            # 'KEY=VALUE,VALUE,...'. KEY is any key of this file with dots between levels, or
+            # 'method.OPTION' for an option of the method ('method.MEMBER.OPTION' for one of a
+            # member's, where several are joined): ('method.size=8,64', 'seed=0,1,2').
+            'grid': (),
+            # Most members that are trained at once; 0: all that can be.
+            'size': 0,
+            # Members computed at a time in a step, to save memory and cache; 0: chosen by device.
+            'chunk': 0,
         }
     )
 
@@ -197,6 +326,24 @@ def parse_arg(argument: str | None, **defaults: Any) -> Config:
     return parsed
 
 
+def named_items(text: str, key: str) -> dict[str, str]:
+    """Parse 'name=value,name=value'; commas inside brackets do not separate.
+
+    Raises:
+        ValueError: an item without a name or a value, or a name that comes twice.
+    """
+    items: dict[str, str] = {}
+    for item in split_outside_brackets(text):
+        name, _, value = (part.strip() for part in item.partition('='))
+        if not name or not value or name in items:
+            raise ValueError(
+                f'{key} has the item {item!r}; expected name=value with a name of its own, as in '
+                "'a=DIR,b=DIR'"
+            )
+        items[name] = value
+    return items
+
+
 def split_outside_brackets(text: str, separator: str = ',') -> list[str]:
     """Split at separators that are not inside (), [] or {}; blank parts are dropped.
 
@@ -215,17 +362,37 @@ def split_outside_brackets(text: str, separator: str = ',') -> list[str]:
     return [part.strip() for part in parts if part.strip()]
 
 
-def _convert(key: str, value: str, default: Any) -> Any:
+def _convert(key: str, value: str, default: Any, what: str = 'config argument') -> Any:
     if isinstance(default, str):
         return value
     try:
         literal = ast.literal_eval(value)
     except (ValueError, SyntaxError) as error:
         raise ValueError(
-            f'config argument {key} is {value!r}; '
-            f'expected {type(default).__name__}, such as {default!r}'
+            f'{what} {key} is {value!r}; expected {type(default).__name__}, such as {default!r}'
         ) from error
-    return _as_type_of(default, literal, f'config argument {key}')
+    return _as_type_of(default, literal, f'{what} {key}')
+
+
+def assign(config: Config, key: str, text: str) -> Any:
+    """Set a key, written with dots between levels, to the value that a text writes; return it.
+
+    Raises:
+        ValueError: an unknown key (those known at that level are listed), or a value of another
+            type than the key's default.
+    """
+    node: Any = config
+    *parents, name = key.split('.')
+    for level, part in enumerate([*parents, name]):
+        if not isinstance(node, ConfigDict) or part not in node:
+            known = ', '.join(sorted(node)) if isinstance(node, ConfigDict) else 'nothing below it'
+            raise ValueError(f'unknown config key {key}: no {part!r} here; known: {known}')
+        node = node[part] if level < len(parents) else node
+    if isinstance(node[name], ConfigDict):
+        raise ValueError(f'config key {key} is a group of keys; known: {", ".join(node[name])}')
+    value = _convert(key, text, node[name], 'config key')
+    node[name] = value
+    return value
 
 
 def _as_type_of(default: Any, value: Any, name: str) -> Any:
@@ -258,7 +425,9 @@ def differences(old: Config, new: Config) -> list[str]:
     """Return a phrase for each decisive key whose value changed."""
     before, now = decisive(old), decisive(new)
     return [
-        f'{key} was {before[key]!r}, now {now[key]!r}' for key in now if before[key] != now[key]
+        f'{key} was {before.get(key)!r}, now {now.get(key)!r}'
+        for key in sorted(before | now)
+        if before.get(key) != now.get(key)
     ]
 
 
@@ -304,6 +473,9 @@ def _update(config: Config, values: Any, prefix: str) -> None:
             f'unknown config keys {", ".join(unknown)}; known here: {", ".join(sorted(config))}'
         )
     for key, value in values.items():
+        if not prefix and key == 'tasks' and isinstance(value, Mapping):
+            for name in value:
+                add_task(config, name)
         if isinstance(config[key], ConfigDict):
             _update(config[key], value, f'{prefix}{key}.')
         else:

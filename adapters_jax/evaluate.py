@@ -1,10 +1,11 @@
 """Evaluate a run exactly: `python -m adapters_jax.evaluate --workdir=DIR [--split=test]`.
 
 Writes `evaluation_SPLIT.json` (the metrics) and `predictions_SPLIT.jsonl` (one object an example,
-in the split's order) into the workdir.
+in the split's order) into the workdir; for a run of several tasks `predictions_TASK_SPLIT.jsonl`.
 """
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,29 +15,74 @@ from absl import flags
 from adapters_jax import config as configs
 from adapters_jax import entry, files
 from adapters_jax.interop import adapter_folder
-from adapters_jax.training import experiment, inference, provenance
+from adapters_jax.training import experiment, inference, multitask, provenance
 
 
 def evaluate(workdir: str | Path, split: str = 'test') -> dict[str, Any]:
     """Return the metrics of a workdir's best adapter on a split (and 'confusion', for classes).
+
+    Of a run of several tasks it is the mean of their primary metrics, and the same for each of
+    their splits of that name under `tasks`.
 
     Raises:
         FileNotFoundError: no run, or one without a finished adapter.
         ValueError: no such split; those there are get listed.
     """
     workdir = Path(workdir)
-    folder = adapter_folder.load(workdir / 'adapter')
-    run = experiment.build(configs.read(workdir / 'config.json'))
-    if split not in run.splits:
-        raise ValueError(
-            f'there is no split {split!r} in this run; it has {", ".join(sorted(run.splits))}'
-        )
-    logits = inference.outputs(folder, run.backbone, run.splits[split], run.config)
-    _write_predictions(workdir / f'predictions_{split}.jsonl', run, split, logits)
-    labels = run.splits[split].examples.get('label')
-    result = {'split': split, 'examples': len(logits), **_score(run.task, logits, labels)}
+    config = configs.read(workdir / 'config.json')
+    if config.tasks:
+        result = _evaluate_tasks(config, workdir, split)
+    else:
+        folder = adapter_folder.load(workdir / 'adapter')
+        run = experiment.build(config)
+        _check_split(split, run.splits, split in run.splits)
+        predictions = workdir / f'predictions_{split}.jsonl'
+        result = {'split': split, **_evaluate_one(folder, run, split, predictions)}
     files.write_json(workdir / f'evaluation_{split}.json', result | provenance.describe())
     return result
+
+
+def _check_split(split: str, splits: Iterable[str], found: bool) -> None:
+    if not found:
+        raise ValueError(
+            f'there is no split {split!r} in this run; it has {", ".join(sorted(splits))}'
+        )
+
+
+def _evaluate_one(
+    folder: adapter_folder.AdapterFolder, run: experiment.Experiment, split: str, predictions: Path
+) -> dict[str, Any]:
+    """Score an adapter on a split, and write what it predicts."""
+    logits = inference.outputs(folder, run.backbone, run.splits[split], run.config)
+    _write_predictions(predictions, run, split, logits)
+    labels = run.splits[split].examples.get('label')
+    return {'examples': len(logits), **_score(run.task, logits, labels)}
+
+
+def _evaluate_tasks(config: configs.Config, workdir: Path, split: str) -> dict[str, Any]:
+    """Score each task's adapter on its split of that name, or on its splits SPLIT_...."""
+    folders = {name: adapter_folder.load(workdir / 'adapter' / name) for name in config.tasks}
+    run = multitask.build(config)
+    wanted = [
+        (name, key)
+        for name, member in run.members.items()
+        for key in member.splits
+        if key == split or key.startswith(f'{split}_')
+    ]
+    _check_split(split, {key for m in run.members.values() for key in m.splits}, bool(wanted))
+    results, first = {}, {}
+    for name, key in wanted:
+        predictions = workdir / f'predictions_{name}_{key}.jsonl'
+        result = _evaluate_one(folders[name], run.members[name], key, predictions)
+        results[f'{name}/{key}'] = result
+        first.setdefault(name, result['metrics'])
+    scored = len(first) == len(run.members) and all(first.values())
+    return {
+        'split': split,
+        'examples': sum(result['examples'] for result in results.values()),
+        'metrics': {'mean': run.task.mean(first)} if scored else {},
+        'tasks': results,
+    }
 
 
 def _score(task: Any, logits: np.ndarray, labels: np.ndarray | None) -> dict[str, Any]:
@@ -64,15 +110,28 @@ def _write_predictions(
 def main(workdir: str, split: str) -> None:
     """Evaluate, and print the metrics and what was written."""
     result = evaluate(workdir, split)
-    print(f'{split}: {result["examples"]:,} examples')
+    for name, part in result.get('tasks', {}).items():
+        task, _, own = name.partition('/')
+        _show(Path(workdir) / 'adapter' / task, name, part)
+        print(f'wrote {workdir}/predictions_{task}_{own}.jsonl')
+    if 'tasks' in result:
+        print(entry.table(result['metrics']))
+        print(f'wrote {workdir}/evaluation_{split}.json')
+        return
+    _show(Path(workdir) / 'adapter', split, result)
+    print(f'wrote {workdir}/evaluation_{split}.json and {workdir}/predictions_{split}.jsonl')
+
+
+def _show(adapter: Path, name: str, result: dict[str, Any]) -> None:
+    """Print what an adapter scored on a split."""
+    print(f'{name}: {result["examples"]:,} examples')
     if result['metrics']:
         print(entry.table(result['metrics']))
     else:
         print('  the split has no labels: predictions only')
     if 'confusion' in result:
-        task = experiment.task_of(adapter_folder.load(Path(workdir) / 'adapter'))
+        task = experiment.task_of(adapter_folder.load(adapter))
         print(task.confusion_text(result['confusion']))
-    print(f'wrote {workdir}/evaluation_{split}.json and {workdir}/predictions_{split}.jsonl')
 
 
 def _define() -> dict[str, flags.FlagHolder]:

@@ -14,7 +14,7 @@ from ml_collections import config_flags
 
 from adapters_jax import entry, files
 from adapters_jax.config import Config, differences, read, to_json
-from adapters_jax.training import experiment, loop
+from adapters_jax.training import experiment, loop, multitask, multitask_run
 
 _LOG = logging.getLogger('adapters_jax.train')  # __name__ is '__main__' on the command line
 SUMMARY, CONFIG = 'summary.json', 'config.json'
@@ -35,7 +35,10 @@ def train(config: Config, workdir: str | Path) -> dict[str, Any]:
             _LOG.info('%s is finished already; another --workdir trains again', workdir)
             return json.loads(summary.read_text())
         loop.check(config)
-        trainer = loop.Trainer(experiment.build(config), workdir)
+        if config.tasks:
+            trainer = multitask_run.MultitaskRun(multitask.build(config), workdir)
+        else:
+            trainer = loop.Trainer(experiment.build(config), workdir)
         # Written only now: a config with a mistake in it makes no claim on the workdir.
         files.write_json(workdir / CONFIG, to_json(config))
         values = trainer.run()
@@ -62,7 +65,8 @@ def main(config: Config, workdir: str) -> None:
     """Train, and print what was reached and written."""
     summary = train(config, workdir)
     for split, metrics in summary['metrics'].items():
-        print(f'best on {split}, at step {summary["best_step"]}:\n{entry.table(metrics)}')
+        step = summary.get('best_steps', {}).get(split, summary['best_step'])
+        print(f'best on {split}, at step {step}:\n{entry.table(metrics)}')
     print(f'wrote {workdir}: adapter/, summary.json, metrics.jsonl, config.json, log.txt')
 
 

@@ -15,6 +15,7 @@ os.environ.setdefault(
     + (' --xla_cpu_max_isa=AVX' if platform.machine() == 'x86_64' else ''),
 )
 
+import command
 import jax
 import pytest
 
@@ -25,6 +26,19 @@ jax.config.update('jax_numpy_rank_promotion', 'raise')
 def pytest_addoption(parser):
     """Add `--conformance=FILE`: which method has which property, as the tests found it."""
     parser.addoption('--conformance', help='write the table of methods and properties to FILE')
+
+
+@pytest.fixture(scope='session')
+def programs(tmp_path_factory) -> Path:
+    """The folder of the programs that tests of commands have compiled."""
+    return tmp_path_factory.getbasetemp() / 'compiled'
+
+
+@pytest.fixture(scope='module')
+def compiled_once(programs):
+    """Share compiled programs between the runs and commands of the files that ask for it."""
+    with command.compiled_once(programs):
+        yield
 
 
 @pytest.fixture(autouse=True)

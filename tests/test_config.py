@@ -96,7 +96,10 @@ def test_a_part_of_the_keys_leaves_the_others_at_their_defaults():
 @pytest.mark.parametrize(
     ('values', 'expected'),
     [
-        ({'sead': 1, 'x': 2}, r'unknown config keys sead, x; known here: backbone, .*, seed, task'),
+        (
+            {'sead': 1, 'x': 2},
+            r'unknown config keys sead, x; known here: adapters, .*, seed, .*task, tasks',
+        ),
         ({'training': {'epoch': 1}}, r'training\.epoch; known here: accumulate'),
         ({'data': {'columns': {'text': 'a'}}}, r'data\.columns\.text; known here: label, text_a'),
         ({'seed': 'x'}, r"config key seed is 'x' \(str\); expected int, such as 0"),
@@ -105,7 +108,7 @@ def test_a_part_of_the_keys_leaves_the_others_at_their_defaults():
         ({'seed': {}}, r'config key seed is {}'),
         ({'training': {'remat': 1}}, r'config key training\.remat is 1 .*expected bool'),
         ({'training': 3}, r'config key training is 3; expected an object with accumulate'),
-        ([], r'the config is \[\]; expected an object with backbone'),
+        ([], r'the config is \[\]; expected an object with adapters, backbone'),
     ],
 )
 def test_json_that_is_not_a_config_is_refused(values, expected):

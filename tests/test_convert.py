@@ -18,10 +18,7 @@ TEXTS = [{'text': text} for text in ('the cat', 'bread and soup and rice', 'a st
 HEAD = {'head__pooling': 'pooler', 'head__layers': 1}
 
 
-@pytest.fixture(scope='module', autouse=True)
-def _quick(tmp_path_factory):
-    with command.compiled_once(tmp_path_factory.getbasetemp() / 'compiled'):
-        yield
+pytestmark = pytest.mark.usefixtures('compiled_once')
 
 
 @pytest.fixture(scope='module')

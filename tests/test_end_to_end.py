@@ -16,11 +16,7 @@ from adapters_jax.predict import predict
 from adapters_jax.train import train
 from adapters_jax.training import experiment, loop
 
-
-@pytest.fixture(scope='module', autouse=True)
-def _quick(tmp_path_factory):
-    with command.compiled_once(tmp_path_factory.getbasetemp() / 'compiled'):
-        yield
+pytestmark = pytest.mark.usefixtures('compiled_once')
 
 
 @pytest.fixture(scope='module')

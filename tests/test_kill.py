@@ -14,10 +14,7 @@ import toy
 STEPS, EVERY = 66, 9
 
 
-@pytest.fixture(scope='module', autouse=True)
-def _quick(tmp_path_factory):
-    with command.compiled_once(tmp_path_factory.getbasetemp() / 'compiled'):
-        yield
+pytestmark = pytest.mark.usefixtures('compiled_once')
 
 
 @pytest.fixture(scope='module')

@@ -1,17 +1,12 @@
 """Options of training that must not change what is learnt, and those that must: whole runs."""
 
-import command
 import numpy as np
 import pytest
 import toy
 
 from adapters_jax.train import train
 
-
-@pytest.fixture(scope='module', autouse=True)
-def _quick(tmp_path_factory):
-    with command.compiled_once(tmp_path_factory.getbasetemp() / 'compiled'):
-        yield
+pytestmark = pytest.mark.usefixtures('compiled_once')
 
 
 @pytest.fixture(scope='module')

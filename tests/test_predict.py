@@ -11,11 +11,7 @@ from adapters_jax.evaluate import evaluate
 from adapters_jax.predict import predict, read_lines
 from adapters_jax.train import train
 
-
-@pytest.fixture(scope='module', autouse=True)
-def _quick(tmp_path_factory):
-    with command.compiled_once(tmp_path_factory.getbasetemp() / 'compiled'):
-        yield
+pytestmark = pytest.mark.usefixtures('compiled_once')
 
 
 @pytest.fixture(scope='module')
@@ -170,7 +166,7 @@ def test_each_line_may_name_its_adapter(runs, tmp_path):
 @pytest.mark.parametrize('row', [{'text': 'a'}, {'text': 'a', 'adapter': 'other'}])
 def test_a_line_without_a_known_adapter_is_refused(runs, row):
     folders = {'texts': runs / 'texts' / 'adapter', 'ratings': runs / 'ratings' / 'adapter'}
-    with pytest.raises(ValueError, match='line 1 has the adapter .*; expected .* texts, ratings'):
+    with pytest.raises(ValueError, match=r'line 1 has the adapter .*; expected .* texts, ratings'):
         predict(folders, [row])
 
 

@@ -45,7 +45,8 @@ class Composed(Method):
         object.__setattr__(self, 'expression', str(tree))
         object.__setattr__(self, 'members', fields.FrozenDict(self.members))
         object.__setattr__(self, 'frozen_members', tuple(self.frozen_members))
-        self.require('fusion' not in self.members, "a member is named 'fusion'; rename it")
+        taken = [name for name in self.members if _RESERVED.fullmatch(name)]
+        self.require(not taken, f'a member is named {taken and taken[0]!r}; rename it')
         for name in tree.names:
             self.require(
                 name in self.members,
@@ -58,6 +59,14 @@ class Composed(Method):
         self._check_supported(tree, ())
         self._check_alone(tree)
         _check_parallel(tree, '')
+        counts = sorted(
+            {len(block.children) for block in _blocks(tree) if block.kind == 'parallel'}
+        )
+        self.require(
+            len(counts) <= 1,
+            f'{tree} has parallel blocks of {" and of ".join(map(str, counts))} adapters; all '
+            'copies of the batch are made at once, so give them the same number',
+        )
 
     def _check_alone(self, tree: Composition) -> None:
         """Refuse what only one adapter of an expression can do."""
@@ -108,12 +117,13 @@ class Composed(Method):
     @property
     def replicas(self) -> int:
         """How many copies of the batch `parallel` makes; 1 without one."""
-        return _replicas(self.tree)
+        blocks = _blocks(self.tree)
+        return max((len(b.children) for b in blocks if isinstance(b, Parallel)), default=1)
 
     @property
     def packable(self) -> bool:
         """Whether every member is, and nothing divides the sequence or the batch by numbers."""
-        cut = _kinds(self.tree) & {'split', 'batch_split', 'parallel'}
+        cut = {block.kind for block in _blocks(self.tree)} & {'split', 'batch_split', 'parallel'}
         return not cut and all(member.packable for member in self.members.values())
 
     @property
@@ -154,11 +164,12 @@ class Composed(Method):
             name: member.init(functional.fold(key, i), dimensions, backbone)
             for i, (name, member) in enumerate(sorted(self.members.items()))
         }
+        fuses = [block for block in _blocks(self.tree) if isinstance(block, Fuse)]
         fused = {
             block.fusion: self._init_fusion(
                 functional.fold(key, 1000 + i), block, trees, dimensions
             )
-            for i, block in enumerate(_fuses(self.tree))
+            for i, block in enumerate(fuses)
         }
         return trees | ({'fusion': fused} if fused else {})
 
@@ -226,6 +237,9 @@ class Composed(Method):
         }
 
 
+# Names of branches that a tree may have beside its members.
+_RESERVED = re.compile(r'fusion|words|embeddings|shared|constants|output|backbone|layer_\d+')
+
 # The blocks that a method may stand in, by the site at which it acts.
 _EVERYWHERE = frozenset({'stack', 'batch_split', 'parallel'})
 _TOKENWISE = _EVERYWHERE | {'average', 'split'}
@@ -269,11 +283,11 @@ def ends(tree: Tree) -> set[tuple[int, str]]:
     }
 
 
-def _fuses(node: str | Composition) -> list[Fuse]:
+def _blocks(node: str | Composition) -> list[Composition]:
+    """Return the blocks of a tree, inner ones first."""
     if isinstance(node, str):
         return []
-    inside = [block for child in node.children for block in _fuses(child)]
-    return [*inside, node] if isinstance(node, Fuse) else inside
+    return [*(block for child in node.children for block in _blocks(child)), node]
 
 
 def _leaves(node: str | Composition) -> list[str]:
@@ -285,12 +299,6 @@ def _leaves(node: str | Composition) -> list[str]:
 
 def _parts(method: Method) -> tuple[Method, ...]:
     return method.members if isinstance(method, Union) else (method,)
-
-
-def _kinds(node: str | Composition) -> set[str]:
-    if isinstance(node, str):
-        return set()
-    return {node.kind}.union(*(_kinds(child) for child in node.children))
 
 
 def _check_parallel(node: str | Composition, around: str) -> None:
@@ -306,11 +314,3 @@ def _check_parallel(node: str | Composition, around: str) -> None:
         around = node.kind
     for child in node.children:
         _check_parallel(child, around)
-
-
-def _replicas(node: str | Composition) -> int:
-    if isinstance(node, str):
-        return 1
-    if isinstance(node, Parallel):
-        return len(node.children)
-    return max(_replicas(child) for child in node.children)

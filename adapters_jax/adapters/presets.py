@@ -85,25 +85,16 @@ _COMPACTER_PLUS_PLUS = Compacter(
 _MAM = Union(  # He et al. 2022, appendix A.2: the setting for GLUE
     members=(
         PrefixTuning(prefix_length=16, bottleneck_size=800),
-        Bottleneck(
-            mh_adapter=False,
-            output_adapter=True,
-            size=16,
-            non_linearity='relu',
-            is_parallel=True,
-            init_weights='mam_adapter',
-            scaling=2.0,
-        ),
+        dataclasses.replace(_PAR_BN, size=16, reduction_factor=None, scaling=2.0),
     )
 )
 _MAM_ADAPTERS = Union(members=(PrefixTuning(bottleneck_size=800), _PAR_BN))
-_UNIPELT = (
-    Union(  # Mao et al. 2022, section 4.1; in their code the gate takes the place of alpha / r
-        members=(
-            PrefixTuning(prefix_length=10, use_gating=True),
-            dataclasses.replace(_SEQ_BN, use_gating=True),
-            LoRA(r=8, alpha=8, use_gating=True),
-        )
+# Mao et al. 2022, section 4.1; in their code the gate takes the place of LoRA's alpha / r.
+_UNIPELT = Union(
+    members=(
+        PrefixTuning(prefix_length=10, use_gating=True),
+        dataclasses.replace(_SEQ_BN, use_gating=True),
+        LoRA(r=8, alpha=8, use_gating=True),
     )
 )
 

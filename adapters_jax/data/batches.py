@@ -31,6 +31,7 @@ __all__ = [
     'assemble',
     'choose_buckets',
     'choose_packing',
+    'lay_out',
     'plan_epoch',
 ]
 
@@ -88,7 +89,27 @@ def plan_epoch(
     The number of batches is the same in every epoch. Raises ValueError where an example is empty or
     too long for the policy.
     """
+    rng = np.random.default_rng([PURPOSE, seed, epoch]) if shuffle else None
+    return lay_out(lengths, policy, rng)
+
+
+def lay_out(
+    lengths: Integer[np.ndarray, ' N'], policy: Policy, rng: np.random.Generator | None
+) -> Plan:
+    """Plans one pass over the examples, in an order drawn from `rng`, or as they are without it.
+
+    Raises ValueError as plan_epoch does.
+    """
     lengths = np.asarray(lengths, np.int64)
+    check_lengths(lengths, policy)
+    order = np.arange(len(lengths)) if rng is None else rng.permutation(len(lengths))
+    if isinstance(policy, Packed):
+        return _plan_packed(lengths, policy, order, rng)
+    return _plan_buckets(lengths, policy, order, rng)
+
+
+def check_lengths(lengths: Int64[np.ndarray, ' N'], policy: Policy) -> None:
+    """Raises ValueError where there is no example, or one is empty or too long for the policy."""
     longest = policy.row_length if isinstance(policy, Packed) else policy.lengths[-1]
     if not lengths.size:
         raise ValueError('There are no examples to plan batches of.')
@@ -98,11 +119,6 @@ def plan_epoch(
             f'{len(lengths)} have {lengths.min()} to {lengths.max()}. Choose the policy from the '
             'lengths of this split.'
         )
-    rng = np.random.default_rng([PURPOSE, seed, epoch]) if shuffle else None
-    order = np.arange(len(lengths)) if rng is None else rng.permutation(len(lengths))
-    if isinstance(policy, Packed):
-        return _plan_packed(lengths, policy, order, rng)
-    return _plan_buckets(lengths, policy, order, rng)
 
 
 def assemble(
@@ -117,7 +133,8 @@ def assemble(
     Token columns are [B, T], with pad_id in input_ids and 0 elsewhere where there is no token.
     positions restart at 0 in each example; segments number the examples of a row from 1, and are 0
     on padding. starts (each example's first token), example_mask, example_id (-1 where there is
-    none) and the example columns are [B, S, ...].
+    none) and the example columns are [B, S, ...]. Where the examples have a column `task`, the
+    rows have a column `adapter`, [B]: the task of the row's examples, -1 in an empty row.
     """
     first, last = rows or (0, plan.rows)
     entries = slice(plan.first[index], plan.first[index + 1])
@@ -178,6 +195,8 @@ def _example_arrays(
     batch['starts'] = placed(column.astype(np.int32))
     batch['example_mask'] = placed(np.ones(len(example), bool))
     batch['example_id'] = placed(example.astype(np.int32), -1)
+    if 'task' in batch:
+        batch['adapter'] = np.where(batch['example_mask'][:, 0], batch['task'][:, 0], -1)
     return batch
 
 

@@ -8,16 +8,21 @@ where each example begins. Rows are formed when a batch is assembled (`batches.p
 import dataclasses
 import functools
 import hashlib
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Int64, Integer
+
+# Token columns that are computed from the others, so that they are no part of what a split is.
+DERIVED = ('trunk',)
 
 
 @dataclasses.dataclass(frozen=True)
 class Encoded:
     """One split: N examples of ragged token columns and of one value per example.
 
-    tokens: flat columns of length offsets[-1] ('input_ids', 'token_type_ids': int32, ...).
+    tokens: flat columns [offsets[-1], ...] ('input_ids', 'token_type_ids': int32, ...). They may be
+        mapped from a file.
     offsets: int64 [N + 1]; example i owns tokens offsets[i] to offsets[i + 1].
     examples: columns [N, ...] ('label': int32 for classes, float32 for numbers; absent where
         the split is unlabelled).
@@ -68,13 +73,22 @@ class Encoded:
             examples={name: column[indices] for name, column in self.examples.items()},
         )
 
-    def fingerprint(self) -> str:
-        """A hexadecimal name of the content: equal for equal arrays, and for those only."""
+    def fingerprint(self, columns: Sequence[str] | None = None) -> str:
+        """A hexadecimal name of the content: equal for equal arrays, and for those only.
+
+        columns: the token columns to name; the name then does not depend on the other ones or on
+        the examples' columns. What is derived from other columns is never a part of it.
+        """
         digest = hashlib.sha256()
-        groups = {'tokens': self.tokens, 'examples': self.examples, '': {'offsets': self.offsets}}
-        for group, columns in groups.items():
-            for name in sorted(columns):
-                column = np.ascontiguousarray(columns[name])
+        chosen = set(self.tokens).difference(DERIVED) if columns is None else columns
+        groups = {
+            'tokens': {name: self.tokens[name] for name in chosen},
+            'examples': self.examples if columns is None else {},
+            '': {'offsets': self.offsets},
+        }
+        for group, members in groups.items():
+            for name in sorted(members):
+                column = np.ascontiguousarray(members[name])
                 digest.update(f'{group}/{name}:{column.dtype.str}:{column.shape}\n'.encode())
                 digest.update(column.data)
         return digest.hexdigest()

@@ -13,6 +13,7 @@ import grain
 
 from adapters_jax.data.batches import Batch, Plan, assemble, plan_epoch
 from adapters_jax.data.encoded import Encoded
+from adapters_jax.data.mixing import Mixer, Mixing
 from adapters_jax.data.policies import Packed, Policy
 
 
@@ -29,6 +30,7 @@ def train_batches(
     seed: int,
     pad_id: int,
     *,
+    mixing: Mixing | None = None,
     process_index: int = 0,
     process_count: int = 1,
     threads: int = 2,
@@ -36,13 +38,15 @@ def train_batches(
 ) -> grain.DatasetIterator:
     """An endless iterator over (Position, batch): epoch after epoch, each in its own order.
 
+    mixing: how the tasks of `encoded` (its example column `task`) share the batches; None where all
+    examples are of one task, which each epoch then has once.
     get_state and set_state (and grain.checkpoint.CheckpointSave and CheckpointRestore) save and
     restore the position; the state is the same on every process. Each process gets its own equal
     share of the rows of every batch. threads assemble up to `prefetch` batches ahead.
     Raises ValueError where the rows do not divide over the processes.
     """
     rows = _process_rows(policy, process_index, process_count)
-    plans = _Plans(encoded, policy, seed)
+    plans = Plans(encoded, policy, seed, mixing)
     batches = len(plans(0))
 
     def make(number: int, _: int) -> tuple[Position, Batch]:
@@ -76,18 +80,19 @@ def eval_batches(
     return batches.to_iter_dataset(_read_options(threads, prefetch))
 
 
-class _Plans:
+class Plans:
     """The plans of the epochs, each made once though several threads ask for it."""
 
-    def __init__(self, encoded: Encoded, policy: Policy, seed: int):
-        lengths = encoded.lengths
+    def __init__(self, encoded: Encoded, policy: Policy, seed: int, mixing: Mixing | None = None):
+        plan = functools.partial(plan_epoch, encoded.lengths, policy, seed, shuffle=True)
+        if mixing is not None:
+            plan = Mixer(encoded.lengths, encoded.examples['task'], policy, seed, mixing)
         self._lock = threading.Lock()
         # Two, because batches ahead may belong to the next epoch.
-        self._plan = functools.lru_cache(maxsize=2)(
-            lambda epoch: plan_epoch(lengths, policy, seed, epoch, shuffle=True)
-        )
+        self._plan = functools.lru_cache(maxsize=2)(plan)
 
     def __call__(self, epoch: int) -> Plan:
+        """The plan of an epoch, from 0."""
         with self._lock:
             return self._plan(epoch)
 

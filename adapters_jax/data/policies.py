@@ -11,7 +11,7 @@ import logging
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Int64, Integer
+from jaxtyping import Float, Int64, Integer
 
 WINDOW = 64  # batches among which shuffled examples are sorted by length
 SAMPLE = 5000  # examples on which candidate row lengths are measured
@@ -62,16 +62,37 @@ def choose_packing(
     10 % more or less. Where no row length does all of this, padding counts first, and a warning
     says so. Raises ValueError where an example is longer than max_length.
     """
-    lengths = _checked(lengths, max_length)
-    mean = lengths.mean()
+    shares = np.ones(1)
+    return choose_shared_packing(
+        [lengths], shares, batch_size, max_length, rows_multiple, max_padding
+    )
+
+
+def choose_shared_packing(
+    groups: Sequence[Integer[np.ndarray, ' N']],
+    shares: Float[np.ndarray, ' A'],
+    batch_size: int,
+    max_length: int,
+    rows_multiple: int = 1,
+    max_padding: float = 0.05,
+) -> Packed:
+    """As choose_packing, for rows that hold examples of one group (task) each.
+
+    shares: of the groups among the examples; their sum is 1.
+    """
+    groups = [_checked(lengths, max_length) for lengths in groups]
+    longest, shortest = max(x[0] for x in groups), min(x[-1] for x in groups)
+    means = np.array([lengths.mean() for lengths in groups])
     best = None
     # Beyond twice the longest text allowed, attention costs more than the padding saved.
-    for row_length in range(
-        _round_up(lengths[0], 8), max(2 * _round_up(max_length, 8), 256) + 1, 8
-    ):
-        segments = max(1, min(int(2 * row_length / mean) + 1, row_length // int(lengths[-1])))
-        padding = _packing_padding(lengths, row_length, segments)
-        examples_a_row = row_length * (1 - padding) / mean
+    for row_length in range(_round_up(longest, 8), max(2 * _round_up(max_length, 8), 256) + 1, 8):
+        segments = max(1, min(int(2 * row_length / means.min()) + 1, row_length // int(shortest)))
+        # What an example takes of its rows, with its part of their padding.
+        taken = sum(
+            share * mean / (1 - _packing_padding(lengths, row_length, segments))
+            for share, mean, lengths in zip(shares, means, groups, strict=True)
+        )
+        padding, examples_a_row = 1 - shares @ means / taken, row_length / taken
         rows = rows_multiple * max(1, round(batch_size / examples_a_row / rows_multiple))
         mismatch = abs(rows * examples_a_row / batch_size - 1)
         cost = (max(padding - max_padding, 0), max(mismatch - TOLERANCE, 0))
@@ -81,7 +102,7 @@ def choose_packing(
             break
     (over, _), policy, padding, examples = best
     # Less than a batch in all, as in a few predictions, leaves rows empty whatever is done.
-    if over and len(lengths) >= batch_size:
+    if over and sum(map(len, groups)) >= batch_size:
         _LOG.warning('No packing of these lengths pads less than %.1f %%.', 100 * padding)
     if abs(examples / batch_size - 1) > TOLERANCE:
         _LOG.warning(
@@ -90,6 +111,26 @@ def choose_packing(
             *(examples, batch_size, policy.row_length, rows_multiple),
         )
     return policy
+
+
+def choose_shared_buckets(
+    groups: Sequence[Integer[np.ndarray, ' N']],
+    shares: Float[np.ndarray, ' A'],
+    batch_size: int,
+    max_buckets: int = 10,
+) -> Buckets:
+    """As choose_buckets, for examples of several groups (tasks) that come with these shares.
+
+    Together they differ more in length than those of one, hence more buckets.
+    """
+    total = max(SAMPLE, sum(map(len, groups)))
+    counts = np.maximum(np.round(total * shares), 1).astype(int)
+    # Spread over the descending lengths, so that parts of a group are like the whole.
+    drawn = [
+        _checked(lengths, None)[np.arange(count) * len(lengths) // count]
+        for lengths, count in zip(groups, counts, strict=True)
+    ]
+    return choose_buckets(np.concatenate(drawn), batch_size, max_buckets)
 
 
 def choose_buckets(

@@ -1,12 +1,14 @@
 """How a split becomes batches: the choice between packing and buckets, made once per run."""
 
 import logging
+from collections.abc import Sequence
 
 import numpy as np
 
 from adapters_jax.adapters.method import Method
 from adapters_jax.config import Config
 from adapters_jax.data import batches, policies
+from adapters_jax.data.shares import Mixing
 from adapters_jax.model import Model
 
 _LOG = logging.getLogger(__name__)
@@ -58,12 +60,26 @@ def choose(
     return policies.choose_buckets(lengths, -(-size // parts) * parts)
 
 
+def choose_mixed(
+    config: Config, method: Method, groups: Sequence[np.ndarray], mixing: Mixing, longest: int
+) -> policies.Policy:
+    """Return how training examples of several tasks are laid out, of which each row holds one.
+
+    `groups` are the tasks' lengths, which are at most `longest`.
+    """
+    shares = mixing.average(np.array([len(lengths) for lengths in groups]))
+    size, parts = config.training.batch_size, config.training.accumulate
+    if _packed(config, method):
+        return policies.choose_shared_packing(groups, shares, size, longest, parts)
+    return policies.choose_shared_buckets(groups, shares, -(-size // parts) * parts)
+
+
 def fill(batch: batches.Batch, rows: int, pad_id: int) -> batches.Batch:
     """Return the batch with empty rows at its end, so that it has `rows` of them."""
     missing = rows - len(batch['input_ids'])
     if not missing:
         return batch
-    empty = {'input_ids': pad_id, 'example_id': -1}
+    empty = {'input_ids': pad_id, 'example_id': -1, 'adapter': -1}
 
     def extended(name: str, column: np.ndarray) -> np.ndarray:
         widths = [(0, missing)] + [(0, 0)] * (column.ndim - 1)

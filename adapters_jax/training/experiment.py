@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from adapters_jax import tasks
-from adapters_jax.adapters import registry
+from adapters_jax.adapters import dropping, registry
 from adapters_jax.config import Config
 from adapters_jax.data import sources, tokenize
 from adapters_jax.data.encoded import Encoded
@@ -27,6 +27,8 @@ from adapters_jax.model import Model
 from adapters_jax.models.heads import HeadConfig
 from adapters_jax.params import Tree, cast, flatten, merge, unflatten
 from adapters_jax.tasks.task import Task
+from adapters_jax.training.members import Members
+from adapters_jax.training.members import load as load_members
 from adapters_jax.training.optimizer import OptimizerConfig
 from adapters_jax.wheels import cache_directory
 
@@ -44,6 +46,7 @@ class Experiment:
     model: Model
     splits: Mapping[str, Encoded]
     texts: sources.Splits
+    members: Members
 
     @property
     def validation_splits(self) -> list[str]:
@@ -53,7 +56,11 @@ class Experiment:
     def init_params(self) -> Tree:
         """Return the backbone with a fresh adapter and head, from the config's seed."""
         key = jax.random.fold_in(jax.random.key(self.config.seed), 0)
-        return self.model.init(key, self.backbone.params)
+        tree = self.model.init(key, self.backbone.params)
+        if not self.members.folders:
+            return tree
+        own = {self.model.name: self.members.overlay(tree['adapters'][self.model.name])}
+        return tree | {'adapters': own}
 
     def folder(self, trainable: Tree) -> AdapterFolder:
         """Describe trained leaves as a finished adapter."""
@@ -66,37 +73,41 @@ class Experiment:
             backbone=self.backbone.describe(),
             max_length=self.config.data.max_length,
             pair='text_b' in self.texts['train'].column_names,
-            adapter_params=merge(own, self._constants()),
+            adapter_params=merge(own, self._frozen()),
             head_params=trainable['heads'][self.model.name],
             backbone_params=trainable.get('backbone', {}),
         )
 
-    def _constants(self) -> Tree:
+    def _frozen(self) -> Tree:
         """Return the adapter's frozen leaves that its options alone do not bring back."""
-        dimensions = self.backbone.config.dimensions
-        regenerated = flatten(self.model.method.constants(dimensions))
+        method = self.model.method
+        regenerated = flatten(method.constants(self.backbone.config.dimensions))
 
         def missing(tree: Tree) -> dict[str, Any]:
             adapter = flatten(tree['adapters'][self.model.name])
             return {
                 path: leaf
                 for path, leaf in adapter.items()
-                if re.search('(^|/)constants/', path) and path not in regenerated
+                if any(re.fullmatch(pattern, path) for pattern in method.frozen)
+                and path not in regenerated
             }
 
         shapes = jax.eval_shape(self.model.init, jax.random.key(0), self.backbone.params)
         return unflatten(missing(self.init_params())) if missing(shapes) else {}
 
 
-def build(config: Config) -> Experiment:
-    """Load and check everything that a config names.
+def build(
+    config: Config, backbone: LoadedBackbone | None = None, name: str = 'default'
+) -> Experiment:
+    """Load and check everything that a config names; `backbone` is it where it is loaded already.
 
     Raises:
         ValueError, FileNotFoundError: the first mistake found, in one sentence.
     """
     check_numbers(config)
     OptimizerConfig(**config.optimizer.to_dict())
-    method = registry.create(config.method)
+    members = load_members(config)
+    method = members.method
     head = HeadConfig(**config.head.to_dict())
     for key in ('dtype', 'frozen_dtype'):
         choose_dtype(config, key)
@@ -104,7 +115,7 @@ def build(config: Config) -> Experiment:
     if 'train' not in texts:
         raise ValueError('there is no training split; set data.train, data.dir or data.name')
     task = make_task(config, texts)
-    backbone = load_backbone(config.backbone)
+    backbone = backbone or load_backbone(config.backbone)
     tokenizer = tokenize.load_tokenizer(backbone.directory)
     method = method.prepare(lambda text: tokenizer(text)['input_ids'])
     model = Model(
@@ -112,12 +123,16 @@ def build(config: Config) -> Experiment:
         method=method,
         head_config=head,
         outputs=task.num_outputs,
+        name=name,
         dtype=choose_dtype(config, 'dtype'),
         remat=config.training.remat,
     )
     check_model(model, backbone.params)
+    if config.training.adapter_drop != 'none':
+        shapes = jax.eval_shape(model.init, jax.random.key(0), backbone.params)
+        dropping.check_droppable(method, shapes['adapters'][model.name])
     splits = encode_splits(config, texts, task, model, backbone)
-    return Experiment(config, backbone, task, model, splits, texts)
+    return Experiment(config, backbone, task, model, splits, texts, members)
 
 
 def check_model(model: Model, backbone: Tree) -> None:

@@ -5,6 +5,7 @@ differentiated nor donated. Losses are sums with counts, so the result does not 
 a batch is cut over devices or accumulation steps.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -13,8 +14,9 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from adapters_jax.adapters import dropping
 from adapters_jax.model import Batch, Model
-from adapters_jax.params import Tree, merge
+from adapters_jax.params import Tree, flatten, map_with_path, merge
 from adapters_jax.tasks.task import Task
 
 Metrics = dict[str, Float[Array, '']]
@@ -29,13 +31,24 @@ def loss_sum(
     model: Model,
     task: Task,
     label_smoothing: float,
+    multipliers: Tree | None = None,
 ) -> tuple[Float[Array, ''], Float[Array, '']]:
-    """Return the sum of the losses of the batch's examples, and how many there are."""
+    """Return the sum of the losses of the batch's examples, and how many there are.
+
+    `multipliers` are for some of the trainable leaves what they are multiplied by before use.
+    """
+    trainable = scaled(trainable, multipliers or {})
     outputs = model.apply(merge(trainable, frozen), batch, key)
     total, count = task.loss(outputs, batch, label_smoothing)
     penalty = model.penalty(trainable)
     # Times the count, because what is stepped on is the gradient of the sum divided by the count.
     return (total if penalty is None else total + penalty * count), count
+
+
+def scaled(tree: Tree, multipliers: Tree) -> Tree:
+    """Return the tree with the leaves that have a multiplier multiplied by it."""
+    factors = flatten(multipliers)
+    return map_with_path(lambda path, x: x * factors[path] if path in factors else x, tree)
 
 
 def gradients(
@@ -92,6 +105,7 @@ def train_step(
     accumulate: int = 1,
     label_smoothing: float = 0.0,
     dropout: bool = True,
+    multipliers: Tree | None = None,
 ) -> tuple[Tree, optax.OptState, Metrics]:
     """Take one optimiser step; `key` is the run's, and each step folds its number into it.
 
@@ -100,6 +114,7 @@ def train_step(
     """
     step_key = jax.random.fold_in(key, step) if dropout else None
     fixed = {'model': model, 'task': task, 'label_smoothing': label_smoothing}
+    fixed |= {'multipliers': multipliers}
     grads, total, count = gradients(trainable, frozen, batch, step_key, accumulate, **fixed)
     divisor = jnp.maximum(count, 1)
     grads = jax.tree.map(lambda g: g / divisor.astype(g.dtype), grads)
@@ -126,6 +141,35 @@ def jit_train_step(trainable: Tree, opt_state: optax.OptState, **fixed: Any) -> 
     return jax.jit(
         step, donate_argnames=('trainable', 'opt_state'), out_shardings=(*shardings, None)
     )
+
+
+class RobustStep:
+    """A step that drops the adapter from as many of the lowest layers as are drawn for it.
+
+    Each number of layers has a program of its own, compiled when it is first drawn, because a
+    program with fewer adapted layers is shorter (Rücklé et al. 2021, section 3.1). In a step,
+    leaves of dropped layers have a gradient of zero.
+    """
+
+    def __init__(
+        self, trainable: Tree, opt_state: optax.OptState, seed: int, model: Model, **fixed: Any
+    ) -> None:
+        self._seed, self._layers = seed, model.config.layers
+        self._steps = [
+            jit_train_step(
+                trainable, opt_state, model=dataclasses.replace(model, dropped=dropped), **fixed
+            )
+            for dropped in range(self._layers)
+        ]
+
+    def __call__(self, trainable, opt_state, frozen, batch, key, step):
+        """Take the step of this number."""
+        dropped = dropping.draw(self._seed, int(step), self._layers)
+        return self._steps[dropped](trainable, opt_state, frozen, batch, key, step)
+
+    def _cache_size(self) -> int:
+        """Return how many programs have been compiled."""
+        return sum(step._cache_size() for step in self._steps)
 
 
 def jit_outputs(model: Model) -> Callable[[Tree, Tree, Batch], Float[Array, 'B S C']]:

@@ -28,22 +28,7 @@ TOLERANCE = 2e-5
 BERT_BASE = Dimensions(
     layers=12, hidden=768, feed_forward=3072, heads=12, word=768, vocabulary=30522, positions=512
 )
-PARALLEL = Bottleneck(
-    mh_adapter=False,
-    output_adapter=True,
-    reduction_factor=2,
-    non_linearity='relu',
-    is_parallel=True,
-    init_weights='mam_adapter',
-    scaling=4.0,
-)
-SERIAL = Bottleneck(
-    mh_adapter=False,
-    output_adapter=True,
-    reduction_factor=16,
-    non_linearity='relu',
-    original_ln_before=True,
-)
+PARALLEL, SERIAL = registry.create('par_bn'), registry.create('pfeiffer')
 
 
 def mam(**prefix):

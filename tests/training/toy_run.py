@@ -1,4 +1,4 @@
-"""A small training run for `test_checkpoint` to kill: `toy_run.py DIRECTORY STEPS SIZE PAUSE`.
+"""A small training run for `test_checkpoint_kill` to kill: `toy_run.py DIRECTORY STEPS SIZE PAUSE`.
 
 It leaves DIRECTORY/batches.txt with the batch of every step it took, and DIRECTORY/final.txt with
 the digest of the whole state after the last one.

@@ -1,0 +1,105 @@
+"""Several tasks learned at once: whose example each is, one loss, and one number to judge them by.
+
+Each example of a batch belongs to one task, which its column `task` numbers. A task sees its own
+examples only, with outputs of its own width and labels of its own kind, so its loss is what it
+would be in a batch of these alone.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Float32
+
+from adapters_jax.tasks.task import Task
+
+LABEL_DTYPES = {'class': jnp.int32, 'number': jnp.float32}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Mixture:
+    """Tasks by name, in the order of their numbers, with the factors of their losses.
+
+    It stands where a step takes a `Task`, and a run the task whose metric decides.
+
+    Raises:
+        ValueError: no tasks, a name that comes twice, or a weight that is not above 0.
+    """
+
+    names: tuple[str, ...]
+    tasks: tuple[Task, ...]
+    weights: tuple[float, ...]
+    primary: str = 'mean'
+
+    def __post_init__(self) -> None:
+        """Refuse what does not fit together."""
+        if not self.names or len(set(self.names)) < len(self.names):
+            raise ValueError(f'the tasks are named {self.names}; expected a name for each')
+        if not len(self.names) == len(self.tasks) == len(self.weights):
+            raise ValueError(
+                f'{len(self.names)} names, {len(self.tasks)} tasks and {len(self.weights)} weights '
+                'do not fit together'
+            )
+        for name, weight in zip(self.names, self.weights, strict=True):
+            if not 0 < weight < math.inf:
+                raise ValueError(f'the weight of task {name!r} is {weight}; expected more than 0')
+
+    @property
+    def outputs(self) -> dict[str, int]:
+        """The numbers that each task's head gives."""
+        named = zip(self.names, self.tasks, strict=True)
+        return {name: task.num_outputs for name, task in named}
+
+    @property
+    def num_outputs(self) -> int:
+        """The width of the outputs: that of the widest task."""
+        return max(self.outputs.values())
+
+    def loss(
+        self,
+        outputs: Float[Array, 'B S C'],
+        batch: Mapping[str, Array],
+        label_smoothing: float | Float[Array, ''] = 0.0,
+    ) -> tuple[Float32[Array, ''], Float32[Array, '']]:
+        """Return the sum of each task's loss times its weight, and the count of all examples.
+
+        Args:
+            outputs: of any head; those beyond a task's own are ignored.
+            batch: has `task`, int32 [B, S], besides what the tasks' own losses need; `label` may be
+                of another type than a task's own.
+            label_smoothing: for the tasks that have classes.
+        """
+        totals, counts = [], []
+        for number, (task, weight) in enumerate(zip(self.tasks, self.weights, strict=True)):
+            smoothing = label_smoothing if task.label_kind == 'class' else 0.0
+            own = outputs[..., : task.num_outputs]
+            total, count = task.loss(own, self._own(batch, number), smoothing)
+            totals.append(weight * total)
+            counts.append(count)
+        return sum(totals[1:], totals[0]), sum(counts[1:], counts[0])
+
+    def _own(self, batch: Mapping[str, Array], number: int) -> dict[str, Array]:
+        """Return the batch with the examples of one task as the only real ones."""
+        mine = batch['example_mask'] & (batch['task'] == number)
+        kind = LABEL_DTYPES[self.tasks[number].label_kind]
+        # Labels of the others may be no classes of this task.
+        labels = jnp.where(mine, batch['label'], 0).astype(kind)
+        return {**batch, 'example_mask': mine, 'label': labels}
+
+    @property
+    def higher_is_better(self) -> bool:
+        """Whether a larger mean is the better one."""
+        return True
+
+    def is_better(self, new: float, best: float | None) -> bool:
+        """Whether `new` beats the best mean so far (None: none yet); NaN never does."""
+        return not math.isnan(new) and (best is None or math.isnan(best) or new > best)
+
+    def mean(self, metrics: Mapping[str, Mapping[str, float]]) -> float:
+        """Return the mean of the tasks' primary metrics, of errors with the opposite sign."""
+        scores = [
+            metrics[name][task.primary] * (1 if task.higher_is_better else -1)
+            for name, task in zip(self.names, self.tasks, strict=True)
+        ]
+        return math.fsum(scores) / len(scores)

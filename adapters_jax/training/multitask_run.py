@@ -1,0 +1,131 @@
+"""The run of several tasks: what differs from the run of one adapter.
+
+A step is the same function, over the common batch. Evaluation takes each task through its own
+adapter and head alone, so what it finds is to the bit what the finished adapters are later found to
+score.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Float
+
+from adapters_jax import params
+from adapters_jax.data.mixing import Mixer
+from adapters_jax.data.policies import Policy
+from adapters_jax.data.shares import Mixing
+from adapters_jax.interop import adapter_folder
+from adapters_jax.training import batching, evaluation
+from adapters_jax.training.loop import Trainer
+from adapters_jax.training.multitask import Multitask
+from adapters_jax.training.run import Progress, Results
+from adapters_jax.training.step import jit_outputs
+
+MEAN = 'validation'  # the split under which the mean of the tasks is noted
+
+
+@dataclasses.dataclass
+class MultitaskProgress(Progress):
+    """The progress of the mean, and of each task by itself, as `dataclasses.asdict` has it."""
+
+    tasks: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+class MultitaskRun(Trainer):
+    """One run of several tasks in a workdir."""
+
+    experiment: Multitask
+    progress: MultitaskProgress
+
+    def _choose_batches(self, devices: int) -> tuple[Policy, Mixing | None]:
+        config, members = self.config, self.experiment.members.values()
+        mixing = self.experiment.mixing(max(1, math.ceil(config.training.epochs)))
+        groups = [member.splits['train'].lengths for member in members]
+        longest = max(member.config.data.max_length for member in members)
+        method = self.experiment.model.method
+        policy = batching.choose_mixed(config, method, groups, mixing, longest)
+        if config.training.steps:
+            task = self.data.examples['task']
+            batches = Mixer(self.data.lengths, task, policy, 0, mixing).batches
+            mixing = self.experiment.mixing(-(-config.training.steps // batches))
+        return policy, mixing
+
+    def _choose_evaluation(self, split: str, devices: int) -> Policy:
+        member, lengths = self.experiment.member(split), self.experiment.splits[split].lengths
+        return batching.choose(member.config, member.model, lengths, devices, False)
+
+    def _prepare_state(self) -> None:
+        super()._prepare_state()
+        self.progress = MultitaskProgress()
+        self.forwards = {
+            name: jit_outputs(member.model) for name, member in self.experiment.members.items()
+        }
+
+    def _restore_progress(self, values: dict[str, Any]) -> None:
+        self.progress = MultitaskProgress(**values)
+
+    def _outputs(self, split: str, trainable: params.Tree) -> Float[np.ndarray, 'S ...']:
+        return evaluation.outputs(
+            self.forwards[self.experiment.member(split).model.name],
+            trainable,
+            self.frozen,
+            self.experiment.splits[split],
+            self.eval_policies[split],
+            self.pad_id,
+            self.mesh,
+        )
+
+    def _evaluate(self) -> None:
+        results = {split: self._score(split) for split in self.eval_policies}
+        first: dict[str, Mapping[str, float]] = {}
+        for split, metrics in results.items():
+            first.setdefault(split.partition('/')[0], metrics)
+        if first:
+            results = {MEAN: {'mean': self.experiment.task.mean(first)}} | results
+        for split, metrics in results.items():
+            self.monitor.evaluation(self.step, split, metrics)
+        self._judge(results)
+
+    def _score(self, split: str) -> dict[str, float]:
+        """Return the metrics of a validation split."""
+        outputs = self._outputs(split, self.trainable)
+        if not np.isfinite(outputs).all():
+            raise self._diverged(
+                f'after step {self.step} the outputs for the split {split!r} are not finite'
+            )
+        labels = self.experiment.splits[split].examples['label']
+        return self.experiment.member(split).task.metrics(outputs, labels)
+
+    def _judge(self, results: Results) -> None:
+        """Keep the adapters of the best mean so far, or each that is at its own best."""
+        progress, patience = self.progress, self.config.training.patience
+        improved = progress.judge(self.experiment.task, results, self.step)
+        for name, member in self.experiment.members.items():
+            own = Progress(**progress.tasks.get(name, {}))
+            mine = {k: v for k, v in results.items() if k.startswith(f'{name}/')}
+            better = own.judge(member.task, mine, self.step)
+            progress.tasks[name] = dataclasses.asdict(own)
+            if better if self.config.mixing.best == 'each' else improved:
+                self._keep(name)
+        if self.config.mixing.best == 'each':
+            progress.since_best = min(own['since_best'] for own in progress.tasks.values())
+        progress.stop(patience, self.step >= self.total_steps)
+
+    def _keep(self, name: str) -> None:
+        folder = self.experiment.members[name].folder(jax.device_get(self.trainable))
+        adapter_folder.save(folder, self.workdir / 'adapter' / name)
+
+    def _finish(self) -> dict[str, Any]:
+        summary = super()._finish()
+        if self.config.mixing.best == 'each':
+            own = self.progress.tasks.values()
+            kept = {split: m for one in own for split, m in one['best_metrics'].items()}
+            summary['metrics'] = kept
+            summary['best_steps'] = {
+                split: one['best_step'] for one in own for split in one['best_metrics']
+            }
+        return summary

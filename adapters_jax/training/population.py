@@ -1,0 +1,187 @@
+"""A population: adapters that differ in seed, learning rate, weight decay or size, trained as one.
+
+The step of a run is a pure function, so that of N members is the same function mapped over what
+tells them apart. Frozen weights and batch are not mapped: what lies below the first adapted place
+is computed once for all. No member can touch another, and one whose numbers are no numbers any
+more stays at its last good state.
+
+N is the axis of the members here, always the first one.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import struct
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
+
+from adapters_jax.model import Batch, Model
+from adapters_jax.params import Tree, flatten, merge, unflatten
+from adapters_jax.training import step as steps
+
+MakeOptimizer = Callable[[Float[Array, ''], Float[Array, '']], optax.GradientTransformation]
+
+
+@struct.dataclass
+class Traits:
+    """What tells the members of a population apart, beside their states.
+
+    `multipliers` are for some trainable leaves what a narrow member's, padded with zeros, are
+    multiplied by (`bank.multipliers`); `constants` are the frozen leaves that differ.
+    """
+
+    key: PRNGKeyArray  # [N]
+    learning_rate: Float[Array, 'N']
+    weight_decay: Float[Array, 'N']
+    multipliers: Tree
+    constants: Tree
+
+
+@struct.dataclass
+class State:
+    """What a step replaces; `alive` tells which members still learn."""
+
+    trainable: Tree
+    opt_state: optax.OptState
+    alive: Bool[Array, 'N']
+
+
+PopulationStep = Callable[..., tuple[State, dict[str, Array]]]
+
+
+def member_step(
+    state: State,
+    member: Traits,
+    frozen: Tree,
+    batch: Batch,
+    step: Array,
+    *,
+    model: Model,
+    make_optimizer: MakeOptimizer,
+    **options: Any,
+) -> tuple[State, dict[str, Array]]:
+    """Take one step with one member: state and metrics are those of `step.train_step`.
+
+    The metric `good` tells whether loss, gradient and new parameters are finite. A member for which
+    they are not, or which was not alive, keeps its state.
+    """
+    trainable, opt_state, metrics = steps.train_step(
+        state.trainable,
+        state.opt_state,
+        merge(frozen, member.constants),
+        batch,
+        member.key,
+        step,
+        model=model,
+        optimizer=make_optimizer(member.learning_rate, member.weight_decay),
+        multipliers=member.multipliers,
+        **options,
+    )
+    numbers = [metrics['loss'], metrics['gradient_norm'], *jax.tree.leaves(trainable)]
+    good = jnp.stack([jnp.isfinite(x).all() for x in numbers]).all()
+    alive = state.alive & good
+    new = State(trainable, opt_state, alive)
+    kept = jax.tree.map(lambda a, b: jnp.where(alive, a, b), new, state.replace(alive=alive))
+    return kept, metrics | {'good': good}
+
+
+def population_step(
+    state: State,
+    members: Traits,
+    frozen: Tree,
+    batch: Batch,
+    step: Array,
+    *,
+    model: Model,
+    chunk: int,
+    **options: Any,
+) -> tuple[State, dict[str, Array]]:
+    """Take one step with every member; metrics are [N]. `chunk` members are computed at a time."""
+    batch = with_trunk(model, state.trainable, frozen, batch)
+
+    def one(item: tuple[State, Traits]) -> tuple[State, dict[str, Array]]:
+        return member_step(*item, frozen, batch, step, model=model, **options)
+
+    return over_members(one, (state, members), chunk)
+
+
+def with_trunk(model: Model, trainable: Tree, frozen: Tree, batch: Batch) -> Batch:
+    """Return the batch with the output of the trunk, where there is one, as its column 'trunk'."""
+    tree = merge(trainable, frozen)
+    if 'trunk' in batch or model.trunk(tree).layer == 0:
+        return batch
+    return {**batch, 'trunk': model.trunk_outputs(tree, batch)}
+
+
+def over_members(function: Callable[[Any], Any], mapped: Any, chunk: int) -> Any:
+    """Map a function over the first axis of every leaf: `chunk` at a time, 0 for all at once."""
+    count = len(jax.tree.leaves(mapped)[0])
+    if not 0 < chunk < count:
+        return jax.vmap(function)(mapped)
+    return jax.lax.map(function, mapped, batch_size=None if chunk == 1 else chunk)
+
+
+def jit_population_step(state: State, **fixed: Any) -> PopulationStep:
+    """Compile `population_step` for a state placed like the given one, which is donated."""
+
+    def step(state, members, frozen, batch, step):
+        return population_step(state, members, frozen, batch, step, **fixed)
+
+    shardings = jax.tree.map(lambda x: x.sharding, state)
+    return jax.jit(step, donate_argnames=('state',), out_shardings=(shardings, None))
+
+
+def jit_population_outputs(
+    model: Model, chunk: int
+) -> Callable[[tuple[Tree, Traits], Tree, Batch], Float[Array, 'B S N C']]:
+    """Compile the forward pass of all members, without dropout."""
+
+    def outputs(trained, frozen, batch):
+        batch = with_trunk(model, trained[0], frozen, batch)
+
+        def one(item: tuple[Tree, Traits]) -> Float[Array, 'B S C']:
+            trainable, member = item
+            tree = merge(steps.scaled(trainable, member.multipliers), frozen, member.constants)
+            return model.apply(tree, batch)
+
+        return jnp.moveaxis(over_members(one, trained, chunk), 0, 2)
+
+    return jax.jit(outputs)
+
+
+def stack(trees: Sequence[Tree]) -> Tree:
+    """Return one tree of the members' trees, which have the same leaves of the same shapes."""
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *trees)
+
+
+def split_common(trees: Sequence[Tree]) -> tuple[Tree, Tree]:
+    """Return the leaves that are equal in all trees, once, and the others stacked."""
+    flat = [flatten(tree) for tree in trees]
+
+    def equal(path: str) -> bool:
+        first = flat[0][path]
+        return all(leaves[path] is first or np.array_equal(leaves[path], first) for leaves in flat)
+
+    common = {path: leaf for path, leaf in flat[0].items() if equal(path)}
+    own = {path: np.stack([x[path] for x in flat]) for path in flat[0] if path not in common}
+    return unflatten(common), unflatten(own)
+
+
+def unstack(tree: Tree, index: int) -> Tree:
+    """Return one member's tree."""
+    return jax.tree.map(lambda leaf: leaf[index], tree)
+
+
+def unpad(tree: Tree, shapes: Mapping[str, Any]) -> Tree:
+    """Return a member's leaves without their padding, which is at the end of each axis."""
+    return jax.tree.map(lambda x, own: x[tuple(slice(n) for n in own.shape)], tree, shapes)
+
+
+def default_chunk(members: int) -> int:
+    """Return how many members are best computed at a time on this kind of device."""
+    if jax.default_backend() != 'cpu':
+        return 0
+    return max(size for size in (1, 2) if members % size == 0)

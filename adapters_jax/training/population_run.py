@@ -1,0 +1,316 @@
+"""The run of a population: one loop, in which each member has its own progress, files and end.
+
+A member's folder is what `train` would have left of it. Traits end one by one (early stopping, or
+numbers that are none); the population goes on until the last one has.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import rich.console
+
+from adapters_jax import config as configs
+from adapters_jax import files, params, sharding
+from adapters_jax.adapters import bank
+from adapters_jax.adapters.method import Method
+from adapters_jax.config import Config
+from adapters_jax.data import tokenize
+from adapters_jax.interop import adapter_folder
+from adapters_jax.params import Tree
+from adapters_jax.training import grid, population
+from adapters_jax.training.experiment import Experiment, check_model, choose_dtype, place
+from adapters_jax.training.members import load as load_members
+from adapters_jax.training.monitor import Monitor
+from adapters_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
+from adapters_jax.training.population import State, Traits
+from adapters_jax.training.run import Progress, Results, Run
+
+SUMMARY, CONFIG = 'summary.json', 'config.json'
+
+
+@dataclasses.dataclass
+class PopulationProgress:
+    """The time taken, and every member's progress by name."""
+
+    seconds: float
+    members: dict[str, Progress]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Own:
+    """What belongs to one member: its experiment, its fresh parameters, and its folder."""
+
+    name: str
+    experiment: Experiment
+    trainable: Tree
+    frozen: Tree
+    multipliers: Tree
+    shapes: Tree  # of the trainable leaves without padding
+    workdir: Path
+
+
+class PopulationRun(Run):
+    """Traits of a sweep that are trained together; `experiment` is that of the first one."""
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        members: Sequence[grid.Member],
+        workdir: Path,
+        folder: Path,
+        chunk: int = 0,
+    ) -> None:
+        """Prepare everything short of the first step.
+
+        The population's checkpoints and log go to `workdir`, the members' to `folder`/NAME. In a
+        step, `chunk` members are computed at a time (0: as many as is fast on this device).
+        """
+        self.members, self.folder = members, folder
+        self.chunk = chunk or population.default_chunk(len(members))
+        self.names = [member.name for member in members]
+        super().__init__(experiment, workdir)
+
+    def _prepare_state(self) -> None:
+        everywhere = sharding.replicated(self.mesh)
+        self.model, self.own = widen(self.experiment, self.members, self.folder)
+        self.progress = PopulationProgress(0.0, {name: Progress() for name in self.names})
+        trainable = population.stack([own.trainable for own in self.own])
+        common, different = population.split_common(
+            [{'adapters': own.frozen.get('adapters', {})} for own in self.own]
+        )
+        frozen = params.merge({'backbone': self.own[0].frozen['backbone']}, common)
+        stored = choose_dtype(self.config, 'frozen_dtype')
+        self.frozen = place(frozen, stored, everywhere)
+        self.inputs = self._make_inputs(params.cast(different, stored))
+        self.state = self._make_state(place(trainable, np.float32, everywhere))
+        self.train_step = population.jit_population_step(
+            self.state,
+            model=self.model,
+            task=self.experiment.task,
+            make_optimizer=self._make_optimizer,
+            chunk=self.chunk,
+            **self.step_options,
+        )
+        self._forward = population.jit_population_outputs(self.model, self.chunk)
+
+    def _make_inputs(self, constants: Tree) -> Traits:
+        """Return what tells the members apart in a step."""
+        seeds = [member.config.seed for member in self.members]
+        keys = [jax.random.fold_in(jax.random.key(seed), 1) for seed in seeds]
+        optimizers = [member.config.optimizer for member in self.members]
+        inputs = Traits(
+            key=jax.numpy.stack(keys),
+            learning_rate=np.float32([o.learning_rate for o in optimizers]),
+            weight_decay=np.float32([o.weight_decay for o in optimizers]),
+            multipliers=population.stack([own.multipliers for own in self.own]),
+            constants=constants,
+        )
+        return sharding.put_replicated(inputs, self.mesh)
+
+    def _make_state(self, trainable: Tree) -> State:
+        init = self._make_optimizer(1.0, 0.0).init
+        everywhere = sharding.replicated(self.mesh)
+        opt_state = jax.jit(jax.vmap(init), out_shardings=everywhere)(trainable)
+        return State(trainable, opt_state, self._alive())
+
+    def _alive(self) -> jax.Array:
+        alive = np.array([not p.finished for p in self.progress.members.values()])
+        return jax.device_put(alive, sharding.replicated(self.mesh))
+
+    @functools.cached_property
+    def _optimizer_config(self) -> OptimizerConfig:
+        return OptimizerConfig(**self.config.optimizer.to_dict())
+
+    def _make_optimizer(self, learning_rate: Any, weight_decay: Any) -> Any:
+        inner = make_optimizer(
+            self._optimizer_config, self.total_steps, learning_rate, weight_decay
+        )
+        return self.model.method.optimizer(inner, self.total_steps)
+
+    @functools.cached_property
+    def _schedule(self) -> Any:
+        rates = np.float32([member.config.optimizer.learning_rate for member in self.members])
+        return make_schedule(self._optimizer_config, self.total_steps, rates)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What a checkpoint must agree on: the members' own settings too."""
+        return super().identity | {
+            'members': {member.name: configs.decisive(member.config) for member in self.members}
+        }
+
+    @property
+    def finished(self) -> bool:
+        """Whether every member is."""
+        return all(p.finished for p in self.progress.members.values())
+
+    def _restore_progress(self, values: dict[str, Any]) -> None:
+        members = {name: Progress(**values['members'][name]) for name in self.names}
+        self.progress = PopulationProgress(values['seconds'], members)
+
+    @contextlib.contextmanager
+    def _monitored(self) -> Iterator[None]:
+        """Open the members' files, and the population's last: the screen and the log are its."""
+        with contextlib.ExitStack() as stack:
+            self.monitors: list[Monitor] = []
+            for own, member in zip(self.own, self.members, strict=True):
+                stack.enter_context(files.lock(own.workdir))
+                files.write_json(own.workdir / CONFIG, configs.to_json(member.config))
+                silent = rich.console.Console(file=io.StringIO(), quiet=True)
+                monitor = self._make_monitor(own.workdir, console=silent)
+                self.monitors.append(stack.enter_context(monitor))
+            with super()._monitored():
+                yield
+
+    def _start_monitor(self) -> None:
+        for monitor in self.monitors:
+            monitor.start(self.step)
+        super()._start_monitor()
+
+    def _announce(self) -> None:
+        count = params.count(self.state.trainable) // len(self.members)
+        self.monitor.message(
+            f'{len(self.members)} members of {count:,} trainable parameters each, padding included'
+        )
+        self._announce_trunk(params.merge(self.state.trainable, self.frozen))
+        super()._announce()
+
+    def _advance(self, batch: Mapping[str, jax.Array]) -> Any:
+        self.state, metrics = self.train_step(
+            self.state, self.inputs, self.frozen, batch, np.int32(self.step)
+        )
+        return metrics
+
+    def _record(self, pending: tuple[int, Any] | None) -> None:
+        """Read a step's metrics, and hand on those of the members that it moved."""
+        if pending is None:
+            return
+        step, values = pending[0], jax.device_get(pending[1])
+        values['learning_rate'] = np.asarray(self._schedule(step - 1))
+        good, losses = values.pop('good'), []
+        for i, progress in enumerate(self.progress.members.values()):
+            if progress.finished:
+                continue
+            own = {name: float(column[i]) for name, column in values.items()}
+            if not good[i]:
+                numbers = f'{own["loss"]} (gradient norm {own["gradient_norm"]})'
+                self._give_up(i, step, f'the loss of step {step} is {numbers}')
+                continue
+            progress.examples += int(own['examples'])
+            self.monitors[i].train(step, own)
+            losses.append(own['loss'])
+        if losses:
+            shown = {'loss': float(np.mean(losses)), 'members': len(losses)}
+            self.monitor.train(step, shown | {'examples': float(values['examples'].max())})
+
+    def _give_up(self, index: int, step: int, what: str) -> None:
+        """Mark a member whose numbers are none any more; its state is that before the step."""
+        name = self.names[index]
+        progress = self.progress.members[name]
+        progress.finished, progress.steps = f'diverged: {what}', step - 1
+        text = f'{name} diverged: {what}; it stays at the step before'
+        self.monitors[index].message(text)
+        self.monitor.message(text)
+
+    def forward(self, trainable: Tree, frozen: Tree, batch: Mapping[str, jax.Array]) -> jax.Array:
+        """Return the outputs of all members, [B, S, N, C]."""
+        return self._forward((trainable, self.inputs), frozen, batch)
+
+    def _evaluate(self) -> None:
+        logits = {name: self._outputs(name, self.state.trainable) for name in self.eval_policies}
+        trainable = jax.device_get(self.state.trainable)
+        for i, progress in enumerate(self.progress.members.values()):
+            if not progress.finished:
+                self._judge(i, {name: values[:, i] for name, values in logits.items()}, trainable)
+        self.state = self.state.replace(alive=self._alive())
+        self._report()
+
+    def _judge(self, index: int, logits: Mapping[str, np.ndarray], trainable: Tree) -> None:
+        """Score a member, keep its adapter if it is its best so far, and end it if it is done."""
+        run, progress = self.experiment, self.progress.members[self.names[index]]
+        for name, values in logits.items():
+            if not np.isfinite(values).all():
+                what = f'after step {self.step} the outputs for the split {name!r} are not finite'
+                self._give_up(index, self.step, what)
+                return
+        results: Results = {
+            name: run.task.metrics(values, run.splits[name].examples['label'])
+            for name, values in logits.items()
+        }
+        for name, values in results.items():
+            self.monitors[index].evaluation(self.step, name, values)
+        if progress.judge(run.task, results, self.step):
+            own = self.own[index]
+            leaves = population.unpad(population.unstack(trainable, index), own.shapes)
+            adapter_folder.save(own.experiment.folder(leaves), own.workdir / 'adapter')
+        progress.stop(self.config.training.patience, self.step >= self.total_steps)
+        progress.steps = self.step
+
+    def _report(self) -> None:
+        """Show the best score so far, and whose it is."""
+        task, best = self.experiment.task, None
+        for name, progress in self.progress.members.items():
+            if progress.best is not None and task.is_better(progress.best, best and best[0]):
+                best = progress.best, name
+        split = next(iter(self.eval_policies), None)
+        if best is not None and split is not None:
+            self.monitor.evaluation(self.step, split, {task.primary: best[0], 'member': best[1]})
+
+    def _save(self) -> None:
+        self._save_checkpoint(None)
+
+    def _finish(self) -> dict[str, Any]:
+        """Write each member's summary, and return them by name."""
+        summaries = {}
+        for own, member in zip(self.own, self.members, strict=True):
+            progress = self.progress.members[own.name]
+            summary = self._summary(progress, params.count(own.shapes), member.config.seed)
+            summary |= {'population': len(self.members)}
+            files.write_json(own.workdir / SUMMARY, summary)
+            summaries[own.name] = summary
+        return summaries
+
+
+def widen(
+    experiment: Experiment, members: Sequence[grid.Member], folder: Path
+) -> tuple[Any, list[Own]]:
+    """Return the model that all members are computed with, and what belongs to each.
+
+    A member is initialised as it would be alone, by its own method and seed, and then padded.
+    """
+    methods = [_prepared(experiment, member.config) for member in members]
+    different = tuple(dict.fromkeys(methods))
+    widest = bank.widest(different) if len(different) > 1 else methods[0]
+    model = dataclasses.replace(experiment.model, method=widest)
+    owns = []
+    for member, method in zip(members, methods, strict=True):
+        own_model = dataclasses.replace(model, method=method)
+        alone = dataclasses.replace(experiment, config=member.config, model=own_model)
+        owns.append(_own(member.name, alone, model, len(different) > 1, folder / member.name))
+    return model, owns
+
+
+def _own(name: str, alone: Experiment, wide: Any, padded: bool, workdir: Path) -> Own:
+    check_model(alone.model, alone.backbone.params)
+    tree = alone.init_params()
+    shapes, _ = params.partition(jax.eval_shape(lambda: tree), alone.model.rules)
+    multipliers: Tree = {}
+    if padded:
+        given = alone.model.method, tree['adapters'][wide.name], wide.method
+        factors = {'adapters': {wide.name: bank.multipliers(*given)}}
+        multipliers, _ = params.partition(factors, wide.rules)
+        tree = tree | {'adapters': {wide.name: bank.pad(*given)}}
+    trainable, frozen = params.partition(tree, wide.rules)
+    return Own(name, alone, trainable, frozen, multipliers, shapes, workdir)
+
+
+def _prepared(experiment: Experiment, config: Config) -> Method:
+    tokenizer = tokenize.load_tokenizer(experiment.backbone.directory)
+    return load_members(config).method.prepare(lambda text: tokenizer(text)['input_ids'])

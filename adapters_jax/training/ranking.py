@@ -1,0 +1,109 @@
+"""The members of a sweep in order of merit, as rows of JSON values and as tables."""
+
+import dataclasses
+import math
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+SEED = 'seed'
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """What came of one member: the score is that of its best step on the validation split."""
+
+    name: str
+    settings: dict[str, Any]
+    score: float | None
+    best_step: int
+    steps: int
+    state: str
+
+
+def rank(rows: Sequence[Row], higher_is_better: bool) -> list[Row]:
+    """Return the rows from the best to the worst; those without a score are last."""
+    return sorted(rows, key=_merit(lambda row: row.score, higher_is_better))
+
+
+def over_seeds(rows: Sequence[Row], higher_is_better: bool) -> list[dict[str, Any]]:
+    """Return, for each setting, mean and standard deviation over its seeds, the best mean first.
+
+    Members without a score count as diverged and are in no mean; of one seed there is no deviation.
+    """
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(str(_setting(row)), []).append(row)
+    found = [_summarise(group) for group in groups.values()]
+    return sorted(found, key=_merit(lambda group: group['mean'], higher_is_better))
+
+
+def _setting(row: Row) -> dict[str, Any]:
+    return {key: value for key, value in row.settings.items() if key != SEED}
+
+
+def _summarise(group: Sequence[Row]) -> dict[str, Any]:
+    scores = [row.score for row in group if row.score is not None]
+    return {
+        'settings': _setting(group[0]),
+        'mean': statistics.fmean(scores) if scores else None,
+        'deviation': statistics.stdev(scores) if len(scores) > 1 else None,
+        'scores': scores,
+        'members': [row.name for row in group],
+        'diverged': sum(row.state.startswith('diverged') for row in group),
+    }
+
+
+def _merit(score: Callable[[Any], float | None], higher_is_better: bool) -> Callable[[Any], float]:
+    sign = -1 if higher_is_better else 1
+
+    def key(item: Any) -> float:
+        value = score(item)
+        return math.inf if value is None or math.isnan(value) else sign * value
+
+    return key
+
+
+def markdown(rows: Sequence[Row], metric: str) -> str:
+    """Return a Markdown table of the members."""
+    keys = list(rows[0].settings)
+    lines = [_line([*keys, metric, 'best step', 'steps', 'state', 'member'])]
+    lines.append(_line(['---'] * (len(keys) + 5)))
+    for row in rows:
+        settings = [_setting_text(row.settings[key]) for key in keys]
+        facts = [
+            _score_text(row.score),
+            str(row.best_step),
+            str(row.steps),
+            row.state,
+            f'`{row.name}`',
+        ]
+        lines.append(_line([*settings, *facts]))
+    return '\n'.join(lines) + '\n'
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f'| {" | ".join(cell.replace("|", "&#124;") for cell in cells)} |'
+
+
+def text(groups: Sequence[Mapping[str, Any]], metric: str) -> str:
+    """Return what `over_seeds` found as aligned columns."""
+    keys = list(groups[0]['settings'])
+    table = [[*keys, metric, 's.d.', 'runs', 'diverged']]
+    for group in groups:
+        settings = [_setting_text(group['settings'][key]) for key in keys]
+        numbers = [_score_text(group['mean']), _score_text(group['deviation'])]
+        table.append([*settings, *numbers, str(len(group['members'])), str(group['diverged'])])
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    return '\n'.join(
+        '  ' + '  '.join(f'{cell:<{width}}' for cell, width in zip(line, widths, strict=True))
+        for line in table
+    )
+
+
+def _setting_text(value: Any) -> str:
+    return f'{value:g}' if isinstance(value, float) else str(value)
+
+
+def _score_text(value: float | None) -> str:
+    return '-' if value is None else f'{value:.4f}'

@@ -1,0 +1,307 @@
+"""What every training run is: steps, evaluations, checkpoints, early stopping, a clean way out.
+
+A run's whole state is (its arrays, step, position in the data, progress); all of it is in each
+checkpoint, so a run that is killed at any instant goes on as if it had not been. What a step is and
+what is noted of it depends on what is trained: one adapter (`loop`) or many (`population_run`).
+"""
+
+import abc
+import contextlib
+import dataclasses
+import math
+import signal
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Float
+
+from adapters_jax import params, sharding
+from adapters_jax.config import decisive
+from adapters_jax.data import pipeline
+from adapters_jax.data.policies import Policy
+from adapters_jax.data.shares import Mixing
+from adapters_jax.tasks.task import Task
+from adapters_jax.training import batching, evaluation, monitor, provenance, trunk
+from adapters_jax.training.checkpoint import Checkpoints
+from adapters_jax.training.experiment import Experiment
+
+Results = Mapping[str, Mapping[str, float]]  # the metrics of each validation split
+
+
+class NonFiniteLossError(FloatingPointError):
+    """The loss or its gradient stopped being a number."""
+
+
+class Stopped(SystemExit):
+    """The process was asked to end (SIGTERM) and has saved its state."""
+
+
+@dataclasses.dataclass
+class Progress:
+    """What early stopping and the summary need to know of the steps already taken."""
+
+    best: float | None = None
+    best_step: int = 0
+    since_best: int = 0
+    steps: int = 0  # where it ended before the run did
+    seconds: float = 0.0
+    examples: int = 0
+    finished: str = ''
+    best_metrics: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def judge(self, task: Task, results: Results, step: int) -> bool:
+        """Note an evaluation, and tell whether it is the best so far.
+
+        The first validation split decides; without one the last step is the best.
+        """
+        decisive = next(iter(results.values()), None)
+        score = None if decisive is None else decisive[task.primary]
+        if score is not None and not task.is_better(score, self.best):
+            self.since_best += 1
+            return False
+        self.best, self.best_step, self.since_best = score, step, 0
+        self.best_metrics = dict(results)
+        return True
+
+    def stop(self, patience: int, last: bool) -> None:
+        """End the run after its last step, or where `patience` evaluations brought nothing."""
+        if patience and self.since_best >= patience:
+            self.finished = f'no improvement in {patience} evaluations'
+        elif last:
+            self.finished = 'all steps taken'
+
+
+class Run(abc.ABC):
+    """An experiment trained in a workdir."""
+
+    state: Any  # the arrays that a step replaces
+    frozen: params.Tree
+    train_step: Any
+    progress: Any  # has `seconds`, and is a dataclass of JSON values
+
+    def __init__(self, experiment: Experiment, workdir: Path) -> None:
+        """Prepare everything short of the first step."""
+        self.config, self.workdir = experiment.config, workdir
+        self.mesh = sharding.make_mesh(self.config.mesh.data)
+        self.experiment = trunk.attach(experiment, self.mesh)
+        self._prepare_data(self.mesh.shape['data'])
+        self._prepare_state()
+        self.step = self.saved = 0
+        self._stop_requested = False
+
+    def _prepare_data(self, devices: int) -> None:
+        config, model = self.config, self.experiment.model
+        self.data = self.experiment.splits['train']
+        seed = config.seed if config.data.seed < 0 else config.data.seed
+        policy, mixing = self._choose_batches(devices)
+        self.plan = pipeline.Plans(self.data, policy, seed, mixing)(0)
+        self.rows = batching.filled_rows(config, self.plan.rows, devices)
+        self.padding = 1 - (1 - self.plan.padding) * self.plan.rows / self.rows
+        self.steps_per_epoch = len(self.plan)
+        self.total_steps = config.training.steps or max(
+            1, math.ceil(self.steps_per_epoch * config.training.epochs)
+        )
+        self.evaluate_every = config.training.evaluate_every or self.steps_per_epoch
+        self.pad_id = model.config.pad_id
+        self.iterator = pipeline.train_batches(self.data, policy, seed, self.pad_id, mixing=mixing)
+        self.eval_policies = {
+            name: self._choose_evaluation(name, devices)
+            for name in self.experiment.validation_splits
+        }
+
+    def _choose_batches(self, devices: int) -> tuple[Policy, Mixing | None]:
+        """Return how examples lie in rows, and how several tasks share the batches."""
+        lengths = self.data.lengths
+        return batching.choose(self.config, self.experiment.model, lengths, devices, True), None
+
+    def _choose_evaluation(self, split: str, devices: int) -> Policy:
+        """Return how the examples of a validation split lie in rows."""
+        lengths = self.experiment.splits[split].lengths
+        return batching.choose(self.config, self.experiment.model, lengths, devices, False)
+
+    @abc.abstractmethod
+    def _prepare_state(self) -> None:
+        """Make the arrays, the jitted step, and the progress of a run that has not begun."""
+
+    @property
+    @abc.abstractmethod
+    def finished(self) -> bool:
+        """Whether nothing is left to train."""
+
+    @abc.abstractmethod
+    def _advance(self, batch: Mapping[str, jax.Array]) -> Any:
+        """Take a step; return its metrics, still on their way."""
+
+    @abc.abstractmethod
+    def _record(self, pending: tuple[int, Any] | None) -> None:
+        """Read a step's metrics and hand them on."""
+
+    @abc.abstractmethod
+    def _evaluate(self) -> None:
+        """Score the validation splits, keep what is the best, and stop what is done."""
+
+    @abc.abstractmethod
+    def _save(self) -> None:
+        """Write a checkpoint."""
+
+    @abc.abstractmethod
+    def _restore_progress(self, values: dict[str, Any]) -> None:
+        """Take up what a checkpoint says of the steps already taken."""
+
+    @abc.abstractmethod
+    def _finish(self) -> dict[str, Any]:
+        """Return the summary."""
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What a checkpoint must agree on with the run that continues it."""
+        return {
+            'backbone_fingerprint': self.experiment.backbone.fingerprint,
+            'data_fingerprint': self.data.fingerprint(),
+            'config': decisive(self.config),
+        }
+
+    @property
+    def step_options(self) -> dict[str, Any]:
+        """What the config says of a step."""
+        training = self.config.training
+        return {
+            'accumulate': training.accumulate,
+            'label_smoothing': training.label_smoothing,
+            'dropout': training.dropout,
+        }
+
+    def run(self) -> dict[str, Any]:
+        """Train to the end (from the last checkpoint, where there is one); return the summary."""
+        previous = signal.signal(signal.SIGTERM, self._request_stop)
+        try:
+            with (
+                Checkpoints(self.workdir / 'checkpoints', self.identity) as self.checkpoints,
+                self._monitored(),
+            ):
+                self._announce()
+                self._resume()
+                self._train()
+        finally:
+            signal.signal(signal.SIGTERM, previous)
+        return self._finish()
+
+    def _request_stop(self, *_: Any) -> None:
+        self._stop_requested = True
+
+    @contextlib.contextmanager
+    def _monitored(self) -> Iterator[None]:
+        with self._make_monitor(self.workdir) as self.monitor:
+            yield
+
+    def _make_monitor(self, workdir: Path, **options: Any) -> monitor.Monitor:
+        return monitor.Monitor(
+            workdir,
+            self.total_steps,
+            metric=self.experiment.task.primary,
+            every=self.config.training.log_every,
+            **options,
+        )
+
+    def _start_monitor(self) -> None:
+        self.monitor.start(self.step)
+
+    def _announce(self) -> None:
+        self.monitor.message(
+            f'{len(self.data):,} training examples, {self.steps_per_epoch} steps an epoch, '
+            f'{self.total_steps} steps, {100 * self.padding:.1f} % padding'
+        )
+
+    def _announce_trunk(self, trainable: params.Tree) -> None:
+        end = self.experiment.model.trunk(trainable)
+        layers = self.experiment.backbone.config.layers
+        self.monitor.message(
+            f'layers 0 to {end.layer - 1} of {layers} are never differentiated'
+            if end.layer
+            else f'all {layers} layers are differentiated'
+        )
+
+    def _resume(self) -> None:
+        restored = self.checkpoints.restore(jax.tree.map(_abstract, self.state), self.iterator)
+        if restored is not None:
+            self.state = restored.state
+            self.step = self.saved = restored.step
+            self._restore_progress(restored.progress)
+        self._start_monitor()
+        if restored is not None:
+            self.monitor.message(f'continuing from the checkpoint of step {self.step}')
+
+    def _train(self) -> None:
+        every, pending = self.config.training.checkpoint_every, None
+        started = time.monotonic()
+        while self.step < self.total_steps and not self.finished:
+            _, batch = next(self.iterator)
+            batch = batching.fill(batch, self.rows, self.pad_id)
+            with jax.profiler.StepTraceAnnotation('train', step_num=self.step):
+                metrics = self._advance(sharding.put_batch(batch, self.mesh))
+            self.step += 1
+            # The metrics of the step before: the host never waits for the one under way.
+            self._record(pending)
+            pending = (self.step, metrics)
+            evaluate = self.step % self.evaluate_every == 0 or self.step == self.total_steps
+            if evaluate or self._stop_requested or (every and self.step % every == 0):
+                self._record(pending)
+                pending = None
+                self.progress.seconds += time.monotonic() - started
+                if evaluate:
+                    self._evaluate()
+                self._save()
+                started = time.monotonic()
+            if self._stop_requested:
+                self._leave()
+
+    def _outputs(self, split: str, trainable: params.Tree) -> Float[np.ndarray, 'S ...']:
+        """Return the outputs for every example of a validation split, in order."""
+        return evaluation.outputs(
+            self.forward,
+            trainable,
+            self.frozen,
+            self.experiment.splits[split],
+            self.eval_policies[split],
+            self.pad_id,
+            self.mesh,
+        )
+
+    def _save_checkpoint(self, metric: float | None) -> None:
+        progress = dataclasses.asdict(self.progress)
+        self.checkpoints.save(self.step, self.state, self.iterator, progress, metric)
+        self.saved = self.step
+
+    def _leave(self) -> None:
+        self.checkpoints.wait()
+        self.monitor.message(
+            f'stopped by SIGTERM after step {self.step}; the same command goes on from there'
+        )
+        raise Stopped(128 + signal.SIGTERM)
+
+    def _summary(self, progress: Progress, tuned: int, seed: int) -> dict[str, Any]:
+        """Return the summary of one adapter with `tuned` trainable parameters."""
+        return {
+            'finished': progress.finished,
+            'steps': progress.steps or self.step,
+            'best_step': progress.best_step,
+            'primary': self.experiment.task.primary,
+            'metrics': progress.best_metrics,
+            'trainable_parameters': tuned,
+            'total_parameters': tuned + params.count(self.frozen),
+            'seconds': round(self.progress.seconds, 3),
+            'examples_per_second': round(progress.examples / max(self.progress.seconds, 1e-9), 2),
+            'padding': round(self.padding, 4),
+            'compilations': self.train_step._cache_size(),
+            'peak_memory_bytes': monitor.peak_memory_bytes(),
+            'seed': seed,
+            **provenance.describe(),
+        }
+
+
+def _abstract(x: jax.Array) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)

@@ -1,0 +1,131 @@
+"""Mistakes in flags, in configs and in what they name."""
+
+import re
+import subprocess
+
+import command
+import pytest
+
+from adapters_jax import config as configs
+from adapters_jax.data import glue
+
+pytestmark = pytest.mark.usefixtures('compiled_once')
+
+KEYS = ', '.join(sorted(configs.base()))
+SPOILT = {
+    'unknown key': ('--config.foo=1', f"'foo'.*known: {KEYS}"),
+    'unknown key below': (
+        '--config.training.epoch=3',
+        f"'epoch'.*known: {', '.join(sorted(configs.base().training))}",
+    ),
+    'a key below a value': ('--config.seed.x=3', "'x'"),
+    'unknown flag': ('--wrkdir=x', 'wrkdir'),
+    'not a number': ('--config.training.batch_size=many', 'batch_size.*many'),
+    'a section as value': ('--config.training=3', 'training'),
+    'a stray word': ('train', "unexpected argument 'train'; options begin with --"),
+    'unknown task': (
+        '--config.task.name=clasification',
+        "unknown task 'clasification'; known: classification, regression",
+    ),
+    'unknown method': ('--config.method=houlsbee', "unknown method 'houlsbee'; known: .*houlsby"),
+    'unknown option': (
+        '--config.method=pfeiffer[reduction=8]',
+        "no option 'reduction'; known: .*reduction_factor",
+    ),
+    'unknown metric': ('--config.task.primary=f2', "'f2' .*accuracy, f1_macro"),
+    'unknown metric in the list': (
+        "--config.task.metrics=('accuracy','f2')",
+        "unknown metric 'f2' for classification; known: accuracy, f1,",
+    ),
+    'unknown pooling': ('--config.head.pooling=max', "head.pooling is 'max'; expected .*'mean'"),
+    'unknown schedule': ('--config.optimizer.schedule=step', "schedule .*'linear'.*got 'step'"),
+    'unknown number format': ('--config.training.dtype=float16', "'float16'; expected .*bfloat16"),
+    'unknown batching': ('--config.data.batching=bins', "'bins'; expected one of packed, buckets"),
+    'negative learning rate': ('--config.optimizer.learning_rate=-1', 'learning_rate .*-1'),
+    'negative patience': ('--config.training.patience=-1', 'patience is -1; expected 0 or more'),
+    'no epochs': ('--config.training.epochs=0', r'epochs is 0\.0; expected more than 0'),
+    'negative steps': ('--config.training.steps=-5', 'steps is -5; expected 0 or more'),
+    'negative seed': ('--config.seed=-1', 'seed is -1; expected 0 or more'),
+    'empty batch': ('--config.training.batch_size=0', 'batch_size is 0; expected 1 or more'),
+    'smoothing': ('--config.training.label_smoothing=1.5', r'label_smoothing is 1\.5'),
+    'too many devices': ('--config.mesh.data=9', 'mesh.data is 9 but 1 devices are present'),
+    'no devices': ('--config.mesh.data=0', 'mesh.data is 0'),
+    'too long': (
+        '--config.data.max_length=129',
+        'max_length is 129, but the model has 128 positions; set it to 128 or less',
+    ),
+    'too short': ('--config.data.max_length=2', 'max_length is 2, which leaves no room'),
+    'missing file': ('--config.data.train=/no/such.csv', 'no file /no/such.csv'),
+    'missing folder': ('--config.data.dir=/no/such', "data.dir is '/no/such'.*not a folder"),
+    'missing column': (
+        '--config.data.columns.text_a=review',
+        "no column 'review'.*columns are 'text', 'label'",
+    ),
+    'unknown backbone': (
+        '--config.backbone=/no/such/model',
+        "'/no/such/model' is not an existing folder; expected a short name",
+    ),
+    'more layers than there are': (
+        '--config.method=top_layers[layers=7]',
+        'layers=7, but the backbone has 1',
+    ),
+    'a positive class that is none': ('--config.task.positive=fish', "'fish' is none of 'animal'"),
+    'labels that lack one': (
+        "--config.task.labels=('animal','food')",
+        "split 'train': unseen labels 'weather'.*known: 'animal', 'food'",
+    ),
+    'smoothed numbers': ('--config.task.name=regression', "texts.csv, line 2: .*'animal'.*number"),
+}
+
+
+@pytest.mark.parametrize('mistake', SPOILT)
+def test_a_spoilt_command_line(line, mistake):
+    argument, expected = SPOILT[mistake]
+    assert re.search(expected, line.refused(argument))
+
+
+@pytest.mark.parametrize(
+    ('file', 'expected'),
+    [
+        ('glue:foo=1', "'foo=1' is not understood; expected key=value with task='rte', method="),
+        ('glue:task=wnlu', "'wnlu' is no GLUE task; the tasks are cola, .*, wnli"),
+        ('text_classification:method=houlsbee', "unknown method 'houlsbee'; known:"),
+        ('no_such_config', 'no file configs/no_such_config.py; configs holds .*configs/glue.py'),
+    ],
+)
+def test_a_spoilt_config_argument(line, file, expected):
+    assert re.search(expected, line.refused(file=file))
+
+
+def test_every_glue_task_is_named_when_one_is_misspelt(line):
+    found = line.refused(file='glue:task=snli')
+    assert all(name in found for name in glue.TASKS)
+
+
+def test_required_options_are_named(tmp_path):
+    for module, option in {'train': 'config', 'evaluate': 'workdir', 'predict': 'adapter'}.items():
+        assert f'--{option}' in command.refused(module, folder=tmp_path)
+
+
+def test_a_real_process_says_it_the_same_way(line):
+    run = command.python_of('train', *line.arguments('--config.foo=1'))
+    done = subprocess.run(run, capture_output=True, text=True, cwd=command.ROOT, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: unknown config key --config.foo: no 'foo' here; known: ")
+    assert done.stderr.count('\n') == 1
+
+
+def test_batches_that_do_not_divide_over_devices(line):
+    changes = ('--config.mesh.data=8', '--config.data.batching=buckets')
+    found = line.refused(*changes, '--config.training.batch_size=12', devices=8)
+    expected = 'batch_size is 12, which does not divide over 8 devices x 1 accumulation steps'
+    assert expected in found and 'multiple of 8' in found
+
+
+def test_what_evaluate_refuses(toys, tmp_path):
+    found = command.refused(
+        'evaluate', f'--workdir={toys / "run"}', '--split=tets', folder=tmp_path
+    )
+    assert "no split 'tets' in this run; it has test, train, validation" in found
+    found = command.refused('evaluate', f'--workdir={tmp_path}', folder=tmp_path)
+    assert f'{tmp_path} is not the workdir of a run' in found and '--workdir' in found

@@ -1,0 +1,112 @@
+"""Training over finished adapters: stacks, fusions, and layers dropped at random."""
+
+import json
+
+import command
+import numpy as np
+import pytest
+import toy
+
+from adapters_jax.evaluate import evaluate
+from adapters_jax.interop import adapter_folder
+from adapters_jax.params import flatten
+from adapters_jax.predict import predict
+from adapters_jax.train import train
+
+pytestmark = pytest.mark.usefixtures('compiled_once')
+
+
+@pytest.fixture(scope='module')
+def sources(tmp_path_factory):
+    """A backbone of two layers, texts, and two finished adapters 'a' and 'b' on it."""
+    folder = tmp_path_factory.mktemp('composed')
+    backbone = toy.write_backbone(folder / 'bert', layers=2)
+    texts = toy.write_texts(folder / 'texts.csv', 60)
+    for seed, name in enumerate('ab'):
+        config = toy.config(backbone, texts, training__epochs=1.0, seed=seed)
+        config.method = 'pfeiffer[size=4]'
+        train(config, folder / name)
+    return folder, backbone, texts
+
+
+def config(sources, method, adapters, **options):
+    folder, backbone, texts = sources
+    made = toy.config(backbone, texts, **{'training__epochs': 2.0} | options)
+    made.method = method
+    made.adapters = adapters.format(a=folder / 'a' / 'adapter', b=folder / 'b' / 'adapter')
+    return made
+
+
+@pytest.mark.parametrize(
+    ('method', 'adapters', 'trained'),
+    [
+        ('fuse(a, b)', 'a={a},b={b}', {'fusion'}),
+        ('stack(a, task)', 'a={a},task=pfeiffer[size=3]', {'task'}),
+        ('stack(a, fuse(b, new))', 'a={a},b={b},new=pfeiffer[size=3]', {'fusion', 'new'}),
+    ],
+)
+def test_a_run_over_finished_adapters(sources, tmp_path, method, adapters, trained):
+    run = config(sources, method, adapters)
+    summary = train(run, tmp_path / 'run')
+    assert 0 < summary['trainable_parameters'] < summary['total_parameters']
+    saved = adapter_folder.load(tmp_path / 'run' / 'adapter')
+    leaves = flatten(saved.adapter_params)
+    for name in 'ab':
+        if f'{name}={{' not in adapters:
+            continue
+        alone = adapter_folder.load(sources[0] / name / 'adapter')
+        for path, leaf in flatten(alone.adapter_params).items():
+            np.testing.assert_array_equal(leaves[f'{name}/{path}'], leaf)
+    assert trained <= {path.split('/')[0] for path in leaves}
+    evaluate(tmp_path / 'run', 'test')
+    expected = toy.read_lines(tmp_path / 'run' / 'predictions_test.jsonl')
+    found = predict(tmp_path / 'run' / 'adapter', [{'text': r['text_a']} for r in expected])
+    for ours, theirs in zip(found, expected, strict=True):
+        np.testing.assert_allclose(ours['logits'], theirs['logits'], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ('method', 'adapters', 'said'),
+    [
+        ('fuse(a, b)', 'a={a}', "'b' is in one of them only"),
+        ('stack(a)', 'a={a},b={b}', "'b' is in one of them only"),
+        ('fuse(a, c)', 'a={a},c=lora', 'c .lora. stands inside of fuse'),
+        ('fuse(a, average(b))', 'a={a},b={b}', 'may not hold average'),
+        ('stack(a)', 'a', "adapters has the item 'a'"),
+    ],
+)
+def test_mistakes_in_expressions(sources, tmp_path, method, adapters, said):
+    with pytest.raises(ValueError, match=said):
+        train(config(sources, method, adapters), tmp_path / 'run')
+
+
+def test_robust_training_drops_layers_anew_in_each_step(sources, tmp_path):
+    _, backbone, texts = sources
+    made = toy.config(backbone, texts, training__epochs=3.0)
+    made.method, made.training.adapter_drop = 'pfeiffer[size=4]', 'robust'
+    summary = train(made, tmp_path / 'run')
+    assert summary['compilations'] == 2  # none and one of two layers
+    made.training.adapter_drop = 'some'
+    with pytest.raises(ValueError, match="adapter_drop is 'some'; expected one of none, robust"):
+        train(made, tmp_path / 'other')
+
+
+def test_a_config_on_the_command_line(sources, tmp_path):
+    folder, backbone, texts = sources
+    done = command.run(
+        'train',
+        '--config=configs/text_classification.py',
+        f'--config.backbone={backbone}',
+        f'--config.data.train={texts}',
+        f'--config.adapters=a={folder}/a/adapter,b={folder}/b/adapter',
+        '--config.method=fuse(a, b)',
+        '--config.training.epochs=1.0',
+        '--config.data.cache_dir=none',
+        f'--workdir={tmp_path / "run"}',
+        folder=tmp_path,
+    )
+    assert done.status == 0, done.err
+    method = json.loads((tmp_path / 'run' / 'adapter' / 'adapter_config.json').read_text())[
+        'method'
+    ]
+    assert method['expression'] == 'fuse(a, b)'

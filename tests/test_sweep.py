@@ -1,0 +1,317 @@
+"""Whole sweeps on toy data: each member is the run done alone, killed or not."""
+
+import importlib.util
+import json
+import re
+import signal
+from pathlib import Path
+
+import command
+import numpy as np
+import pytest
+import toy
+
+from adapters_jax import config as configs
+from adapters_jax import sweep as sweeps
+from adapters_jax.evaluate import evaluate
+from adapters_jax.interop import adapter_folder
+from adapters_jax.params import flatten
+from adapters_jax.predict import predict
+from adapters_jax.sweep import sweep
+from adapters_jax.train import train
+from adapters_jax.training import grid
+
+ROOT = Path(__file__).parents[1]
+STEPS, EVERY = 40, 7
+
+pytestmark = pytest.mark.usefixtures('compiled_once')
+
+
+@pytest.fixture(scope='module')
+def toys(tmp_path_factory):
+    """A folder with a backbone and texts."""
+    folder = tmp_path_factory.mktemp('sweep')
+    toy.write_backbone(folder / 'bert', layers=2)
+    toy.write_texts(folder / 'texts.csv', 160)
+    return folder
+
+
+GRID = ('optimizer.learning_rate=2e-2,1e30', 'method.size=2,5', 'seed=0,1')
+
+
+def config(toys, *axes, **changes):
+    given = {'method': 'pfeiffer[size=4,dropout=0.1]', 'training__steps': STEPS} | changes
+    made = toy.config(str(toys / 'bert'), str(toys / 'texts.csv'), **given)
+    made.training.evaluate_every = 20
+    made.training.checkpoint_every = EVERY
+    made.sweep.grid = axes
+    return made
+
+
+@pytest.fixture(scope='module')
+def swept(toys):
+    """A finished sweep, of which the half with a huge learning rate diverged."""
+    result = sweep(config(toys, *GRID), toys / 'swept')
+    return toys / 'swept', result
+
+
+def numbers(workdir):
+    """Return a run's losses and its scores."""
+    lines = toy.read_lines(workdir / 'metrics.jsonl')
+    return [(line['step'], line['split'], line['values']) for line in lines]
+
+
+@pytest.fixture(scope='module')
+def alone(toys, swept):
+    """Two members' runs, done alone with their own configs."""
+    workdir, _ = swept
+    names = ('learning_rate-2e-2_size-2_seed-1', 'learning_rate-2e-2_size-5_seed-0')
+    for name in names:
+        train(configs.read(workdir / 'members' / name / 'config.json'), toys / 'alone' / name)
+    return {name: (workdir / 'members' / name, toys / 'alone' / name) for name in names}
+
+
+def test_a_member_is_the_run_done_alone(alone):
+    for name, (member, run) in alone.items():
+        ours, theirs = numbers(member), numbers(run)
+        assert [x[:2] for x in ours] == [x[:2] for x in theirs]
+        for (step, _, values), (_, _, expected) in zip(ours, theirs, strict=True):
+            assert values.keys() == expected.keys()
+            for key in values:
+                assert values[key] == pytest.approx(expected[key], abs=1e-5), (name, step, key)
+        one, other = (adapter_folder.load(path / 'adapter') for path in (member, run))
+        assert one.method == other.method
+        for tree in ('adapter_params', 'head_params'):
+            expected = flatten(getattr(other, tree))
+            for path, leaf in flatten(getattr(one, tree)).items():
+                np.testing.assert_allclose(leaf, expected[path], atol=1e-5, err_msg=path)
+        summaries = [json.loads((x / 'summary.json').read_text()) for x in (member, run)]
+        for key in ('finished', 'steps', 'best_step', 'primary', 'trainable_parameters', 'seed'):
+            assert summaries[0][key] == summaries[1][key], key
+        assert set(summaries[0]) - set(summaries[1]) == {'population'}
+
+
+def test_a_members_folder_is_a_runs(swept, alone):
+    _, result = swept
+    name = 'learning_rate-2e-2_size-2_seed-1'
+    member, run = alone[name]
+    ours, theirs = ({p.name for p in path.iterdir()} for path in (member, run))
+    assert theirs - ours == {'checkpoints'} and ours <= theirs
+    for split in ('validation', 'test'):
+        assert evaluate(member, split)['metrics'] == pytest.approx(
+            evaluate(run, split)['metrics'], abs=1e-5
+        )
+    scores = {row['name']: row['score'] for row in result['members']}
+    assert evaluate(member, 'validation')['metrics']['accuracy'] == scores[name]
+    # `train` takes it for one of its own, which is finished.
+    before = (member / 'summary.json').read_bytes()
+    train(configs.read(member / 'config.json'), member)
+    assert (member / 'summary.json').read_bytes() == before
+
+
+def test_members_see_the_same_batches_and_their_own_seeds(swept):
+    workdir, _ = swept
+    read = {m.name: configs.read(m / 'config.json') for m in (workdir / 'members').iterdir()}
+    assert len(read) == 8
+    assert {(c.seed, c.data.seed) for c in read.values()} == {(0, 0), (1, 0)}
+    one, other = (
+        toy.losses(workdir / 'members' / f'learning_rate-2e-2_size-5_seed-{seed}')
+        for seed in (0, 1)
+    )
+    assert len(one) == STEPS and one[0] != other[0]
+
+
+def test_the_best_member_is_picked_on_validation(swept):
+    workdir, result = swept
+    rows = result['members']
+    assert result['best'] == rows[0]['name'] and len(rows) == 8
+    good = [row for row in rows if row['score'] is not None]
+    assert [row['score'] for row in good] == sorted((r['score'] for r in good), reverse=True)
+    best = workdir / 'members' / result['best'] / 'adapter'
+    assert {p.name: p.read_bytes() for p in best.iterdir()} == {
+        p.name: p.read_bytes() for p in (workdir / 'best').iterdir()
+    }
+    assert predict(workdir / 'best', [{'text': 'the cat'}])[0]['label'] in toy.TOPICS
+    first = result['settings'][0]
+    scores = [r['score'] for r in rows if r['name'] in first['members']]
+    assert first['mean'] == pytest.approx(np.mean(scores)) and len(scores) == 2
+    assert first['deviation'] == pytest.approx(np.std(scores, ddof=1))
+    table = (workdir / 'sweep.md').read_text().splitlines()
+    assert len(table) == 2 + 8 and table[0].startswith('| optimizer.learning_rate | method.size |')
+    assert f'`{result["best"]}`' in table[2] and 'diverged' in table[-1]
+
+
+def test_those_that_diverge_are_told_of_and_left(swept):
+    workdir, result = swept
+    lost = [row for row in result['members'] if row['state'].startswith('diverged')]
+    assert {row['settings']['optimizer.learning_rate'] for row in lost} == {1e30}
+    assert len(lost) == 4
+    told = (workdir / 'populations' / '0' / 'log.txt').read_text()
+    for row in lost:
+        member = workdir / 'members' / row['name']
+        assert row['state'] == f'diverged: {told_of(told, row["name"])}'
+        losses = toy.losses(member)
+        # What was good is on record, and nothing after it.
+        assert len(losses) == row['steps'] < 20 and np.isfinite([x for _, x in losses]).all()
+        assert json.loads((member / 'summary.json').read_text())['finished'] == row['state']
+    assert not any(
+        row['state'].startswith('diverged') and row['score'] is not None
+        for row in result['members']
+    )
+
+
+def told_of(log, name):
+    """Return what the log says of a member that diverged; it says it once."""
+    (line,) = [line for line in log.splitlines() if f'{name} diverged: ' in line]
+    return line.partition('diverged: ')[2].partition(';')[0]
+
+
+def test_if_all_diverge_the_sweep_says_so(toys, tmp_path):
+    given = config(toys, 'optimizer.learning_rate=1e30,2e30', method='head', training__steps=20)
+    for _ in range(2):  # and says it again
+        with pytest.raises(FloatingPointError, match=r'all 2 members .* diverged \(learning_rate-'):
+            sweep(given, tmp_path / 'w')
+    assert not (tmp_path / 'w' / 'best').exists()
+
+
+def test_each_ends_where_it_stops_to_improve(toys, tmp_path):
+    given = config(toys, 'optimizer.learning_rate=1e-9,2e-2', method='head', training__steps=60)
+    given.training.evaluate_every, given.training.patience = 5, 2
+    result = sweep(given, tmp_path / 'w')
+    still, moving = sorted(result['members'], key=lambda r: r['settings'][GRID[0].split('=')[0]])
+    assert still['state'] == 'no improvement in 2 evaluations' and still['steps'] == 15
+    assert moving['steps'] > 15
+    lines = toy.losses(tmp_path / 'w' / 'members' / still['name'])
+    assert [step for step, _ in lines] == list(range(1, 16))
+    assert len(toy.losses(tmp_path / 'w' / 'members' / moving['name'])) == moving['steps']
+
+
+def test_what_cannot_share_a_step_trains_one_after_another(toys, tmp_path):
+    given = config(toys, 'training.steps=4,6', 'seed=0,1,2', method='head')
+    given.sweep.size = 2
+    result = sweep(given, tmp_path / 'w')
+    assert {row['name']: row['steps'] for row in result['members']} == {
+        f'steps-{steps}_seed-{seed}': steps for steps in (4, 6) for seed in range(3)
+    }
+    assert len(list((tmp_path / 'w' / 'populations').iterdir())) == 4
+    before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob('*') if p.name != '.lock'}
+    assert sweep(given, tmp_path / 'w') == result
+    assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob('*') if p.name != '.lock'} == before
+    given.sweep.grid = ('seed=0,1',)
+    with pytest.raises(ValueError, match=r'another config \(sweep.grid was .*'):
+        sweep(given, tmp_path / 'w')
+
+
+def arguments(toys, workdir):
+    return [
+        '--config=configs/text_classification.py:method=pfeiffer[size=4,dropout=0.1]',
+        f'--config.backbone={toys / "bert"}',
+        f'--config.data.train={toys / "texts.csv"}',
+        '--config.data.cache_dir=none',
+        '--config.mesh.data=1',
+        f'--config.training.steps={STEPS}',
+        '--config.training.evaluate_every=20',
+        f'--config.training.checkpoint_every={EVERY}',
+        f'--config.sweep.grid={GRID!r}',
+        f'--workdir={workdir}',
+    ]
+
+
+def test_killed_and_stopped_and_gone_on_the_bits_are_the_same(toys, tmp_path):
+    """The command, undisturbed; then one that is killed, stopped by SIGTERM, and finished."""
+    whole = command.run('sweep', *arguments(toys, tmp_path / 'whole'), folder=tmp_path / 'out')
+    assert whole.status == 0, whole.err
+    assert whole.out.startswith('accuracy on validation, mean over seeds:\n')
+    assert whole.out.endswith('best/, sweep.md, sweep.json, members/, config.json\n')
+    workdir = tmp_path / 'killed'
+    for number, (end, step) in enumerate([(signal.SIGKILL, 10), (signal.SIGTERM, 24)]):
+        process = start(toys, tmp_path, number)
+        assert process.wait_for(lambda step=step: taken(workdir) >= step), 'ended before'
+        process.signal(end)
+        done = process.finish()
+        assert done.status == (-end if end == signal.SIGKILL else 128 + end), done.err
+    assert 'stopped by SIGTERM after step' in done.err
+    done = start(toys, tmp_path, 'last').finish()
+    assert done.status == 0, done.err
+    assert 'continuing from the checkpoint of step' in done.err
+    names = {path.name for path in (tmp_path / 'whole' / 'members').iterdir()}
+    assert {path.name for path in (workdir / 'members').iterdir()} == names
+    for name in names:
+        check_same(workdir / 'members' / name, tmp_path / 'whole' / 'members' / name)
+    kept = ('best', 'members', 'settings')
+    one, other = (json.loads((w / 'sweep.json').read_text()) for w in (workdir, tmp_path / 'whole'))
+    assert {key: one[key] for key in kept} == {key: other[key] for key in kept}
+
+
+def start(toys, folder, number):
+    line = arguments(toys, folder / 'killed')
+    return command.Command('sweep', line, folder / f'out{number}')
+
+
+def taken(workdir):
+    path = workdir / 'populations' / '0' / 'metrics.jsonl'
+    return path.read_bytes().count(b'"split": "train"') if path.exists() else 0
+
+
+def check_same(one, other):
+    assert (one / 'metrics.jsonl').read_bytes() == (other / 'metrics.jsonl').read_bytes()
+    ours, theirs = (sorted(p.glob('adapter/*')) for p in (one, other))
+    assert [p.name for p in ours] == [p.name for p in theirs]
+    assert all(a.read_bytes() == b.read_bytes() for a, b in zip(ours, theirs, strict=True))
+
+
+@pytest.mark.parametrize(
+    ('changes', 'expected'),
+    [
+        (["--config.sweep.grid=('seed=0,x',)"], "config key seed is 'x'; expected int"),
+        ([], 'sweep.grid is empty; expected at least one text'),
+        (["--config.sweep.grid=('method.sise=2,4',)"], "has no option 'sise'; known: .*size"),
+        (["--config.sweep.grid=('training.batch_size=8,0',)"], 'training.batch_size is 0'),
+        (["--config.sweep.grid=('optimizer.schedule=linear,step',)"], "schedule .* got 'step'"),
+        (["--config.sweep.grid=('seed=0,1',)", '--config.sweep.size=-1'], 'sweep.size is -1'),
+        (
+            [
+                "--config.sweep.grid=('task.primary=accuracy,f1_macro',)",
+                "--config.task.metrics=('accuracy', 'f1_macro')",
+            ],
+            r'scored by different metrics \(accuracy, f1_macro\)',
+        ),
+        (
+            ["--config.sweep.grid=('training.adapter_drop=none,robust',)"],
+            "adapter_drop is 'robust'.*set 'none'",
+        ),
+    ],
+)
+def test_a_mistake_anywhere_in_the_grid_is_told_before_anything_is_trained(
+    toys, tmp_path, changes, expected
+):
+    line = [
+        argument for argument in arguments(toys, tmp_path / 'w') if 'sweep.grid' not in argument
+    ]
+    sentence = command.refused('sweep', *line, *changes, folder=tmp_path / 'out')
+    assert re.search(expected, sentence), sentence
+    assert {p.name for p in (tmp_path / 'w').glob('*')} <= {'.lock'}
+
+
+def test_a_grid_is_not_for_a_single_run(toys, tmp_path):
+    sentence = command.refused('train', *arguments(toys, tmp_path / 'w'), folder=tmp_path)
+    assert 'is for `python -m adapters_jax.sweep`' in sentence
+
+
+# Members and populations of the sweeps that papers published.
+PUBLISHED = {'houlsby2019': (90, [45, 45]), 'pfeiffer2021': (9, [9]), 'lora2022': (5, [5])}
+
+
+@pytest.mark.parametrize('name', PUBLISHED)
+def test_the_published_sweeps_are_grouped_by_what_must_be_equal(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / 'configs' / 'sweeps' / f'{name}.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    members = sweeps.expand(module.get_config('backbone=x'))
+    count, populations = PUBLISHED[name]
+    assert len(members) == count
+    assert [len(group) for group in grid.populations(members, 0)] == populations
+
+
+def test_every_shipped_sweep_is_named_above():
+    assert {path.stem for path in (ROOT / 'configs' / 'sweeps').glob('*.py')} == set(PUBLISHED)
