@@ -159,6 +159,11 @@ class Model:
         place = self.trunk(params)
         if place.layer == 0:
             raise ValueError('the lowest layer is adapted, so there is no trunk to store')
+        if getattr(self.method, 'replicas', 1) > 1:
+            raise ValueError(
+                "parallel(...) copies the batch at the trunk's end, so nothing can begin there; "
+                "set training.trunk_cache='none'"
+            )
         layers = self.config.layers
         backbone = Bert(self.config, self.dtype, Place(layers))
         _, sown = backbone.apply(

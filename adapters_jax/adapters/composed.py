@@ -60,7 +60,7 @@ class Composed(Method):
         self._check_alone(tree)
         _check_parallel(tree, '')
         counts = sorted(
-            {len(block.children) for block in _blocks(tree) if block.kind == 'parallel'}
+            {len(block.children) for block in blocks_of(tree) if block.kind == 'parallel'}
         )
         self.require(
             len(counts) <= 1,
@@ -117,13 +117,13 @@ class Composed(Method):
     @property
     def replicas(self) -> int:
         """How many copies of the batch `parallel` makes; 1 without one."""
-        blocks = _blocks(self.tree)
+        blocks = blocks_of(self.tree)
         return max((len(b.children) for b in blocks if isinstance(b, Parallel)), default=1)
 
     @property
     def packable(self) -> bool:
         """Whether every member is, and nothing divides the sequence or the batch by numbers."""
-        cut = {block.kind for block in _blocks(self.tree)} & {'split', 'batch_split', 'parallel'}
+        cut = {block.kind for block in blocks_of(self.tree)} & {'split', 'batch_split', 'parallel'}
         return not cut and all(member.packable for member in self.members.values())
 
     @property
@@ -164,7 +164,7 @@ class Composed(Method):
             name: member.init(functional.fold(key, i), dimensions, backbone)
             for i, (name, member) in enumerate(sorted(self.members.items()))
         }
-        fuses = [block for block in _blocks(self.tree) if isinstance(block, Fuse)]
+        fuses = [block for block in blocks_of(self.tree) if isinstance(block, Fuse)]
         fused = {
             block.fusion: self._init_fusion(
                 functional.fold(key, 1000 + i), block, trees, dimensions
@@ -283,11 +283,11 @@ def ends(tree: Tree) -> set[tuple[int, str]]:
     }
 
 
-def _blocks(node: str | Composition) -> list[Composition]:
+def blocks_of(node: str | Composition) -> list[Composition]:
     """Return the blocks of a tree, inner ones first."""
     if isinstance(node, str):
         return []
-    return [*(block for child in node.children for block in _blocks(child)), node]
+    return [*(block for child in node.children for block in blocks_of(child)), node]
 
 
 def _leaves(node: str | Composition) -> list[str]:

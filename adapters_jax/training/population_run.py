@@ -285,20 +285,23 @@ def widen(
 
     A member is initialised as it would be alone, by its own method and seed, and then padded.
     """
-    methods = [_prepared(experiment, member.config) for member in members]
-    different = tuple(dict.fromkeys(methods))
-    widest = bank.widest(different) if len(different) > 1 else methods[0]
+    by_text = {member.config.method: member.config for member in members}
+    methods = {text: _prepared(experiment, config) for text, config in by_text.items()}
+    different = tuple(dict.fromkeys(methods.values()))
+    widest = bank.widest(different) if len(different) > 1 else different[0]
     model = dataclasses.replace(experiment.model, method=widest)
+    alone = {m: dataclasses.replace(model, method=m) for m in different}
+    for own_model in alone.values():
+        check_model(own_model, experiment.backbone.params)
     owns = []
-    for member, method in zip(members, methods, strict=True):
-        own_model = dataclasses.replace(model, method=method)
-        alone = dataclasses.replace(experiment, config=member.config, model=own_model)
-        owns.append(_own(member.name, alone, model, len(different) > 1, folder / member.name))
+    for member in members:
+        own_model = alone[methods[member.config.method]]
+        own = dataclasses.replace(experiment, config=member.config, model=own_model)
+        owns.append(_own(member.name, own, model, len(different) > 1, folder / member.name))
     return model, owns
 
 
 def _own(name: str, alone: Experiment, wide: Any, padded: bool, workdir: Path) -> Own:
-    check_model(alone.model, alone.backbone.params)
     tree = alone.init_params()
     shapes, _ = params.partition(jax.eval_shape(lambda: tree), alone.model.rules)
     multipliers: Tree = {}
@@ -312,5 +315,7 @@ def _own(name: str, alone: Experiment, wide: Any, padded: bool, workdir: Path) -
 
 
 def _prepared(experiment: Experiment, config: Config) -> Method:
-    tokenizer = tokenize.load_tokenizer(experiment.backbone.directory)
-    return load_members(config).method.prepare(lambda text: tokenizer(text)['input_ids'])
+    def encode(text: str) -> list[int]:
+        return tokenize.load_tokenizer(experiment.backbone.directory)(text)['input_ids']
+
+    return load_members(config).method.prepare(encode)

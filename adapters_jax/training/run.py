@@ -235,15 +235,20 @@ class Run(abc.ABC):
         if restored is not None:
             self.monitor.message(f'continuing from the checkpoint of step {self.step}')
 
+    def take_step(self) -> Any:
+        """Take the next step, on the next batch; return its metrics, still on their way."""
+        _, batch = next(self.iterator)
+        batch = batching.fill(batch, self.rows, self.pad_id)
+        with jax.profiler.StepTraceAnnotation('train', step_num=self.step):
+            metrics = self._advance(sharding.put_batch(batch, self.mesh))
+        self.step += 1
+        return metrics
+
     def _train(self) -> None:
         every, pending = self.config.training.checkpoint_every, None
         started = time.monotonic()
         while self.step < self.total_steps and not self.finished:
-            _, batch = next(self.iterator)
-            batch = batching.fill(batch, self.rows, self.pad_id)
-            with jax.profiler.StepTraceAnnotation('train', step_num=self.step):
-                metrics = self._advance(sharding.put_batch(batch, self.mesh))
-            self.step += 1
+            metrics = self.take_step()
             # The metrics of the step before: the host never waits for the one under way.
             self._record(pending)
             pending = (self.step, metrics)

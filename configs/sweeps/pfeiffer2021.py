@@ -3,7 +3,7 @@
     python -m adapters_jax.sweep --config=configs/sweeps/pfeiffer2021.py:task=rte \
         --config.data.dir=GLUE --workdir=W
 
-All members train as one population, at most 30 epochs each and no longer than they improve. The
+Members of one size train as one population, at most 30 epochs and no longer than they improve. The
 paper's backbone is `backbone=bert-base-uncased`.
 """
 
