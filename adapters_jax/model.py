@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from adapters_jax import functional
-from adapters_jax.adapters.bank import rows_of
+from adapters_jax.adapters.bank import Bank, rows_of
 from adapters_jax.adapters.binding import bind
 from adapters_jax.adapters.dropping import drop_layers
 from adapters_jax.adapters.method import Method
@@ -115,6 +115,8 @@ class Model:
         """
         adapter = self._adapter(params)
         rows = batch.get('adapter')
+        if isinstance(self.method, Bank):
+            rows = self.method.index(adapter, rows, len(batch['input_ids']))
         sites = bind(self.method, adapter, functional.fold(key, 0), record=record, rows=rows)
         backbone = Bert(self.config, self.dtype, self.trunk(params), self.remat)
         hidden = backbone.apply(

@@ -199,6 +199,16 @@ class Bank(Method):
             segments = jnp.where(mine[:, None], inserted, appended)
         return segments
 
+    def index(
+        self, params: Tree, index: Int[Array, 'G'] | Int[Array, 'B S'] | None, rows: int
+    ) -> Int[Array, 'G'] | Int[Array, 'B'] | Int[Array, 'B S'] | None:
+        """Return the numbers to bind by: one a row where members have vectors of the backbone.
+
+        Such a vector is used as it is for a row, so it cannot be given for a group of rows.
+        """
+        held = any(BACKBONE in path.split('/') for path in flatten(params))
+        return rows_of(index, rows) if held and index is not None else index
+
     def stack(self, params: Tree) -> Tree:
         """Return the members' parameters stacked by kind; what is stacked already stays."""
         if all(kind.name in params for kind in self.kinds):

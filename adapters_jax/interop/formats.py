@@ -10,7 +10,8 @@ from types import ModuleType
 from adapters_jax.adapters import merging, registry
 from adapters_jax.interop import adapter_folder, hf_export, hub
 from adapters_jax.interop.adapter_folder import AdapterFolder
-from adapters_jax.interop.adapterhub import folder as adapterhub
+from adapters_jax.interop.adapterhub import composed as adapterhub
+from adapters_jax.interop.adapterhub import setup
 from adapters_jax.interop.backbones import LoadedBackbone, load_backbone
 from adapters_jax.interop.peft import folder as peft
 
@@ -28,6 +29,8 @@ def kind(directory: Path) -> str:
     """
     directory = Path(directory)
     path = directory / adapter_folder.CONFIG
+    if setup.is_setup(directory):
+        return 'adapterhub'
     if not path.exists():
         return OURS  # whose reader knows what to say, and how to recover a half-replaced folder
     try:

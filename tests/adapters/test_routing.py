@@ -27,7 +27,7 @@ ROWS = np.array([1, 1, -1, -1, 0, 0], np.int32)
 
 def noisy_bank(methods):
     """Return a bank of these methods and its parameters, all leaves far from their start."""
-    bank, rng, tree = Bank(members={f'm{i}': m for i, m in enumerate(methods)}), None, {}
+    bank, tree = Bank(members={f'm{i}': m for i, m in enumerate(methods)}), {}
     rng = np.random.default_rng(0)
     for name, method in bank.members.items():
         model = tiny.model(method)
@@ -45,7 +45,10 @@ def noisy_bank(methods):
 @functools.partial(jax.jit, static_argnums=0)
 def hidden(bank, tree, batch, rows):
     """Return the last hidden states; no bank, those of the plain backbone."""
-    sites = {} if bank is None else {'sites': bind(bank, tree, None, rows=rows)}
+    sites = {}
+    if bank is not None:
+        numbers = bank.index(tree, rows, len(batch['input_ids']))
+        sites = {'sites': bind(bank, tree, None, rows=numbers)}
     return Bert(tiny.CONFIG).apply(
         {'params': tiny.backbone()},
         *(batch[name] for name in ('input_ids', 'token_type_ids', 'positions')),
@@ -64,14 +67,14 @@ def plain():
 def test_rows_without_an_adapter_are_the_plain_backbone(preset):
     bank, tree = noisy_bank([cases.method(preset)] * 2)
     batch, expected = plain()
-    found = hidden(bank, tree, batch, ROWS)
+    found = hidden(bank, tree, batch, ROWS[::2])
     held = (batch['segments'] > 0) & (ROWS < 0)[:, None]
     np.testing.assert_allclose(found[:, :TOKENS][held], expected[held], atol=1e-5)
     changed = np.abs(found[ROWS >= 0][:, :TOKENS] - expected[ROWS >= 0]).max()
-    assert changed > 1e-2 or preset == 'head'
+    assert changed > 1e-2
 
 
-@pytest.mark.parametrize('preset', cases.METHODS)
+@pytest.mark.parametrize('preset', ['bitfit', 'houlsby', 'loreft', 'prefix_tuning', 'mam'])
 def test_a_number_may_stand_for_rows_on_end(preset):
     bank, tree = noisy_bank([cases.method(preset)] * 2)
     batch, _ = plain()
