@@ -29,15 +29,15 @@ def pytest_addoption(parser):
 
 
 @pytest.fixture(scope='session')
-def programs(tmp_path_factory) -> Path:
+def compiled_programs(tmp_path_factory) -> Path:
     """The folder of the programs that tests of commands have compiled."""
     return tmp_path_factory.getbasetemp() / 'compiled'
 
 
 @pytest.fixture(scope='module')
-def compiled_once(programs):
+def compiled_once(compiled_programs):
     """Share compiled programs between the runs and commands of the files that ask for it."""
-    with command.compiled_once(programs):
+    with command.compiled_once(compiled_programs):
         yield
 
 

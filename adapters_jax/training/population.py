@@ -109,8 +109,11 @@ def population_step(
 
 
 def with_trunk(model: Model, trainable: Tree, frozen: Tree, batch: Batch) -> Batch:
-    """Return the batch with the output of the trunk, where there is one, as its column 'trunk'."""
-    tree = merge(trainable, frozen)
+    """Return the batch with the output of the trunk, where there is one, as its column 'trunk'.
+
+    `trainable` is that of all members; none of it is used below the trunk's end.
+    """
+    tree = merge(unstack(trainable, 0), frozen)
     if 'trunk' in batch or model.trunk(tree).layer == 0:
         return batch
     return {**batch, 'trunk': model.trunk_outputs(tree, batch)}

@@ -85,7 +85,8 @@ class PopulationRun(Run):
         common, different = population.split_common(
             [{'adapters': own.frozen.get('adapters', {})} for own in self.own]
         )
-        frozen = params.merge({'backbone': self.own[0].frozen['backbone']}, common)
+        backbone = {'backbone': self.own[0].frozen.get('backbone', {})}
+        frozen = params.merge(backbone, common)
         stored = choose_dtype(self.config, 'frozen_dtype')
         self.frozen = place(frozen, stored, everywhere)
         self.inputs = self._make_inputs(params.cast(different, stored))

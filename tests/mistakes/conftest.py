@@ -9,12 +9,12 @@ from adapters_jax.train import train
 
 
 @pytest.fixture(scope='session')
-def toys(tmp_path_factory, programs):
+def toys(tmp_path_factory, compiled_programs):
     """A folder with a backbone, data files and a finished run, which no test changes."""
     folder = tmp_path_factory.mktemp('mistakes')
     toy.write_backbone(folder / 'bert')
     toy.write_texts(folder / 'texts.csv', 60)
-    with command.compiled_once(programs):
+    with command.compiled_once(compiled_programs):
         train(toy.config(str(folder / 'bert'), str(folder / 'texts.csv')), folder / 'run')
     return folder
 

@@ -38,7 +38,7 @@ class Own:
 
     @property
     def model(self):
-        layers = 2 if 'leave_out' in self.method else 1
+        layers = 2 if 'layers=1' in self.method or 'leave_out' in self.method else 1
         config = dataclasses.replace(tiny.CONFIG, layers=layers)
         return tiny.model(registry.create(self.method), HEAD, config=config)
 
@@ -177,6 +177,16 @@ def test_each_member_is_the_run_done_alone(name):
         moved = [np.abs(leaf - trees.flatten(start)[p]).max() for p, leaf in
                  trees.flatten(trained).items()]  # fmt: skip
         assert max(moved) > 1e-2
+
+
+@pytest.mark.parametrize('method', ['top_layers[layers=1]', 'full'])
+def test_members_have_their_own_leaves_of_the_backbone(method):
+    owns = [Own(method), Own(method, seed=1, rate=1e-3)]
+    found, losses, _ = together(owns, count=4)
+    for own, trained, seen in zip(owns, found, losses, strict=True):
+        expected, expected_losses = alone(own, count=4)
+        np.testing.assert_allclose(seen, expected_losses, atol=1e-5, rtol=0)
+        assert trees.flatten(trained).keys() == trees.flatten(expected).keys()
 
 
 def test_how_many_are_computed_at_a_time_changes_no_number():
