@@ -21,10 +21,7 @@ from adapters_jax.training.run import Stopped
 ADAPTER_FILES = ('adapter.safetensors', 'head.safetensors', 'adapter_config.json')
 
 
-@pytest.fixture(scope='module', autouse=True)
-def _quick(tmp_path_factory):
-    with command.compiled_once(tmp_path_factory.getbasetemp() / 'compiled'):
-        yield
+pytestmark = pytest.mark.usefixtures('compiled_once')
 
 
 @pytest.fixture(scope='module')

@@ -38,6 +38,11 @@ def check(config: Config) -> None:
     drop = config.training.adapter_drop
     if drop not in ('none', 'robust'):
         raise ValueError(f'training.adapter_drop is {drop!r}; expected one of none, robust')
+    if config.adapters and config.tasks:
+        raise ValueError(
+            f'adapters is {config.adapters!r}, but a run of several tasks trains one method for '
+            'each of them; leave it empty'
+        )
     batching.check(config, load_members(config).method, devices)
     trunk.check(config)
 

@@ -78,11 +78,6 @@ def build(config: Config) -> Multitask:
         raise ValueError(
             f'mixing.best is {config.mixing.best!r}; expected one of {", ".join(BEST)}'
         )
-    if config.adapters:
-        raise ValueError(
-            f'adapters is {config.adapters!r}, but a run of several tasks trains one method for '
-            'each of them; leave it empty'
-        )
     backbone = load_backbone(config.backbone)
     members = {name: build_member(config, name, backbone) for name in sorted(config.tasks)}
     _check_validation(members)

@@ -10,6 +10,7 @@ Writes `mixed_adapters.json` and `mixed_adapters.md`; expected are ratios of at 
 
 import json
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,7 @@ def theirs(directory: Path, text: str, length: int) -> dict[str, Callable[[], An
     import torch
 
     torch.manual_seed(0)
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
     ids = torch.tensor(batch(length)['input_ids'].astype(np.int64))
     return _peft(directory, ids) if text.startswith('lora') else _adapters(directory, text, ids)
 
