@@ -183,8 +183,10 @@ def unpad(tree: Tree, shapes: Mapping[str, Any]) -> Tree:
     return jax.tree.map(lambda x, own: x[tuple(slice(n) for n in own.shape)], tree, shapes)
 
 
-def default_chunk(members: int) -> int:
-    """Return how many members are best computed at a time on this kind of device."""
-    if jax.default_backend() != 'cpu':
-        return 0
-    return max(size for size in (1, 2) if members % size == 0)
+def default_chunk() -> int:
+    """Return how many members are best computed at a time on this kind of device.
+
+    One on a CPU, where members gain nothing from each other's company but larger arrays miss the
+    processor's caches (experiments/bench/population.py); all of them elsewhere.
+    """
+    return 1 if jax.default_backend() == 'cpu' else 0

@@ -73,7 +73,7 @@ class PopulationRun(Run):
         step, `chunk` members are computed at a time (0: as many as is fast on this device).
         """
         self.members, self.folder = members, folder
-        self.chunk = chunk or population.default_chunk(len(members))
+        self.chunk = chunk or population.default_chunk()
         self.names = [member.name for member in members]
         super().__init__(experiment, workdir)
 

@@ -267,10 +267,6 @@ def test_what_lies_below_the_first_adapted_place_is_computed_once(count, chunk):
     assert len([shape for shape in shapes if 5 in shape]) == 10
 
 
-def test_the_default_chunk_divides_the_members():
-    assert all(n % (population.default_chunk(n) or n) == 0 for n in range(1, 20))
-
-
 def test_common_leaves_are_kept_once():
     one = {'a': {'same': np.ones(3), 'own': np.zeros(2)}}
     two = {'a': {'same': np.ones(3), 'own': np.ones(2)}}
