@@ -2,6 +2,8 @@
 
 Writes `evaluation_SPLIT.json` (the metrics) and `predictions_SPLIT.jsonl` (one object an example,
 in the split's order) into the workdir; for a run of several tasks `predictions_TASK_SPLIT.jsonl`.
+With `--drop_layers=N` the adapter is left out of the N lowest layers (AdapterDrop), and the files'
+names end in `_dropN`.
 """
 
 import json
@@ -18,7 +20,7 @@ from adapters_jax.interop import adapter_folder
 from adapters_jax.training import experiment, inference, multitask, provenance
 
 
-def evaluate(workdir: str | Path, split: str = 'test') -> dict[str, Any]:
+def evaluate(workdir: str | Path, split: str = 'test', drop_layers: int = 0) -> dict[str, Any]:
     """Return the metrics of a workdir's best adapter on a split (and 'confusion', for classes).
 
     Of a run of several tasks it is the mean of their primary metrics, and the same for each of
@@ -26,20 +28,35 @@ def evaluate(workdir: str | Path, split: str = 'test') -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: no run, or one without a finished adapter.
-        ValueError: no such split; those there are get listed.
+        ValueError: no such split (those there are get listed), or no layers to drop.
     """
     workdir = Path(workdir)
     config = configs.read(workdir / 'config.json')
     if config.tasks:
-        result = _evaluate_tasks(config, workdir, split)
+        result = _evaluate_tasks(config, workdir, split, drop_layers)
     else:
         folder = adapter_folder.load(workdir / 'adapter')
         run = experiment.build(config)
         _check_split(split, run.splits, split in run.splits)
-        predictions = workdir / f'predictions_{split}.jsonl'
-        result = {'split': split, **_evaluate_one(folder, run, split, predictions)}
-    files.write_json(workdir / f'evaluation_{split}.json', result | provenance.describe())
+        predictions = _predictions(workdir, split, drop_layers)
+        scored = _evaluate_one(folder, run, split, predictions, drop_layers)
+        result = {'split': split, **scored}
+    result['drop_layers'] = drop_layers
+    path = _evaluation(workdir, split, drop_layers)
+    files.write_json(path, result | provenance.describe())
     return result
+
+
+def _evaluation(workdir: Path, split: str, dropped: int) -> Path:
+    return workdir / f'evaluation_{split}{_ending(dropped)}.json'
+
+
+def _predictions(workdir: Path, split: str, dropped: int) -> Path:
+    return workdir / f'predictions_{split}{_ending(dropped)}.jsonl'
+
+
+def _ending(dropped: int) -> str:
+    return f'_drop{dropped}' if dropped else ''
 
 
 def _check_split(split: str, splits: Iterable[str], found: bool) -> None:
@@ -50,16 +67,23 @@ def _check_split(split: str, splits: Iterable[str], found: bool) -> None:
 
 
 def _evaluate_one(
-    folder: adapter_folder.AdapterFolder, run: experiment.Experiment, split: str, predictions: Path
+    folder: adapter_folder.AdapterFolder,
+    run: experiment.Experiment,
+    split: str,
+    predictions: Path,
+    dropped: int,
 ) -> dict[str, Any]:
     """Score an adapter on a split, and write what it predicts."""
-    logits = inference.outputs(folder, run.backbone, run.splits[split], run.config)
+    encoded = run.splits[split]
+    logits = inference.outputs(folder, run.backbone, encoded, run.config, dropped)
     _write_predictions(predictions, run, split, logits)
-    labels = run.splits[split].examples.get('label')
+    labels = encoded.examples.get('label')
     return {'examples': len(logits), **_score(run.task, logits, labels)}
 
 
-def _evaluate_tasks(config: configs.Config, workdir: Path, split: str) -> dict[str, Any]:
+def _evaluate_tasks(
+    config: configs.Config, workdir: Path, split: str, dropped: int
+) -> dict[str, Any]:
     """Score each task's adapter on its split of that name, or on its splits SPLIT_...."""
     folders = {name: adapter_folder.load(workdir / 'adapter' / name) for name in config.tasks}
     run = multitask.build(config)
@@ -72,8 +96,8 @@ def _evaluate_tasks(config: configs.Config, workdir: Path, split: str) -> dict[s
     _check_split(split, {key for m in run.members.values() for key in m.splits}, bool(wanted))
     results, first = {}, {}
     for name, key in wanted:
-        predictions = workdir / f'predictions_{name}_{key}.jsonl'
-        result = _evaluate_one(folders[name], run.members[name], key, predictions)
+        predictions = _predictions(workdir, f'{name}_{key}', dropped)
+        result = _evaluate_one(folders[name], run.members[name], key, predictions, dropped)
         results[f'{name}/{key}'] = result
         first.setdefault(name, result['metrics'])
     scored = len(first) == len(run.members) and all(first.values())
@@ -107,19 +131,20 @@ def _write_predictions(
             lines.write(json.dumps(named | gold | predicted, ensure_ascii=False) + '\n')
 
 
-def main(workdir: str, split: str) -> None:
+def main(workdir: str, split: str, drop_layers: int) -> None:
     """Evaluate, and print the metrics and what was written."""
-    result = evaluate(workdir, split)
+    result = evaluate(workdir, split, drop_layers)
+    folder, written = Path(workdir), _evaluation(Path(workdir), split, drop_layers)
     for name, part in result.get('tasks', {}).items():
         task, _, own = name.partition('/')
-        _show(Path(workdir) / 'adapter' / task, name, part)
-        print(f'wrote {workdir}/predictions_{task}_{own}.jsonl')
+        _show(folder / 'adapter' / task, name, part)
+        print(f'wrote {_predictions(folder, f"{task}_{own}", drop_layers)}')
     if 'tasks' in result:
         print(entry.table(result['metrics']))
-        print(f'wrote {workdir}/evaluation_{split}.json')
+        print(f'wrote {written}')
         return
-    _show(Path(workdir) / 'adapter', split, result)
-    print(f'wrote {workdir}/evaluation_{split}.json and {workdir}/predictions_{split}.jsonl')
+    _show(folder / 'adapter', split, result)
+    print(f'wrote {written} and {_predictions(folder, split, drop_layers)}')
 
 
 def _show(adapter: Path, name: str, result: dict[str, Any]) -> None:
@@ -137,7 +162,8 @@ def _show(adapter: Path, name: str, result: dict[str, Any]) -> None:
 def _define() -> dict[str, flags.FlagHolder]:
     workdir = flags.DEFINE_string('workdir', None, 'Directory of a finished run.')
     split = flags.DEFINE_string('split', 'test', 'Which split: test, validation, train.')
-    return {'workdir': workdir, 'split': split}
+    drop = flags.DEFINE_integer('drop_layers', 0, 'Lowest layers without the adapter.')
+    return {'workdir': workdir, 'split': split, 'drop_layers': drop}
 
 
 if __name__ == '__main__':

@@ -7,7 +7,7 @@ Input: one JSON object a line with `text`, or `text_a` and `text_b`; with severa
 `adapter`, the name of the one to use. Output: for each, in order, the object plus `prediction` and,
 for classification, `label` and `logits`. DIR is an adapter of this project, of AdapterHub or of
 PEFT; which, is found out. Several adapters share one backbone and, where they can be chosen by row,
-one program and its batches.
+one program and its batches. With `--drop_layers=N` adapters are left out of the N lowest layers.
 """
 
 import json
@@ -35,6 +35,7 @@ def predict(
     rows: Iterable[dict[str, Any]],
     backbone: str = '',
     batch_size: int = 32,
+    drop_layers: int = 0,
 ) -> Rows:
     """Return each row with its prediction; the rows are objects with the task's text fields.
 
@@ -43,8 +44,8 @@ def predict(
 
     Raises:
         FileNotFoundError: no adapter there.
-        ValueError: a row without text or with an adapter that is not given, or a backbone that is
-            not the adapter's.
+        ValueError: a row without text or with an adapter that is not given, a backbone that is not
+            the adapter's, or no layers to drop.
     """
     if batch_size < 1:
         raise ValueError(f'batch_size is {batch_size}; expected 1 or more')
@@ -58,7 +59,7 @@ def predict(
     serving.check_same_backbone(loaded)
     folders = {name: folder for name, (folder, _) in loaded.items()}
     shared = next(iter(loaded.values()))[1]
-    return _predict(rows, chosen, folders, shared, batch_size)
+    return _predict(rows, chosen, folders, shared, batch_size, drop_layers)
 
 
 def _chosen(rows: Rows, adapters: Mapping[str, Any]) -> list[str]:
@@ -79,6 +80,7 @@ def _predict(
     folders: Mapping[str, AdapterFolder],
     loaded: LoadedBackbone,
     batch_size: int,
+    drop_layers: int,
 ) -> Rows:
     """Return the rows with their predictions, computed adapter by adapter or together."""
     places = {
@@ -91,7 +93,7 @@ def _predict(
     config.data.max_length = max(folders[name].max_length for name in places)
     if len(places) > 1:
         config.data.batching = 'buckets'  # each row is one text, and one adapter's
-    found = serving.outputs(folders, loaded, encoded, config)
+    found = serving.outputs(folders, loaded, encoded, config, drop_layers)
     result: Rows = [{}] * len(rows)
     for name, own in places.items():
         for place, told in zip(own, tasks[name].predictions(found[name]), strict=True):
@@ -165,12 +167,14 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def main(adapter: str, input: str, output: str, backbone: str, batch_size: int) -> None:
+def main(
+    adapter: str, input: str, output: str, backbone: str, batch_size: int, drop_layers: int
+) -> None:
     """Predict for a file, and say what was written."""
     # A directory may have a '=' in its name; several adapters are no directory.
     several = '=' in adapter and not Path(adapter).exists()
     given = configs.named_items(adapter, '--adapter') if several else adapter
-    rows = predict(given, read_lines(Path(input)), backbone, batch_size)
+    rows = predict(given, read_lines(Path(input)), backbone, batch_size, drop_layers)
     text = ''.join(json.dumps(row, ensure_ascii=False) + '\n' for row in rows)
     files.write_text(Path(output), text)
     print(f'wrote {output}: {len(rows):,} predictions')
@@ -182,6 +186,7 @@ def _define() -> dict[str, flags.FlagHolder]:
         'input': flags.DEFINE_string('input', None, 'JSONL file to read.'),
         'output': flags.DEFINE_string('output', None, 'JSONL file to write.'),
         'backbone': flags.DEFINE_string('backbone', '', 'The backbone, if not where it was.'),
+        'drop_layers': flags.DEFINE_integer('drop_layers', 0, 'Lowest layers without adapters.'),
         'batch_size': flags.DEFINE_integer('batch_size', 32, 'Examples of a quarter batch.'),
     }
 

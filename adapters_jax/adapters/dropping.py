@@ -37,8 +37,10 @@ def drop_layers(tree: Tree, dropped: int) -> Tree:
     return kept
 
 
-def check_droppable(method: Method, tree: Tree) -> None:
+def check_droppable(method: Method, tree: Tree, setting: str) -> None:
     """Refuse a method from which no layer can be dropped; `tree` are its parameters.
+
+    `setting` is what asked for it, written as it would be without dropping.
 
     Raises:
         ValueError: it has no parameters in layers, or it inserts vectors into the text, which are
@@ -47,12 +49,12 @@ def check_droppable(method: Method, tree: Tree) -> None:
     method.require(
         any(re.search(r'(^|/)layer_\d+/', path) for path in flatten(tree)),
         'it has no parameters of its own in the layers, so there is nothing to drop; set '
-        "training.adapter_drop='none'",
+        f'{setting}',
     )
     method.require(
         not method.inserted.count,
         'the vectors that it inserts into the text belong to all layers, so none can be dropped; '
-        "set training.adapter_drop='none'",
+        f'set {setting}',
     )
 
 

@@ -130,7 +130,8 @@ def build(
     check_model(model, backbone.params)
     if config.training.adapter_drop != 'none':
         shapes = jax.eval_shape(model.init, jax.random.key(0), backbone.params)
-        dropping.check_droppable(method, shapes['adapters'][model.name])
+        setting = "training.adapter_drop='none'"
+        dropping.check_droppable(method, shapes['adapters'][model.name], setting)
     splits = encode_splits(config, texts, task, model, backbone)
     return Experiment(config, backbone, task, model, splits, texts, members)
 
@@ -243,15 +244,32 @@ def task_of(folder: AdapterFolder) -> Task:
     return tasks.from_json(folder.task)
 
 
-def bind(folder: AdapterFolder, backbone: LoadedBackbone, dtype: Any = jnp.float32) -> Model:
-    """Return the model that a finished adapter and its backbone make."""
+def bind(
+    folder: AdapterFolder, backbone: LoadedBackbone, dtype: Any = jnp.float32, dropped: int = 0
+) -> Model:
+    """Return the model that a finished adapter and its backbone make.
+
+    In the `dropped` lowest layers the adapter is left out (AdapterDrop).
+
+    Raises:
+        ValueError: more layers than there are, or an adapter from which none can be dropped.
+    """
+    method = registry.from_json(folder.method)
+    if not 0 <= dropped <= backbone.config.layers:
+        raise ValueError(
+            f'--drop_layers={dropped}: expected 0 to {backbone.config.layers}, the layers of the '
+            'backbone'
+        )
+    if dropped:
+        dropping.check_droppable(method, folder.adapter_params, '--drop_layers=0')
     return Model(
         config=backbone.config,
-        method=registry.from_json(folder.method),
+        method=method,
         head_config=HeadConfig.from_json(folder.head),
         outputs=task_of(folder).num_outputs,
         name=folder.name,
         dtype=dtype,
+        dropped=dropped,
     )
 
 

@@ -17,16 +17,20 @@ from adapters_jax.training.step import jit_outputs
 
 
 def outputs(
-    folder: AdapterFolder, backbone: LoadedBackbone, encoded: Encoded, config: Config
+    folder: AdapterFolder,
+    backbone: LoadedBackbone,
+    encoded: Encoded,
+    config: Config,
+    dropped: int = 0,
 ) -> Float[np.ndarray, 'N C']:
-    """Return the outputs for every example, in order.
+    """Return the outputs for every example, in order; `dropped` as in AdapterDrop.
 
     Raises:
         ValueError: the backbone is not the one that the adapter was trained on, or the adapter's
-            parameters are not those of its method.
+            parameters are not those of its method, or have no layers to drop.
     """
     adapter_folder.check_backbone(folder, backbone.describe())
-    model = bind(folder, backbone, choose_dtype(config, 'dtype'))
+    model = bind(folder, backbone, choose_dtype(config, 'dtype'), dropped)
     described = jax.eval_shape(model.init, jax.random.key(0), backbone.params)
     adapter_folder.check_leaves(folder, *partition(described, model.rules))
     mesh = sharding.make_mesh(config.mesh.data)

@@ -45,14 +45,18 @@ def outputs(
     loaded: LoadedBackbone,
     encoded: Mapping[str, Encoded],
     config: Config,
+    dropped: int = 0,
 ) -> dict[str, np.ndarray]:
-    """Return, for each adapter, the outputs [N, C] for the examples that are encoded for it."""
+    """Return, for each adapter, the outputs [N, C] for the examples that are encoded for it.
+
+    In the `dropped` lowest layers every adapter is left out (AdapterDrop).
+    """
     used = {name: adapters[name] for name in encoded}
     shared = {name: folder for name, folder in used.items() if can_share(folder)}
     if len(shared) < 2:
         shared = {}
     found = {
-        name: inference.outputs(folder, loaded, encoded[name], config)
+        name: inference.outputs(folder, loaded, encoded[name], config, dropped)
         for name, folder in used.items()
         if name not in shared
     }
@@ -62,7 +66,8 @@ def outputs(
             n: f for n, f in shared.items() if registry.from_json(f.method).packable == packable
         }
         if group:
-            found |= _routed(group, loaded, {name: encoded[name] for name in group}, config)
+            own = {name: encoded[name] for name in group}
+            found |= _routed(group, loaded, own, config, dropped)
     return found
 
 
@@ -76,7 +81,7 @@ def can_share(folder: AdapterFolder) -> bool:
 
 
 def bank_of(
-    adapters: Mapping[str, AdapterFolder], loaded: LoadedBackbone
+    adapters: Mapping[str, AdapterFolder], loaded: LoadedBackbone, dropped: int = 0
 ) -> tuple[Model, params.Tree]:
     """Return the model that holds all these adapters, and its parameters, stacked.
 
@@ -85,7 +90,7 @@ def bank_of(
     """
     own, heads, kinds = {}, {}, []
     for name, folder in adapters.items():
-        single = experiment.bind(folder, loaded)
+        single = experiment.bind(folder, loaded, dropped=dropped)
         described = jax.eval_shape(single.init, jax.random.key(0), loaded.params)
         adapter_folder.check_leaves(folder, *params.partition(described, single.rules))
         constants = single.method.constants(loaded.config.dimensions)
@@ -95,7 +100,8 @@ def bank_of(
         heads[name] = folder.head_params
         kinds.append((name, single.head_config, single.outputs))
     bank = Bank(members={name: registry.from_json(f.method) for name, f in adapters.items()})
-    model = Model(loaded.config, bank, HeadConfig(), 1, heads=HeadBank(tuple(kinds)))
+    one_for_each = HeadBank(tuple(kinds))
+    model = Model(loaded.config, bank, HeadConfig(), 1, dropped=dropped, heads=one_for_each)
     tree = {
         'backbone': loaded.params,
         'adapters': {model.name: bank.stack(own)},
@@ -109,8 +115,9 @@ def _routed(
     loaded: LoadedBackbone,
     encoded: Mapping[str, Encoded],
     config: Config,
+    dropped: int,
 ) -> dict[str, np.ndarray]:
-    model, tree = bank_of(adapters, loaded)
+    model, tree = bank_of(adapters, loaded, dropped)
     model = dataclasses.replace(model, dtype=experiment.choose_dtype(config, 'dtype'))
     joined = join([encoded[name] for name in adapters])
     mesh = sharding.make_mesh(config.mesh.data)

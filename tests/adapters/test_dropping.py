@@ -89,13 +89,13 @@ def test_to_drop_layers_is_to_have_left_them_out(packed, name):
 def test_what_has_no_layers_to_drop_is_refused(name, message):
     model = build(name)
     with pytest.raises(ValueError, match=message):
-        check_droppable(model.method, tiny.params(model)['adapters']['default'])
+        check_droppable(model.method, tiny.params(model)['adapters']['default'], 'none')
 
 
 @pytest.mark.parametrize('name', NAMES)
 def test_what_has_layers_is_not(name):
     model = build(name)
-    check_droppable(model.method, tiny.params(model)['adapters']['default'])
+    check_droppable(model.method, tiny.params(model)['adapters']['default'], 'none')
 
 
 # ---- the program
