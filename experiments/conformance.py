@@ -1,7 +1,7 @@
 """Puts the table of methods and their properties into the README.
 
-    python -m pytest tests/conformance tests/interop -m 'not slow' \\
-        --conformance=experiments/conformance.json
+    python -m pytest tests/conformance tests/interop tests/adapters/test_bank.py \\
+        -m 'not slow' --conformance=experiments/conformance.json
     python -m experiments.conformance
 
 The first command runs the tests and notes what they found; the second renders it. A test compares

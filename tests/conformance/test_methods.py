@@ -221,16 +221,13 @@ def test_texts_that_share_a_row_do_not_meet(preset):
     np.testing.assert_allclose(cases.logits(preset, params), alone, atol=2e-5)
 
 
-@pytest.mark.shows('rows')
-@each
+@pytest.mark.parametrize('preset', ['prompt_tuning', 'loreft', 'direft'])
 def test_one_row_one_adapter(preset):
-    """A bank: the rows of a batch under different adapters, in one program."""
+    """Mapped over stacked parameters, as `test_bank.py` shows of every method in a bank."""
     batch = {name: x[:3] for name, x in cases.layout(preset).items()}
     bank = [cases.trained(preset, seed) for seed in range(2)]
     shared = bank[0]['backbone']
-    own = [tree['adapters'] for tree in bank] if 'adapters' in bank[0] else None
-    if own is None:
-        pytest.skip('tunes the backbone: there is no adapter to choose by row')
+    own = [tree['adapters'] for tree in bank]
     choice = np.array([1, 0, 1])
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves)[choice], *own)
 
