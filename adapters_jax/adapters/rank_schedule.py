@@ -86,8 +86,9 @@ def schedule_ranks(
 ) -> optax.GradientTransformation:
     """Return `inner` with the singular values in the trainable tree pruned on schedule.
 
-    A masked value is exactly zero after `optax.apply_updates`. Importance is judged by the weights
-    after the update and the gradient that led to it. Zhang et al. (2023), algorithm 1.
+    Every adapter in the tree has the whole budget. A masked value is exactly zero after
+    `optax.apply_updates`. Importance is judged by the weights after the update and the gradient
+    that led to it. Zhang et al. (2023), algorithm 1.
     """
 
     def init(trainable: Tree) -> RankState:
@@ -108,7 +109,7 @@ def schedule_ranks(
             return updates, state._replace(inner=inner_state)
         after = optax.apply_updates(nodes, find_triplets(updates))
         state = _observe(schedule, state, after, find_triplets(gradients))
-        state, masked = _allocate(schedule, state)
+        state, masked = _allocate(schedule, state, _per_adapter(trainable))
         values = [node['e'] for node in nodes]
         kept = zip(find_triplets(updates), values, state.keep, strict=True)
         pruned = [jnp.where(masked & ~keep, -e.astype(u['e'].dtype), u['e']) for u, e, keep in kept]
@@ -123,6 +124,13 @@ def find_triplets(tree: Mapping[str, Any]) -> Triplets:
         return ({name: tree[name] for name in _FACTORS},)
     branches = [tree[name] for name in sorted(tree) if isinstance(tree[name], Mapping)]
     return tuple(node for branch in branches for node in find_triplets(branch))
+
+
+def _per_adapter(trainable: Tree) -> list[int]:
+    """Return how many of the tree's triplets each adapter has, in the order of `find_triplets`."""
+    own = trainable.get('adapters')
+    trees = [own[name] for name in sorted(own)] if own else [trainable]
+    return [count for count in (len(find_triplets(tree)) for tree in trees) if count]
 
 
 def _with_values(tree: Mapping[str, Any], values: Any) -> Tree:
@@ -160,23 +168,37 @@ def _observe(
     return state._replace(step=step, sensitivity=sensitivity, uncertainty=uncertainty)
 
 
-def _allocate(schedule: Schedule, state: RankState) -> tuple[RankState, Bool[Array, '']]:
-    """Decide which triplets stay; return also whether this step masks the others."""
+def _allocate(
+    schedule: Schedule, state: RankState, counts: list[int]
+) -> tuple[RankState, Bool[Array, '']]:
+    """Decide which triplets stay; return also whether this step masks the others.
+
+    `counts` of them on end are those of one adapter, and compete for its budget.
+    """
     scores = [
         triplet_scores(node, spread)
         for node, spread in zip(state.sensitivity, state.uncertainty, strict=True)
     ]
-    ranked = jnp.sort(jnp.concatenate(scores))
-    excess = jnp.asarray(schedule.excess(len(ranked), len(scores)))
-    count = excess[jnp.minimum(state.step, schedule.last)]
-    threshold = jnp.where(count > 0, ranked[jnp.maximum(count - 1, 0)], -jnp.inf)
+    thresholds: list[Array] = []
+    for count in counts:
+        own = scores[len(thresholds) : len(thresholds) + count]
+        thresholds += [_threshold(schedule, state.step, own)] * count
     between = (state.step > schedule.tinit) & (state.step % schedule.delta_t == 0)
     decides = (between & (state.step < schedule.last)) | (state.step == schedule.last)
     keep = tuple(
         jnp.where(decides, score > threshold, old)
-        for score, old in zip(scores, state.keep, strict=True)
+        for score, threshold, old in zip(scores, thresholds, state.keep, strict=True)
     )
     return state._replace(keep=keep), decides | (state.step > schedule.last)
+
+
+def _threshold(
+    schedule: Schedule, step: Int[Array, ''], scores: list[Float[Array, 'R']]
+) -> Float[Array, '']:
+    """Return the score that triplets of one adapter must be above to stay."""
+    ranked = jnp.sort(jnp.concatenate(scores))
+    count = jnp.asarray(schedule.excess(len(ranked), len(scores)))[jnp.minimum(step, schedule.last)]
+    return jnp.where(count > 0, ranked[jnp.maximum(count - 1, 0)], -jnp.inf)
 
 
 def triplet_scores(sensitivity: Tree, uncertainty: Tree) -> Float[Array, 'R']:

@@ -70,14 +70,24 @@ class Mixture:
                 of another type than a task's own.
             label_smoothing: for the tasks that have classes.
         """
-        totals, counts = [], []
-        for number, (task, weight) in enumerate(zip(self.tasks, self.weights, strict=True)):
+        parts = self.parts(outputs, batch, label_smoothing).values()
+        totals = [w * total for w, (total, _) in zip(self.weights, parts, strict=True)]
+        counts = [count for _, count in parts]
+        return sum(totals[1:], totals[0]), sum(counts[1:], counts[0])
+
+    def parts(
+        self,
+        outputs: Float[Array, 'B S C'],
+        batch: Mapping[str, Array],
+        label_smoothing: float | Float[Array, ''] = 0.0,
+    ) -> dict[str, tuple[Float32[Array, ''], Float32[Array, '']]]:
+        """Return each task's loss and the count of its examples by name; see `loss`."""
+        found = {}
+        for number, (name, task) in enumerate(zip(self.names, self.tasks, strict=True)):
             smoothing = label_smoothing if task.label_kind == 'class' else 0.0
             own = outputs[..., : task.num_outputs]
-            total, count = task.loss(own, self._own(batch, number), smoothing)
-            totals.append(weight * total)
-            counts.append(count)
-        return sum(totals[1:], totals[0]), sum(counts[1:], counts[0])
+            found[name] = task.loss(own, self._own(batch, number), smoothing)
+        return found
 
     def _own(self, batch: Mapping[str, Array], number: int) -> dict[str, Array]:
         """Return the batch with the examples of one task as the only real ones."""

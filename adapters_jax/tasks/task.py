@@ -83,6 +83,10 @@ class Task(abc.ABC):
     ) -> tuple[Float32[Array, ''], Float32[Array, '']]:
         """Return the sum of the losses of the batch's real examples, and their count."""
 
+    def parts(self, outputs: Any, batch: Any, label_smoothing: Any = 0.0) -> dict[str, Any]:
+        """Return each task's loss and count, where there are several; see `Mixture.parts`."""
+        return {}
+
     @abc.abstractmethod
     def _scores(self, outputs: np.ndarray, labels: np.ndarray) -> dict[str, float]:
         """Compute the reported metrics of finite outputs [N, C] and labels [N], N > 0."""

@@ -11,6 +11,7 @@ import dataclasses
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from adapters_jax.adapters.bank import Bank
+from adapters_jax.adapters.dropping import drop_layers
 from adapters_jax.adapters.method import Method
 from adapters_jax.model import Batch, Model
 from adapters_jax.models.bert import BertConfig
@@ -23,9 +24,18 @@ _NAME = 'members'  # under which the bank finds all of them
 
 @dataclasses.dataclass(frozen=True)
 class Routed:
-    """Models that differ in their names and heads only; it stands where a step takes a `Model`."""
+    """Models that differ in their names and heads only; it stands where a step takes a `Model`.
+
+    In the `dropped` lowest layers all of them leave their adapters out.
+    """
 
     members: tuple[Model, ...]
+    dropped: int = 0
+
+    def __post_init__(self) -> None:
+        """Let every member drop as many layers."""
+        members = (dataclasses.replace(model, dropped=self.dropped) for model in self.members)
+        object.__setattr__(self, 'members', tuple(members))
 
     @property
     def method(self) -> Method:
@@ -64,11 +74,15 @@ class Routed:
 
         `batch` has the column `adapter`, int32 [B]: the number of each row's member, or -1.
         """
-        own = {branch: {_NAME: params.get(branch, {})} for branch in ('adapters', 'heads')}
+        given = params.get('adapters', {}).items()
+        adapters = {name: drop_layers(tree, self.dropped) for name, tree in given}
+        own = {'adapters': {_NAME: adapters}, 'heads': {_NAME: params['heads']}}
         return self._bank.apply({'backbone': params['backbone']} | own, batch, key)
 
     @property
     def _bank(self) -> Model:
         heads = tuple((model.name, model.head_config, model.outputs) for model in self.members)
         bank = Bank(members={model.name: model.method for model in self.members})
-        return dataclasses.replace(self.members[0], method=bank, heads=HeadBank(heads), name=_NAME)
+        return dataclasses.replace(
+            self.members[0], method=bank, heads=HeadBank(heads), name=_NAME, dropped=0
+        )

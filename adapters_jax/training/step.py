@@ -20,6 +20,8 @@ from adapters_jax.params import Tree, flatten, map_with_path, merge
 from adapters_jax.tasks.task import Task
 
 Metrics = dict[str, Float[Array, '']]
+# The sum of losses and the count of examples of each task by name, where there are several.
+Parts = dict[str, tuple[Float[Array, ''], Float[Array, '']]]
 TrainStep = Callable[..., tuple[Tree, Any, Metrics]]
 
 
@@ -32,8 +34,8 @@ def loss_sum(
     task: Task,
     label_smoothing: float,
     multipliers: Tree | None = None,
-) -> tuple[Float[Array, ''], Float[Array, '']]:
-    """Return the sum of the losses of the batch's examples, and how many there are.
+) -> tuple[Float[Array, ''], tuple[Float[Array, ''], Parts]]:
+    """Return the sum of the losses of the batch's examples, how many there are, and of whom.
 
     `multipliers` are for some of the trainable leaves what they are multiplied by before use.
     """
@@ -42,7 +44,8 @@ def loss_sum(
     total, count = task.loss(outputs, batch, label_smoothing)
     penalty = model.penalty(trainable)
     # Times the count, because what is stepped on is the gradient of the sum divided by the count.
-    return (total if penalty is None else total + penalty * count), count
+    whole = total if penalty is None else total + penalty * count
+    return whole, (count, task.parts(outputs, batch, label_smoothing))
 
 
 def scaled(tree: Tree, multipliers: Tree) -> Tree:
@@ -58,23 +61,25 @@ def gradients(
     key: PRNGKeyArray | None,
     accumulate: int,
     **fixed: Any,
-) -> tuple[Tree, Float[Array, ''], Float[Array, '']]:
-    """Return the gradient of the summed loss, the sum, and the count, over `accumulate` parts.
+) -> tuple[Tree, Float[Array, ''], Float[Array, ''], Parts]:
+    """Return the gradient of the summed loss, the sum, the count, and what each task has of both.
+
+    They are sums over the `accumulate` parts that the rows are cut into.
 
     Raises:
         ValueError: rows that do not divide into that many parts.
     """
     grad = jax.value_and_grad(loss_sum, has_aux=True)
 
-    def part(carry: Any, item: tuple[Array, Batch]) -> tuple[Any, None]:
+    def part(carry: Any, item: tuple[Array, Batch]) -> tuple[Any, Parts]:
         index, rows = item
         part_key = None if key is None else jax.random.fold_in(key, index)
-        (total, count), grads = grad(trainable, frozen, rows, part_key, **fixed)
-        return jax.tree.map(lambda a, b: a + b, carry, (grads, total, count)), None
+        (total, (count, tasks)), grads = grad(trainable, frozen, rows, part_key, **fixed)
+        return jax.tree.map(lambda a, b: a + b, carry, (grads, total, count)), tasks
 
     if accumulate == 1:
-        (total, count), grads = grad(trainable, frozen, batch, key, **fixed)
-        return grads, total, count
+        (total, (count, tasks)), grads = grad(trainable, frozen, batch, key, **fixed)
+        return grads, total, count, tasks
     rows = len(next(iter(batch.values())))
     if rows % accumulate:
         raise ValueError(
@@ -87,8 +92,8 @@ def gradients(
         for name, column in batch.items()
     }
     zeros = (jax.tree.map(jnp.zeros_like, trainable), jnp.zeros(()), jnp.zeros(()))
-    carry, _ = jax.lax.scan(part, zeros, (jnp.arange(accumulate), parts))
-    return carry
+    carry, tasks = jax.lax.scan(part, zeros, (jnp.arange(accumulate), parts))
+    return *carry, jax.tree.map(lambda x: x.sum(0), tasks)
 
 
 def train_step(
@@ -110,12 +115,12 @@ def train_step(
     """Take one optimiser step; `key` is the run's, and each step folds its number into it.
 
     Metrics are `loss` (mean over examples), `gradient_norm` (trainable leaves, before clipping)
-    and `examples`.
+    and `examples`; of several tasks also each one's own `loss/NAME`, NaN where it has no example.
     """
     step_key = jax.random.fold_in(key, step) if dropout else None
     fixed = {'model': model, 'task': task, 'label_smoothing': label_smoothing}
     fixed |= {'multipliers': multipliers}
-    grads, total, count = gradients(trainable, frozen, batch, step_key, accumulate, **fixed)
+    grads, total, count, tasks = gradients(trainable, frozen, batch, step_key, accumulate, **fixed)
     divisor = jnp.maximum(count, 1)
     grads = jax.tree.map(lambda g: g / divisor.astype(g.dtype), grads)
     updates, opt_state = optimizer.update(grads, opt_state, trainable)
@@ -123,7 +128,7 @@ def train_step(
         'loss': total / divisor,
         'gradient_norm': optax.tree.norm(grads),
         'examples': count,
-    }
+    } | {f'loss/{name}': own / n for name, (own, n) in tasks.items()}
     return optax.apply_updates(trainable, updates), opt_state, metrics
 
 

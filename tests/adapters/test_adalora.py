@@ -279,6 +279,34 @@ def test_the_budget_of_each_step_is_that_of_peft(name):
     np.testing.assert_array_equal(16 - excess, found[: schedule.last + 1])
 
 
+def test_every_adapter_of_a_tree_has_the_whole_budget():
+    """As each would have it alone, though one's gradients are a thousand times the other's."""
+    rng = np.random.default_rng(1)
+    node = {'a': jnp.ones((5, 3)), 'e': jnp.ones(3), 'b': jnp.ones((3, 4))}
+    alone = {'adapters': {'x': {'one': node, 'two': node}}, 'heads': {'x': {'bias': jnp.ones(2)}}}
+    steps = [[draw_gradients(rng, alone) for _ in range(4)] for _ in range(2)]
+    steps[1] = jax.tree.map(lambda x: 1e3 * x, steps[1])
+    optimizer = AdaLoRA(r=3, target_r=1).optimizer(optax.adam(0.1), 4)
+
+    def together(trees):
+        return {b: {n: t[b]['x'] for n, t in zip('pq', trees, strict=False)} for b in alone}
+
+    def train(start, gradients):
+        trainable, state = start, optimizer.init(start)
+        for gradient in gradients:
+            updates, state = jax.jit(optimizer.update)(gradient, state, trainable)
+            trainable = optax.apply_updates(trainable, updates)
+        return trainable
+
+    both = train(together([alone, alone]), [together(pair) for pair in zip(*steps, strict=True)])
+    for number, name in enumerate('pq'):
+        expected = params.flatten(train(alone, steps[number])['adapters']['x'])
+        values = [x for path, x in expected.items() if path.endswith('/e')]
+        assert sum(int(np.count_nonzero(x)) for x in values) == 2
+        for path, leaf in params.flatten(both['adapters'][name]).items():
+            np.testing.assert_array_equal(leaf, expected[path], err_msg=path)
+
+
 def test_the_schedule_under_vmap_equals_that_of_each_member():
     rng = np.random.default_rng(1)
     node = {'a': jnp.ones((5, 3)), 'e': jnp.ones(3), 'b': jnp.ones((3, 4))}

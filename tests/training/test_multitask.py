@@ -1,5 +1,8 @@
 """A step of several tasks against each task's step over its own rows alone."""
 
+import dataclasses
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -115,10 +118,13 @@ def test_each_task_gets_the_loss_and_the_gradients_of_its_own_rows_alone(method,
     model, tree = routed(method)
     batch = mixed_batch(policy)
     assert set(batch['adapter']) == {-1, 0, 1, 2}
-    grads, total, count = summed(model, MIXTURE, tree, batch)
+    grads, total, count, parts = summed(model, MIXTURE, tree, batch)
+    assert set(parts) == set(NAMES)
     expected, examples = 0.0, 0
     for number, (member, weight) in enumerate(zip(model.members, MIXTURE.weights, strict=True)):
-        wanted, loss, n = summed(member, TASKS[number], tree, rows_of(batch, number))
+        wanted, loss, n, none = summed(member, TASKS[number], tree, rows_of(batch, number))
+        np.testing.assert_allclose(parts[member.name], (loss, n), rtol=1e-5)
+        assert not none
         for branch in ('adapters', 'heads'):
             assert_same(grads[branch][member.name], wanted[branch][member.name], weight)
         expected, examples = expected + weight * float(loss), examples + float(n)
@@ -135,7 +141,8 @@ def test_a_task_that_a_batch_has_nothing_of_gets_no_gradient():
         for name, column in batch.items()
     }
     batch['adapter'] = np.where(gone, -1, batch['adapter'])
-    grads, _, _ = summed(model, MIXTURE, tree, batch)
+    grads, _, _, parts = summed(model, MIXTURE, tree, batch)
+    assert parts['rated'] == (0, 0) and parts['topics'][1] > 0
     for branch in ('adapters', 'heads'):
         sizes = {
             name: max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(own))
@@ -149,7 +156,7 @@ def test_accumulation_gives_the_same_gradients():
     batch = mixed_batch(Packed(24, 6, 4))
     whole, *sums = summed(model, MIXTURE, tree, batch)
     parts, *others = summed(model, MIXTURE, tree, batch, accumulate=4)
-    np.testing.assert_allclose(others, sums, rtol=1e-5)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5), others, sums)
     assert_same(parts, whole)
 
 
@@ -165,6 +172,22 @@ def test_the_outputs_of_a_row_are_those_of_its_own_model():
         np.testing.assert_allclose(found[mine][real][:, : member.outputs], own[real], atol=1e-5)
         assert not found[mine][..., member.outputs :].any()
     assert not found[batch['adapter'] < 0].any()
+
+
+@pytest.mark.parametrize('method', ['pfeiffer[reduction_factor=4]', 'bitfit'])
+def test_all_members_drop_the_same_layers(method):
+    whole, tree = routed(method)
+    model = dataclasses.replace(whole, dropped=1)
+    batch = mixed_batch(Packed(24, 6, 4))
+    found, kept = (np.asarray(jax.jit(one.apply)(tree, batch)) for one in (model, whole))
+    for number, member in enumerate(whole.members):
+        alone = dataclasses.replace(member, dropped=1)
+        assert model.trunk(tree) == alone.trunk(tree)
+        mine = batch['adapter'] == number
+        own = np.asarray(jax.jit(alone.apply)(tree, rows_of(batch, number)))
+        real = batch['example_mask'][mine]
+        np.testing.assert_allclose(found[mine][real][:, : member.outputs], own[real], atol=1e-5)
+        assert method == 'bitfit' or np.abs(kept - found)[mine][real].max() > 1e-2
 
 
 def test_what_is_trained_is_what_every_member_trains_and_nothing_else():
@@ -186,7 +209,7 @@ class _Plain:
 def test_a_step_is_along_the_mean_over_all_examples():
     model, tree = routed(METHOD)
     batch = mixed_batch(Packed(24, 6, 4))
-    grads, total, count = summed(model, MIXTURE, tree, batch)
+    grads, total, count, parts = summed(model, MIXTURE, tree, batch)
     trainable, frozen = params.partition(tree, model.rules)
 
     def step(trainable, frozen, batch):
@@ -196,5 +219,7 @@ def test_a_step_is_along_the_mean_over_all_examples():
     stepped, _, metrics = jax.jit(step)(trainable, frozen, batch)
     assert metrics['examples'] == count
     np.testing.assert_allclose(metrics['loss'], total / count, rtol=1e-6)
+    for name, (own, n) in parts.items():
+        np.testing.assert_allclose(metrics[f'loss/{name}'], own / n, rtol=1e-6)
     moved = jax.tree.map(lambda new, old: new - old, stepped, trainable)
     assert_same(moved, jax.tree.map(lambda x: x / count, grads))

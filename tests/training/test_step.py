@@ -107,7 +107,7 @@ def test_accumulated_parts_draw_their_own_dropout():
         static_argnums=4,
     )
     key = jax.random.key(0)
-    grads, total, count = gradients(trainable, frozen, both, key, 2)
+    grads, total, count, _ = gradients(trainable, frozen, both, key, 2)
     first, second = (
         gradients(trainable, frozen, one, jax.random.fold_in(key, i), 1) for i in range(2)
     )
@@ -158,7 +158,7 @@ def test_the_state_is_donated_and_the_frozen_tree_is_not():
 def test_gradients_and_moments_exist_for_trainable_leaves_only(method):
     model = tiny.model(method)
     trainable, frozen = trees.partition(tiny.params(model), model.rules)
-    grads, _, _ = jax.eval_shape(
+    grads, *_ = jax.eval_shape(
         lambda *a: steps.gradients(*a, model=model, task=TASK, label_smoothing=0.0, accumulate=1),
         trainable, frozen, batch(), jax.random.key(0),
     )  # fmt: skip
