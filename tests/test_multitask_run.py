@@ -1,6 +1,7 @@
 """Whole runs of several tasks: learned together, kept apart, killed and continued."""
 
 import json
+import re
 import signal
 
 import command
@@ -15,9 +16,8 @@ from adapters_jax.evaluate import evaluate
 from adapters_jax.interop import adapter_folder
 from adapters_jax.predict import predict
 from adapters_jax.train import train
-from adapters_jax.training import multitask, multitask_run
-from adapters_jax.training.run import Stopped
 
+STEPS = 60
 ADAPTER_FILES = ('adapter.safetensors', 'head.safetensors', 'adapter_config.json')
 
 
@@ -135,38 +135,104 @@ def test_the_command_line_trains_tasks_of_glue(toys, tmp_path):
     assert 'tasks.stsb.weight was 2.0, now 1.0' in again
 
 
-def test_a_stopped_run_ends_with_the_bits_of_one_that_was_not(toys, tmp_path):
-    """Stopped between two evaluations and inside an epoch of the annealed mixture, with dropout."""
-    changes = {'mixing__best': 'each', 'mixing__schedule': 'annealed', 'training__steps': 14}
-    changes |= {'training__evaluate_every': 3, 'training__checkpoint_every': 2}
-    changes |= {'method': 'pfeiffer[reduction_factor=2,dropout=0.1]'}
-    whole = run(config(toys, **changes), tmp_path / 'whole')
-    with pytest.raises(Stopped) as left:
-        run(config(toys, **changes), tmp_path / 'stopped', stop_after=8)
-    assert left.value.code == 128 + signal.SIGTERM
-    moved = run(config(toys, **changes), tmp_path / 'stopped')
-    for key in ('metrics', 'best_step', 'steps', 'finished', 'padding'):
-        assert moved[key] == whole[key]
-    assert toy.read_lines(tmp_path / 'whole' / 'metrics.jsonl') == toy.read_lines(
-        tmp_path / 'stopped' / 'metrics.jsonl'
+def arguments(toys, workdir):
+    """Return a command line with everything random in it: dropout, order, initialisation."""
+    return [
+        '--config=configs/multitask.py:tasks=topic+stars,mixing=annealed,'
+        'method=pfeiffer[reduction_factor=2,dropout=0.1]',
+        f'--config.backbone={toys / "bert"}',
+        f'--config.tasks.topic.data.train={toys / "texts.csv"}',
+        f'--config.tasks.stars.data.train={toys / "ratings.csv"}',
+        '--config.tasks.stars.task.name=regression',
+        '--config.data.cache_dir=none',
+        '--config.mesh.data=1',
+        '--config.mixing.best=each',
+        f'--config.training.steps={STEPS}',
+        '--config.training.evaluate_every=24',
+        '--config.training.checkpoint_every=5',
+        '--config.training.patience=0',
+        f'--workdir={workdir}',
+    ]
+
+
+def test_a_killed_run_ends_with_the_bits_of_one_that_was_not(toys, tmp_path):
+    """Killed once a checkpoint is there, with dropout, in the annealed mixture."""
+    done = command.run('train', *arguments(toys, tmp_path / 'whole'), folder=tmp_path / 'out')
+    assert done.status == 0, done.err
+    workdir = tmp_path / 'run'
+    process = command.Command('train', arguments(toys, workdir), tmp_path / 'out1')
+    assert process.wait_for(lambda: 0 < last_checkpoint(workdir) < steps(workdir))
+    process.signal(signal.SIGKILL)
+    assert process.finish().status == -signal.SIGKILL
+    done = command.run('train', *arguments(toys, workdir), folder=tmp_path / 'out2')
+    assert done.status == 0, done.err
+    told = re.search(r'continuing from the checkpoint of step (\d+)', done.err)
+    assert 0 < int(told[1]) < STEPS
+    files = [f'adapter/{name}/{file}' for name in ('topic', 'stars') for file in ADAPTER_FILES]
+    for file in ('metrics.jsonl', *files):
+        assert (workdir / file).read_bytes() == (tmp_path / 'whole' / file).read_bytes(), file
+    ours, theirs = (
+        json.loads((w / 'summary.json').read_text()) for w in (workdir, tmp_path / 'whole')
     )
+    for key in ('metrics', 'best_step', 'best_steps', 'steps', 'finished', 'padding'):
+        assert ours[key] == theirs[key], key
+
+
+def steps(workdir):
+    """Return how many steps metrics.jsonl has; while the run writes, its last line may be cut."""
+    path = workdir / 'metrics.jsonl'
+    return path.read_bytes().count(b'"split": "train"') if path.exists() else 0
+
+
+def last_checkpoint(workdir):
+    """Return the step of the last finished checkpoint; 0 where there is none."""
+    names = (path.name for path in (workdir / 'checkpoints').glob('*'))
+    return max((int(name) for name in names if name.isdigit()), default=0)
+
+
+def test_the_loss_of_each_task_is_noted_where_a_batch_has_the_task(learned):
+    workdir, _ = learned
+    lines = toy.read_lines(workdir / 'metrics.jsonl')
+    values = [line['values'] for line in lines if line['split'] == 'train']
     for name in ('topic', 'stars'):
-        for file in ADAPTER_FILES:
-            parts = [tmp_path / w / 'adapter' / name / file for w in ('whole', 'stopped')]
-            assert parts[0].read_bytes() == parts[1].read_bytes()
+        own = [x[f'loss/{name}'] for x in values if f'loss/{name}' in x]
+        assert len(own) > 10 and np.mean(own[-3:]) < 0.5 * np.mean(own[:3])
+    for x in values:
+        parts = [x[key] for key in ('loss/topic', 'loss/stars') if key in x]
+        assert min(parts) * (1 - 1e-5) <= x['loss'] <= max(parts) * (1 + 1e-5)
 
 
-def run(given, workdir, stop_after=None):
-    workdir.mkdir(exist_ok=True)
-    trainer = multitask_run.MultitaskRun(multitask.build(given), workdir)
-    record = trainer._record
+def test_a_step_without_one_of_the_tasks_notes_the_other_ones(toys, tmp_path):
+    given = config(toys, training__steps=3, training__batch_size=1)
+    train(given, tmp_path / 'w')
+    lines = toy.read_lines(tmp_path / 'w' / 'metrics.jsonl')
+    names = [sorted(x['values']) for x in lines if x['split'] == 'train']
+    common = ['examples', 'gradient_norm', 'learning_rate', 'loss']
+    for found in names:
+        (own,) = set(found) - set(common)
+        assert own in ('loss/topic', 'loss/stars')
 
-    def stopping(pending):
-        record(pending)
-        trainer._stop_requested = stop_after is not None and trainer.step >= stop_after
 
-    trainer._record = stopping
-    return trainer.run()
+def test_the_trunk_may_be_stored_for_several_tasks(toys, tmp_path, caplog):
+    """The texts of one task are longer than those of a task may be by default."""
+    toy.write_backbone(tmp_path / 'bert', layers=2)
+    toy.write_texts(tmp_path / 'long.csv', 90, mean=30)
+    changes = {'backbone': str(tmp_path / 'bert'), 'method': 'pfeiffer[leave_out=[0]]'}
+    changes |= {'training__steps': 5, 'training__evaluate_every': 3, 'training__dropout': False}
+    changes |= {'data__max_length': 16, 'tasks__topic__data__max_length': 100}
+    changes |= {'tasks__topic__data__train': str(tmp_path / 'long.csv')}
+    changes |= {'data__cache_dir': str(tmp_path / 'cache')}
+    plain = train(toy.change(config(toys), **changes), tmp_path / 'plain')
+    cached = config(toys, training__trunk_cache='float32')
+    with caplog.at_level('INFO'):
+        found = train(toy.change(cached, **changes), tmp_path / 'cached')
+    assert "the trunk's end (layer 1, " in caplog.text and (tmp_path / 'cache' / 'trunk').is_dir()
+    losses = [np.array(toy.losses(tmp_path / name)) for name in ('cached', 'plain')]
+    np.testing.assert_allclose(*losses, rtol=2e-5)
+    assert found['metrics'].keys() == plain['metrics'].keys()
+    for split, metrics in plain['metrics'].items():
+        for name, value in metrics.items():
+            assert found['metrics'][split][name] == pytest.approx(value, abs=1e-4)
 
 
 def test_each_task_may_keep_its_own_best_step(toys, tmp_path):

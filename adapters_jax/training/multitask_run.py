@@ -68,6 +68,14 @@ class MultitaskRun(Trainer):
     def _restore_progress(self, values: dict[str, Any]) -> None:
         self.progress = MultitaskProgress(**values)
 
+    def _record(self, pending: tuple[int, Any] | None) -> None:
+        """As of one task, without the losses of tasks that the batch had nothing of."""
+        if pending is not None:
+            values = pending[1].items()
+            there = {k: v for k, v in values if not (k.startswith('loss/') and math.isnan(v))}
+            pending = pending[0], there
+        super()._record(pending)
+
     def _outputs(self, split: str, trainable: params.Tree) -> Float[np.ndarray, 'S ...']:
         return evaluation.outputs(
             self.forwards[self.experiment.member(split).model.name],

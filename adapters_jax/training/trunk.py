@@ -217,7 +217,8 @@ def layout(config: Config, encoded: Encoded, devices: int) -> policies.Policy:
     Below the first adapted place every method is packable, and one shape is compiled.
     """
     size = 4 * config.training.batch_size  # no activations are kept
-    longest = config.data.max_length
+    # One of several tasks may have a longest length of its own.
+    longest = max(config.data.max_length, int(encoded.lengths.max(initial=1)))
     return policies.choose_packing(encoded.lengths, size, longest, rows_multiple=devices)
 
 
