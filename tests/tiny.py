@@ -5,6 +5,7 @@ the identity and no comparison succeeds because all numbers are near zero.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -70,11 +71,17 @@ def random_leaf(rng: np.random.Generator, path: str, shape: Sequence[int]) -> np
 
 def backbone(config: BertConfig = CONFIG, seed: int = 0) -> Tree:
     """Return random parameters of a backbone."""
-    rng, ids = np.random.default_rng(seed), jnp.ones((1, 1), jnp.int32)
-    shapes = jax.eval_shape(
+    rng = np.random.default_rng(seed)
+    return map_with_path(lambda path, leaf: random_leaf(rng, path, leaf.shape), _shapes(config))
+
+
+@functools.cache
+def _shapes(config: BertConfig) -> Tree:
+    """Trace the initialisation, once for all the tests of a process that use the backbone."""
+    ids = jnp.ones((1, 1), jnp.int32)
+    return jax.eval_shape(
         lambda: Bert(config).init(jax.random.key(0), ids, method='initialise')['params']
     )
-    return map_with_path(lambda path, leaf: random_leaf(rng, path, leaf.shape), shapes)
 
 
 def model(method: Method | None = None, head: HeadConfig | None = None, **options: Any) -> Model:
