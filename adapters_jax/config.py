@@ -23,6 +23,10 @@ NEUTRAL_KEYS = (
     'training.log_every',
     'training.checkpoint_every',
     'mesh.data',
+    'mesh.fsdp',
+    'mesh.tensor',
+    'mesh.frozen',
+    'mesh.rules',
     'data.cache_dir',
     'sweep.chunk',
 )
@@ -58,8 +62,17 @@ def base() -> Config:
     config.sweep = _sweep()
     config.mesh = ConfigDict(
         {
-            # Devices that the rows of a batch are spread over; -1 takes all there are.
+            # Devices that the rows of a batch are spread over; -1 takes all that the others leave.
             'data': -1,
+            # Devices over which rows and, in parts that are gathered for use, matrices are spread.
+            'fsdp': 1,
+            # Devices that each compute a part of every matrix product (Megatron's cut).
+            'tensor': 1,
+            # Frozen weights: 'sharded' over fsdp and tensor, or 'replicated' on every device.
+            'frozen': 'sharded',
+            # Where leaves lie, before the backbone's own rules: ('REGEX=axis,axis', ...), with '-'
+            # for a dimension left whole: "('adapters/.*/down/kernel=fsdp,-',)".
+            'rules': (),
         }
     )
     config.lock()

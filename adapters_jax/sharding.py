@@ -1,38 +1,100 @@
-"""Where arrays live: the mesh of devices, and who holds what of a batch and of the parameters."""
+"""Where arrays live: the mesh of devices, and who holds what of a batch and of the parameters.
 
-from collections.abc import Mapping
+A mesh has three axes. The rows of a batch are spread over `data` and `fsdp`; a leaf of the
+parameters lies as the first rule says that matches its path, on `fsdp` (its parts are gathered
+where they are used) or `tensor` (its parts are worked with where they are), or whole everywhere.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from adapters_jax.params import Tree, cast, flatten
+
 AXES = ('data', 'fsdp', 'tensor')
+ROWS = ('data', 'fsdp')
 
 
-def make_mesh(data: int = -1) -> Mesh:
-    """Return a mesh whose `data` axis spans that many devices (-1: all of them).
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Leaves whose whole path matches `pattern` lie so: an axis, several or None a dimension."""
+
+    pattern: str
+    spec: P
+
+    @classmethod
+    def parse(cls, text: str) -> 'Layout':
+        """Read `REGEX=axis,axis`: `-` for a dimension left whole, `fsdp+tensor` for two axes.
+
+        Raises:
+            ValueError: no such form, or an axis that no mesh has.
+        """
+        pattern, found, dimensions = text.rpartition('=')
+        parts = [part.strip().split('+') for part in dimensions.split(',')]
+        names = {name for part in parts for name in part}
+        if not found or not names <= {'-', *AXES}:
+            raise ValueError(
+                f"mesh.rules has {text!r}; expected 'REGEX=axis,axis' with the axes "
+                f"{', '.join(AXES)} or '-', as in 'adapters/.*/kernel=fsdp,-'"
+            )
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ValueError(f'mesh.rules has {text!r}, whose REGEX is none: {error}') from error
+        dimension = (None if p == ['-'] else p[0] if len(p) == 1 else tuple(p) for p in parts)
+        return cls(pattern, P(*dimension))
+
+
+def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
+    """Return a mesh of that many devices an axis; `data` is -1 for all that the others leave.
 
     Axes are Auto: Linen layers take no `out_sharding`, which Explicit axes would demand.
 
     Raises:
-        ValueError: more devices asked for than there are.
+        ValueError: more devices asked for than there are, or a number that does not divide them.
     """
     available = jax.device_count()
-    data = available if data == -1 else data
-    if not 1 <= data <= available:
+    for name, size in (('fsdp', fsdp), ('tensor', tensor)):
+        if not 1 <= size <= available:
+            raise ValueError(
+                f'mesh.{name} is {size} but {available} devices are present; expected a number '
+                f'from 1 to {available}'
+            )
+    inner = fsdp * tensor
+    if data == -1 and available % inner:
         raise ValueError(
-            f'mesh.data is {data} but {available} devices are present; '
-            f'expected -1 (all) or a number from 1 to {available}'
+            f'mesh.fsdp x mesh.tensor is {inner}, which does not divide the {available} devices '
+            'present; choose sizes that do, or set mesh.data'
         )
-    if data < available and jax.process_count() > 1:
+    data = available // inner if data == -1 else data
+    if not data >= 1 or data * inner > available:
         raise ValueError(
-            f'mesh.data is {data} of {available} devices in {jax.process_count()} processes, which '
-            'would leave some without work; set -1'
+            f'mesh.data is {data} but {available} devices are present'
+            + (f', of which mesh.fsdp x mesh.tensor takes {inner} each' if inner > 1 else '')
+            + f'; expected -1 (all) or a number from 1 to {max(1, available // inner)}'
         )
-    devices = jax.devices()[:data]
-    return jax.make_mesh((data, 1, 1), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+    if data * inner < available and jax.process_count() > 1:
+        raise ValueError(
+            f'the mesh takes {data * inner} of {available} devices in {jax.process_count()} '
+            'processes, which would leave some without work; set mesh.data to -1'
+        )
+    devices = jax.devices()[: data * inner]
+    return jax.make_mesh(
+        (data, fsdp, tensor), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices
+    )
+
+
+def row_parts(mesh: Mesh) -> int:
+    """Return into how many parts the rows of a batch are cut."""
+    return math.prod(mesh.shape[axis] for axis in ROWS)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -41,28 +103,159 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def by_rows(mesh: Mesh) -> NamedSharding:
-    """Return the sharding of a batch: its rows are spread over the `data` axis."""
-    return NamedSharding(mesh, P('data'))
+    """Return the sharding of a batch: its rows are spread over `data` and `fsdp`."""
+    return NamedSharding(mesh, P(ROWS))
 
 
-def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """Place this process's rows of a batch on its devices.
+def own_rows(mesh: Mesh, rows: int) -> tuple[int, int]:
+    """Return which of a batch's rows this process has on its devices: from, to before.
 
     Raises:
         ValueError: rows that do not divide over the devices.
     """
-    rows, devices = len(next(iter(batch.values()))), mesh.shape['data']
-    local = devices // jax.process_count()
-    if rows % local:
-        raise ValueError(
-            f'a batch of {rows} rows does not divide over {local} devices; choose '
-            f'training.batch_size so that it gives a multiple of {local} rows, or fewer devices '
-            'through mesh.data'
-        )
+    parts = row_parts(mesh)
+    if rows % parts:
+        raise ValueError(_not_divided(rows, parts))
+    held = by_rows(mesh).addressable_devices_indices_map((rows,)).values()
+    bounds = [(s.start or 0, rows if s.stop is None else s.stop) for (s,) in held]
+    return min(start for start, _ in bounds), max(stop for _, stop in bounds)
+
+
+def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """Place a batch's rows, of which each process gives its own (`own_rows`), on the devices.
+
+    Raises:
+        ValueError: rows that do not divide over the devices.
+    """
+    given, parts = len(next(iter(batch.values()))), row_parts(mesh)
+    # Processes hold equally many parts, some the same ones where `tensor` spans processes.
+    first, last = own_rows(mesh, parts)
+    held = last - first
+    if given % held:
+        raise ValueError(_not_divided(given, held))
+    size = given // held
+    rows, first = size * parts, size * first
     sharding = by_rows(mesh)
-    return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}
+
+    def put(column: np.ndarray) -> jax.Array:
+        def part(index: tuple[slice, ...]) -> np.ndarray:
+            start, stop, _ = index[0].indices(rows)
+            return column[start - first : stop - first]
+
+        return jax.make_array_from_callback((rows, *column.shape[1:]), sharding, part)
+
+    return {name: put(column) for name, column in batch.items()}
+
+
+def _not_divided(rows: int, parts: int) -> str:
+    return (
+        f'a batch of {rows} rows does not divide over {parts} devices; choose '
+        f'training.batch_size so that it gives a multiple of {parts} rows, or fewer devices '
+        'through mesh.data'
+    )
 
 
 def put_replicated(tree: Any, mesh: Mesh) -> Any:
     """Place a copy of every leaf on every device."""
     return jax.device_put(tree, replicated(mesh))
+
+
+def layouts(tree: Tree, mesh: Mesh, rules: Sequence[Layout]) -> Tree:
+    """Return each leaf's sharding: that of the first rule that matches its path, else whole.
+
+    Raises:
+        ValueError: a dimension that does not divide over its axes; all such leaves are counted.
+    """
+    leaves = flatten(tree)
+    problems: list[str] = []
+    found = {
+        path: _layout(path, leaf.shape, mesh, rules, problems) for path, leaf in leaves.items()
+    }
+    if problems:
+        more = f' (and {len(problems) - 1} more leaves)' if len(problems) > 1 else ''
+        raise ValueError(
+            f'{problems[0]}{more}; choose sizes that divide it, or leave these leaves whole by '
+            '--config.mesh.rules="(\'REGEX=-\',)"'
+        )
+    # Not `unflatten`: a branch without leaves stays, so that the two trees can be mapped together.
+    return jax.tree_util.tree_map_with_path(lambda path, _: found[_name(path)], tree)
+
+
+def _name(path: Any) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator='/')
+
+
+def _layout(
+    path: str, shape: tuple[int, ...], mesh: Mesh, rules: Sequence[Layout], problems: list[str]
+) -> NamedSharding:
+    spec = next((rule.spec for rule in rules if re.fullmatch(rule.pattern, path)), P())
+    if len(spec) > len(shape):
+        if any(axis is not None for axis in spec[len(shape) :]):
+            problems.append(f'{path} has {len(shape)} dimensions, but its rule is for {len(spec)}')
+        spec = P(*spec[: len(shape)])
+    for dimension, axes in enumerate(spec):
+        names = axes if isinstance(axes, tuple) else (axes,) if axes else ()
+        parts = math.prod(mesh.shape[name] for name in names)
+        if shape[dimension] % parts:
+            sizes = ' x '.join(f'mesh.{name}={mesh.shape[name]}' for name in names)
+            problems.append(
+                f'{path} is {shape}, whose dimension {dimension} of {shape[dimension]} does not '
+                f'divide over {sizes}'
+            )
+    return NamedSharding(mesh, spec)
+
+
+def like(shapes: Any, of: Tree, whole: NamedSharding) -> Any:
+    """Return the shardings of an optimiser's state: each moment lies as the leaf it belongs to.
+
+    `shapes` is the state, or its shapes; `of` are the shardings of the trainable leaves by the
+    same names. What belongs to no leaf is whole everywhere.
+    """
+    leaves = flatten(of)
+
+    def own(path: Any, x: Any) -> NamedSharding:
+        named = '/' + _name(path)
+        found = [leaf for name, leaf in leaves.items() if named.endswith('/' + name)]
+        fits = found and len(found[0].spec) <= len(x.shape)
+        return found[0] if fits else whole
+
+    return jax.tree_util.tree_map_with_path(own, shapes)
+
+
+def place(tree: Tree, dtype: Any, where: Any) -> Tree:
+    """Put a tree of host arrays on devices, floating-point leaves in `dtype`.
+
+    `where` is a sharding, or a tree of them. A device gets, and a process reads, its own part of a
+    leaf and no other. Each leaf gets memory of its own: two leaves may begin as one array, and a
+    step that is given the tree for good cannot be given the same memory twice.
+    """
+    if not isinstance(where, Mapping):
+        where = jax.tree.map(lambda _: where, tree)
+    return jax.tree.map(lambda leaf, sharding: _put(leaf, dtype, sharding), tree, where)
+
+
+def _put(leaf: Any, dtype: Any, sharding: NamedSharding) -> jax.Array:
+    host = np.asarray(leaf)
+    parts: dict[str, np.ndarray] = {}
+
+    def own(index: tuple[slice, ...]) -> np.ndarray:
+        if str(index) not in parts:
+            parts[str(index)] = np.ascontiguousarray(cast(host[index], dtype))
+        return parts[str(index)]
+
+    devices = sharding.addressable_devices_indices_map(host.shape).items()
+    return jax.make_array_from_single_device_arrays(
+        host.shape,
+        sharding,
+        [jax.device_put(own(index), device, may_alias=False) for device, index in devices],
+    )
+
+
+def to_host(tree: Any) -> Any:
+    """Return every leaf whole as a numpy array, on every process.
+
+    All processes must call it, with the same tree.
+    """
+    if jax.process_count() == 1:
+        return jax.device_get(tree)
+    return multihost_utils.process_allgather(tree, tiled=True)

@@ -12,7 +12,7 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
-from adapters_jax import entry, files
+from adapters_jax import entry, files, processes
 from adapters_jax.config import Config, differences, read, to_json
 from adapters_jax.training import experiment, loop, multitask, multitask_run
 
@@ -28,7 +28,7 @@ def train(config: Config, workdir: str | Path) -> dict[str, Any]:
         NonFiniteLossError: the loss stopped being a number.
     """
     workdir = Path(workdir)
-    with files.lock(workdir):
+    with processes.locked(workdir):
         check_same_run(config, workdir)
         summary = workdir / SUMMARY
         if summary.exists():
@@ -40,9 +40,11 @@ def train(config: Config, workdir: str | Path) -> dict[str, Any]:
         else:
             trainer = loop.Trainer(experiment.build(config), workdir)
         # Written only now: a config with a mistake in it makes no claim on the workdir.
-        files.write_json(workdir / CONFIG, to_json(config))
+        if processes.is_writer():
+            files.write_json(workdir / CONFIG, to_json(config))
         values = trainer.run()
-        files.write_json(summary, values)
+        if processes.is_writer():
+            files.write_json(summary, values)
         return values
 
 

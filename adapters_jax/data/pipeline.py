@@ -31,8 +31,7 @@ def train_batches(
     pad_id: int,
     *,
     mixing: Mixing | None = None,
-    process_index: int = 0,
-    process_count: int = 1,
+    rows: tuple[int, int] | None = None,
     threads: int = 2,
     prefetch: int = 8,
 ) -> grain.DatasetIterator:
@@ -41,11 +40,10 @@ def train_batches(
     mixing: how the tasks of `encoded` (its example column `task`) share the batches; None where all
     examples are of one task, which each epoch then has once.
     get_state and set_state (and grain.checkpoint.CheckpointSave and CheckpointRestore) save and
-    restore the position; the state is the same on every process. Each process gets its own equal
-    share of the rows of every batch. threads assemble up to `prefetch` batches ahead.
-    Raises ValueError where the rows do not divide over the processes.
+    restore the position; the state is the same on every process. rows: which of the rows of every
+    batch this process has, from, to before; all by default. threads assemble up to `prefetch`
+    batches ahead.
     """
-    rows = _process_rows(policy, process_index, process_count)
     plans = Plans(encoded, policy, seed, mixing)
     batches = len(plans(0))
 
@@ -63,17 +61,15 @@ def eval_batches(
     policy: Policy,
     pad_id: int,
     *,
-    process_index: int = 0,
-    process_count: int = 1,
+    rows: tuple[int, int] | None = None,
     threads: int = 2,
     prefetch: int = 8,
 ) -> grain.IterDataset:
     """Every example once, in an order that is always the same; to be iterated as often as needed.
 
     Yields batches only: example_id says which examples they hold, example_mask which slots are
-    empty. All processes get the same number of batches. Raises ValueError as train_batches does.
+    empty. All processes get the same number of batches, and of each their own `rows`.
     """
-    rows = _process_rows(policy, process_index, process_count)
     plan = plan_epoch(encoded.lengths, policy, seed=0, epoch=0, shuffle=False)
     numbers = grain.MapDataset.source(range(len(plan)))
     batches = numbers.map(lambda index: assemble(encoded, plan, index, pad_id, rows))
@@ -101,14 +97,6 @@ def _read_options(threads: int, prefetch: int) -> grain.ReadOptions:
     return grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)
 
 
-def _process_rows(policy: Policy, process_index: int, process_count: int) -> tuple[int, int]:
-    rows = policy.rows if isinstance(policy, Packed) else policy.batch_size
-    if rows % process_count:
-        raise ValueError(
-            f'A batch of {rows} rows does not divide over {process_count} processes; choose a '
-            'batch size, or a multiple of rows, that does.'
-        )
-    if not 0 <= process_index < process_count:
-        raise ValueError(f'process_index is {process_index} of {process_count} processes.')
-    share = rows // process_count
-    return process_index * share, (process_index + 1) * share
+def rows_of(policy: Policy) -> int:
+    """How many rows a batch has."""
+    return policy.rows if isinstance(policy, Packed) else policy.batch_size

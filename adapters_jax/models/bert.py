@@ -10,10 +10,12 @@ from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int
 
 from adapters_jax import functional
 from adapters_jax.models.block import Block, BlockConfig, Dense, Norm
+from adapters_jax.sharding import Layout
 from adapters_jax.sites import IDENTITY, START, Dimensions, Place, Sites, Stream, Words
 
 
@@ -217,6 +219,19 @@ class Bert(nn.Module):
         """Touch every parameter once: what `init` of a randomly initialised model runs."""
         hidden = self(input_ids)
         return self.pool(hidden[:, :1]) if self.config.pooler else hidden
+
+
+# Where the parameters lie on a mesh: matrices that end in heads or hidden units are cut along
+# these, and so are those that begin with them (Shoeybi et al. 2019, section 3, figure 3).
+_INTO = r'backbone/layer_\d+/(attention/(query|key|value)|feed_forward/up)'
+_OUT_OF = r'backbone/layer_\d+/(attention/output|feed_forward/down)'
+LAYOUTS = (
+    Layout(f'{_INTO}/kernel', P('fsdp', 'tensor')),
+    Layout(f'{_INTO}/bias', P('tensor')),
+    Layout(f'{_OUT_OF}/kernel', P('tensor', 'fsdp')),
+    Layout(r'backbone/embeddings/(word|position)/embedding', P(None, ('fsdp', 'tensor'))),
+    Layout(r'backbone/pooler/kernel', P('fsdp', 'tensor')),
+)
 
 
 def default_positions(config: BertConfig, input_ids: Int[Array, 'B T']) -> Int[Array, 'B T']:

@@ -7,14 +7,12 @@ from one whose files were damaged later: `manifest` has that.
 
 import contextlib
 import dataclasses
-import json
 import logging
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import grain
 import jax
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
@@ -69,7 +67,8 @@ class Checkpoints:
         Args:
             step: number of steps taken; one that is saved already is not saved again.
             state: a pytree of jax arrays.
-            data_iterator: a grain iterator, or anything with get_state and set_state; or None.
+            data_iterator: a grain iterator, or anything with get_state and set_state; or None. Its
+                state must be the same on every process.
             progress: what else the loop must remember, as JSON.
             metric: larger is better, NaN is none; of equal ones the earlier is the best.
 
@@ -87,13 +86,11 @@ class Checkpoints:
             'progress': manifest.as_json(progress),
             'metric': manifest.as_json(metric),
             'arrays': _describe(state),
-            'positions': 0 if data_iterator is None else jax.process_count(),
+            'position': None if data_iterator is None else _position(data_iterator),
         }
-        items = {'state': ocp.args.StandardSave(state)}
-        if data_iterator is not None:
-            items['data'] = grain.checkpoint.CheckpointSave(_Position(data_iterator))
         with self._explained():
-            manager.save(step, args=ocp.args.Composite(**items), force=True)
+            args = ocp.args.Composite(state=ocp.args.StandardSave(state))
+            manager.save(step, args=args, force=True)
 
     def restore(self, abstract_state: Any, data_iterator: Any) -> Restored | None:
         """Return the newest sound checkpoint, and set the iterator to its position.
@@ -145,11 +142,10 @@ class Checkpoints:
         found, where = self._manifests[step], self.directory / str(step)
         _check_identity(where, found['identity'], self._identity)
         _check_arrays(where, found['arrays'], _describe(abstract_state))
-        items = {'state': ocp.args.StandardRestore(abstract_state)}
+        args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state))
+        restored = manager.restore(step, args=args)
         if data is not None:
-            _check_positions(where, found['positions'])
-            items['data'] = grain.checkpoint.CheckpointRestore(_Position(data))
-        restored = manager.restore(step, args=ocp.args.Composite(**items))
+            _move(data, found['position'], where)
         return Restored(step, restored['state'], found['progress'])
 
     def _open(self) -> ocp.CheckpointManager:
@@ -202,26 +198,26 @@ class _LatestAndBest:
         return [step in steps[-LATEST:] or step == best for step in steps]
 
 
-class _Position:
-    """An iterator as grain's handler expects it: with its state in bytes."""
+def _position(iterator: Any) -> dict[str, Any]:
+    """Return an iterator's state as JSON."""
+    state = iterator.get_state()
+    raw = isinstance(state, bytes)
+    return {'bytes': raw, 'state': state.decode() if raw else manifest.as_json(state)}
 
-    def __init__(self, iterator: Any) -> None:
-        self._iterator = iterator
 
-    def get_state(self) -> bytes:
-        """Return the position as JSON."""
-        state = self._iterator.get_state()
-        raw = isinstance(state, bytes)
-        return json.dumps({'bytes': raw, 'state': state.decode() if raw else state}).encode()
+def _move(iterator: Any, position: Mapping[str, Any] | None, where: Path) -> None:
+    """Move an iterator to a position that `_position` returned.
 
-    def set_state(self, encoded: bytes) -> None:
-        """Move the iterator to a position that `get_state` returned."""
-        saved = json.loads(encoded)
-        state = saved['state']
-        self._iterator.set_state(state.encode() if saved['bytes'] else state)
-
-    def start_prefetch(self) -> None:
-        """Do nothing: an iterator starts to read ahead at its first element."""
+    Raises:
+        ValueError: the checkpoint was saved without one.
+    """
+    if position is None:
+        raise ValueError(
+            f'{where} holds no position in the data; it was saved by something other than a run '
+            'over this data: use another workdir'
+        )
+    state = position['state']
+    iterator.set_state(state.encode() if position['bytes'] else state)
 
 
 def _sound(directory: Path) -> dict[int, Manifest]:
@@ -255,14 +251,6 @@ def _check_arrays(where: Path, saved: Mapping[str, Any], wanted: Mapping[str, An
         raise ValueError(
             f'{where} holds the state of another model or optimizer: {differing}; continue with '
             'the code and settings it was made with, or use another workdir'
-        )
-
-
-def _check_positions(where: Path, saved: int) -> None:
-    if saved != jax.process_count():
-        raise ValueError(
-            f'{where} holds the positions in the data of {saved} processes, and this run has '
-            f'{jax.process_count()}: continue with {saved}, or use another workdir'
         )
 
 

@@ -12,7 +12,7 @@ from adapters_jax.data import pipeline
 from adapters_jax.data.encoded import Encoded
 from adapters_jax.data.policies import Policy
 from adapters_jax.params import Tree
-from adapters_jax.sharding import put_batch
+from adapters_jax.sharding import own_rows, put_batch, replicated
 
 Forward = Callable[[Tree, Tree, Mapping[str, jax.Array]], jax.Array]
 _IN_FLIGHT = 2  # batches that the device works on while the host prepares the next
@@ -33,19 +33,22 @@ def outputs(
         RuntimeError: an example that no batch, or more than one, carried.
     """
     collected: dict[int, np.ndarray] = {}
-    waiting: deque[tuple[Mapping[str, np.ndarray], jax.Array]] = deque()
+    waiting: deque[tuple[jax.Array, ...]] = deque()
+    # Every process sees the outputs of all rows, so all find the same scores.
+    gather = jax.jit(lambda *arrays: arrays, out_shardings=replicated(mesh))
 
     def collect() -> None:
-        batch, result = waiting.popleft()
-        mask = batch['example_mask']
-        values = np.asarray(result)[mask]
-        for example, row in zip(batch['example_id'][mask].tolist(), values, strict=True):
+        values, examples, mask = (np.asarray(array) for array in waiting.popleft())
+        for example, row in zip(examples[mask].tolist(), values[mask], strict=True):
             if example in collected:
                 raise RuntimeError(f'example {example} was evaluated twice')
             collected[example] = row
 
-    for batch in pipeline.eval_batches(encoded, policy, pad_id):
-        waiting.append((batch, forward(trainable, frozen, put_batch(batch, mesh))))
+    rows = own_rows(mesh, pipeline.rows_of(policy))
+    for batch in pipeline.eval_batches(encoded, policy, pad_id, rows=rows):
+        placed = put_batch(batch, mesh)
+        found = forward(trainable, frozen, placed)
+        waiting.append(gather(found, placed['example_id'], placed['example_mask']))
         if len(waiting) > _IN_FLIGHT:
             collect()
     while waiting:

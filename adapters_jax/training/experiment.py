@@ -25,7 +25,7 @@ from adapters_jax.interop.adapter_folder import AdapterFolder
 from adapters_jax.interop.backbones import LoadedBackbone, load_backbone
 from adapters_jax.model import Model
 from adapters_jax.models.heads import HeadConfig
-from adapters_jax.params import Tree, cast, flatten, merge, unflatten
+from adapters_jax.params import Tree, flatten, merge, unflatten
 from adapters_jax.tasks.task import Task
 from adapters_jax.training.members import Members
 from adapters_jax.training.members import load as load_members
@@ -271,16 +271,3 @@ def bind(
         dtype=dtype,
         dropped=dropped,
     )
-
-
-def place(tree: Tree, dtype: Any, sharding: Any) -> Tree:
-    """Put a tree of arrays on devices, floating-point leaves in `dtype`.
-
-    Each leaf gets memory of its own: two leaves may begin as one array, and a step that is given
-    the tree for good cannot be given the same memory twice.
-    """
-
-    def put(leaf: Any) -> jax.Array:
-        return jax.device_put(leaf, sharding, may_alias=False)
-
-    return jax.tree.map(put, cast(tree, dtype))

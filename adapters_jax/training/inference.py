@@ -4,7 +4,6 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
-from adapters_jax import sharding
 from adapters_jax.config import Config
 from adapters_jax.data.encoded import Encoded
 from adapters_jax.interop import adapter_folder
@@ -12,7 +11,8 @@ from adapters_jax.interop.adapter_folder import AdapterFolder
 from adapters_jax.interop.backbones import LoadedBackbone
 from adapters_jax.params import partition
 from adapters_jax.training import batching, evaluation
-from adapters_jax.training.experiment import bind, choose_dtype, place
+from adapters_jax.training.experiment import bind, choose_dtype
+from adapters_jax.training.placement import Placement
 from adapters_jax.training.step import jit_outputs
 
 
@@ -33,8 +33,7 @@ def outputs(
     model = bind(folder, backbone, choose_dtype(config, 'dtype'), dropped)
     described = jax.eval_shape(model.init, jax.random.key(0), backbone.params)
     adapter_folder.check_leaves(folder, *partition(described, model.rules))
-    mesh = sharding.make_mesh(config.mesh.data)
-    everywhere = sharding.replicated(mesh)
+    placement = Placement.of(config)
     # The same split as in training, so that frozen weights are in the same number format.
     trainable, frozen = partition(
         folder.overlay(backbone.params, model.method.constants(model.config.dimensions)),
@@ -42,10 +41,10 @@ def outputs(
     )
     return evaluation.outputs(
         jit_outputs(model),
-        place(trainable, np.float32, everywhere),
-        place(frozen, choose_dtype(config, 'frozen_dtype'), everywhere),
+        placement.trainable(trainable),
+        placement.frozen(frozen, choose_dtype(config, 'frozen_dtype')),
         encoded,
-        batching.choose(config, model, encoded.lengths, mesh.shape['data'], training=False),
+        batching.choose(config, model, encoded.lengths, placement.row_parts, training=False),
         backbone.config.pad_id,
-        mesh,
+        placement.mesh,
     )

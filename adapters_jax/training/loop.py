@@ -2,19 +2,21 @@
 
 import functools
 import math
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adapters_jax import params, sharding
+from adapters_jax import params, processes, sharding
 from adapters_jax.config import Config
 from adapters_jax.interop import adapter_folder
 from adapters_jax.training import batching, trunk
-from adapters_jax.training.experiment import choose_dtype, place
+from adapters_jax.training.experiment import Experiment, choose_dtype
 from adapters_jax.training.members import load as load_members
 from adapters_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
+from adapters_jax.training.placement import Placement
 from adapters_jax.training.run import NonFiniteLossError, Progress, Results, Run, Stopped
 from adapters_jax.training.step import RobustStep, jit_outputs, jit_train_step
 
@@ -34,7 +36,7 @@ def check(config: Config) -> None:
         )
     if config.data.seed < -1:
         raise ValueError(f'data.seed is {config.data.seed}; expected -1 (as seed) or 0 or more')
-    devices = sharding.make_mesh(config.mesh.data).shape['data']
+    devices = Placement.of(config).row_parts
     drop = config.training.adapter_drop
     if drop not in ('none', 'robust'):
         raise ValueError(f'training.adapter_drop is {drop!r}; expected one of none, robust')
@@ -53,16 +55,15 @@ class Trainer(Run):
     def _prepare_state(self) -> None:
         config, model = self.config, self.experiment.model
         self.progress = Progress()
-        everywhere = sharding.replicated(self.mesh)
         trainable, frozen = params.partition(self.experiment.init_params(), model.rules)
-        self.trainable = place(trainable, np.float32, everywhere)
-        self.frozen = place(frozen, choose_dtype(config, 'frozen_dtype'), everywhere)
+        self.trainable = self.placement.trainable(trainable)
+        self.frozen = self.placement.frozen(frozen, choose_dtype(config, 'frozen_dtype'))
         optimizer_config = OptimizerConfig(**config.optimizer.to_dict())
         self.schedule = make_schedule(optimizer_config, self.total_steps)
         optimizer = model.method.optimizer(
             make_optimizer(optimizer_config, self.total_steps), self.total_steps
         )
-        self.opt_state = jax.jit(optimizer.init, out_shardings=everywhere)(self.trainable)
+        self.opt_state = self.placement.moments(optimizer.init, self.trainable)
         robust = config.training.adapter_drop == 'robust'
         make = functools.partial(RobustStep, seed=config.seed) if robust else jit_train_step
         self.train_step = make(
@@ -74,7 +75,7 @@ class Trainer(Run):
             **self.step_options,
         )
         self.forward = jit_outputs(model)
-        self.key = jax.device_put(jax.random.fold_in(jax.random.key(config.seed), 1), everywhere)
+        self.key = self.placement.put(jax.random.fold_in(jax.random.key(config.seed), 1))
 
     @property
     def state(self) -> tuple[params.Tree, Any]:
@@ -142,9 +143,14 @@ class Trainer(Run):
     def _judge(self, results: Results) -> None:
         """Keep the best adapter so far."""
         if self.progress.judge(self.experiment.task, results, self.step):
-            folder = self.experiment.folder(jax.device_get(self.trainable))
-            adapter_folder.save(folder, self.workdir / 'adapter')
+            self._keep(self.experiment, self.workdir / 'adapter')
         self.progress.stop(self.config.training.patience, self.step >= self.total_steps)
+
+    def _keep(self, experiment: Experiment, directory: Path) -> None:
+        """Write the trained leaves as a finished adapter; every process must call this."""
+        trainable = sharding.to_host(self.trainable)
+        if processes.is_writer():
+            adapter_folder.save(experiment.folder(trainable), directory)
 
     def _save(self) -> None:
         if not _all_finite(self.trainable):

@@ -10,7 +10,6 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import numpy as np
 from jaxtyping import Float
 
@@ -18,7 +17,6 @@ from adapters_jax import params
 from adapters_jax.data.mixing import Mixer
 from adapters_jax.data.policies import Policy
 from adapters_jax.data.shares import Mixing
-from adapters_jax.interop import adapter_folder
 from adapters_jax.training import batching, evaluation
 from adapters_jax.training.loop import Trainer
 from adapters_jax.training.multitask import Multitask
@@ -118,14 +116,10 @@ class MultitaskRun(Trainer):
             better = own.judge(member.task, mine, self.step)
             progress.tasks[name] = dataclasses.asdict(own)
             if better if self.config.mixing.best == 'each' else improved:
-                self._keep(name)
+                self._keep(member, self.workdir / 'adapter' / name)
         if self.config.mixing.best == 'each':
             progress.since_best = min(own['since_best'] for own in progress.tasks.values())
         progress.stop(patience, self.step >= self.total_steps)
-
-    def _keep(self, name: str) -> None:
-        folder = self.experiment.members[name].folder(jax.device_get(self.trainable))
-        adapter_folder.save(folder, self.workdir / 'adapter' / name)
 
     def _finish(self) -> dict[str, Any]:
         summary = super()._finish()

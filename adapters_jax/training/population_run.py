@@ -17,7 +17,7 @@ import numpy as np
 import rich.console
 
 from adapters_jax import config as configs
-from adapters_jax import files, params, sharding
+from adapters_jax import files, params, processes, sharding
 from adapters_jax.adapters import bank
 from adapters_jax.adapters.method import Method
 from adapters_jax.config import Config
@@ -25,7 +25,7 @@ from adapters_jax.data import tokenize
 from adapters_jax.interop import adapter_folder
 from adapters_jax.params import Tree
 from adapters_jax.training import grid, population
-from adapters_jax.training.experiment import Experiment, check_model, choose_dtype, place
+from adapters_jax.training.experiment import Experiment, check_model, choose_dtype
 from adapters_jax.training.members import load as load_members
 from adapters_jax.training.monitor import Monitor
 from adapters_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
@@ -78,7 +78,6 @@ class PopulationRun(Run):
         super().__init__(experiment, workdir)
 
     def _prepare_state(self) -> None:
-        everywhere = sharding.replicated(self.mesh)
         self.model, self.own = widen(self.experiment, self.members, self.folder)
         self.progress = PopulationProgress(0.0, {name: Progress() for name in self.names})
         trainable = population.stack([own.trainable for own in self.own])
@@ -88,9 +87,11 @@ class PopulationRun(Run):
         backbone = {'backbone': self.own[0].frozen.get('backbone', {})}
         frozen = params.merge(backbone, common)
         stored = choose_dtype(self.config, 'frozen_dtype')
-        self.frozen = place(frozen, stored, everywhere)
+        self.frozen = self.placement.frozen(frozen, stored)
         self.inputs = self._make_inputs(params.cast(different, stored))
-        self.state = self._make_state(place(trainable, np.float32, everywhere))
+        # Whole: the rules are for leaves without an axis of members.
+        whole = sharding.place(trainable, np.float32, self.placement.everywhere)
+        self.state = self._make_state(whole)
         self.train_step = population.jit_population_step(
             self.state,
             model=self.model,
@@ -113,17 +114,16 @@ class PopulationRun(Run):
             multipliers=population.stack([own.multipliers for own in self.own]),
             constants=constants,
         )
-        return sharding.put_replicated(inputs, self.mesh)
+        return self.placement.put(inputs)
 
     def _make_state(self, trainable: Tree) -> State:
         init = self._make_optimizer(1.0, 0.0).init
-        everywhere = sharding.replicated(self.mesh)
-        opt_state = jax.jit(jax.vmap(init), out_shardings=everywhere)(trainable)
+        opt_state = self.placement.moments(jax.vmap(init), trainable)
         return State(trainable, opt_state, self._alive())
 
     def _alive(self) -> jax.Array:
         alive = np.array([not p.finished for p in self.progress.members.values()])
-        return jax.device_put(alive, sharding.replicated(self.mesh))
+        return self.placement.put(alive)
 
     @functools.cached_property
     def _optimizer_config(self) -> OptimizerConfig:
@@ -162,8 +162,9 @@ class PopulationRun(Run):
         with contextlib.ExitStack() as stack:
             self.monitors: list[Monitor] = []
             for own, member in zip(self.own, self.members, strict=True):
-                stack.enter_context(files.lock(own.workdir))
-                files.write_json(own.workdir / CONFIG, configs.to_json(member.config))
+                stack.enter_context(processes.locked(own.workdir))
+                if processes.is_writer():
+                    files.write_json(own.workdir / CONFIG, configs.to_json(member.config))
                 silent = rich.console.Console(file=io.StringIO(), quiet=True)
                 monitor = self._make_monitor(own.workdir, console=silent)
                 self.monitors.append(stack.enter_context(monitor))
@@ -226,7 +227,7 @@ class PopulationRun(Run):
 
     def _evaluate(self) -> None:
         logits = {name: self._outputs(name, self.state.trainable) for name in self.eval_policies}
-        trainable = jax.device_get(self.state.trainable)
+        trainable = sharding.to_host(self.state.trainable)
         for i, progress in enumerate(self.progress.members.values()):
             if not progress.finished:
                 self._judge(i, {name: values[:, i] for name, values in logits.items()}, trainable)
@@ -250,7 +251,8 @@ class PopulationRun(Run):
         if progress.judge(run.task, results, self.step):
             own = self.own[index]
             leaves = population.unpad(population.unstack(trainable, index), own.shapes)
-            adapter_folder.save(own.experiment.folder(leaves), own.workdir / 'adapter')
+            if processes.is_writer():
+                adapter_folder.save(own.experiment.folder(leaves), own.workdir / 'adapter')
         progress.stop(self.config.training.patience, self.step >= self.total_steps)
         progress.steps = self.step
 
@@ -274,7 +276,8 @@ class PopulationRun(Run):
             progress = self.progress.members[own.name]
             summary = self._summary(progress, params.count(own.shapes), member.config.seed)
             summary |= {'population': len(self.members)}
-            files.write_json(own.workdir / SUMMARY, summary)
+            if processes.is_writer():
+                files.write_json(own.workdir / SUMMARY, summary)
             summaries[own.name] = summary
         return summaries
 

@@ -28,6 +28,7 @@ from adapters_jax.tasks.task import Task
 from adapters_jax.training import batching, evaluation, monitor, provenance, trunk
 from adapters_jax.training.checkpoint import Checkpoints
 from adapters_jax.training.experiment import Experiment
+from adapters_jax.training.placement import Placement
 
 Results = Mapping[str, Mapping[str, float]]  # the metrics of each validation split
 
@@ -86,9 +87,10 @@ class Run(abc.ABC):
     def __init__(self, experiment: Experiment, workdir: Path) -> None:
         """Prepare everything short of the first step."""
         self.config, self.workdir = experiment.config, workdir
-        self.mesh = sharding.make_mesh(self.config.mesh.data)
+        self.placement = Placement.of(self.config)
+        self.mesh = self.placement.mesh
         self.experiment = trunk.attach(experiment, self.mesh)
-        self._prepare_data(self.mesh.shape['data'])
+        self._prepare_data(self.placement.row_parts)
         self._prepare_state()
         self.step = self.saved = 0
         self._stop_requested = False
@@ -107,7 +109,13 @@ class Run(abc.ABC):
         )
         self.evaluate_every = config.training.evaluate_every or self.steps_per_epoch
         self.pad_id = model.config.pad_id
-        self.iterator = pipeline.train_batches(self.data, policy, seed, self.pad_id, mixing=mixing)
+        # Shared out with the empty rows at the end, so any number of processes will do.
+        first, last = sharding.own_rows(self.mesh, self.rows)
+        self.own_rows = last - first
+        held = min(first, self.plan.rows), min(last, self.plan.rows)
+        self.iterator = pipeline.train_batches(
+            self.data, policy, seed, self.pad_id, mixing=mixing, rows=held
+        )
         self.eval_policies = {
             name: self._choose_evaluation(name, devices)
             for name in self.experiment.validation_splits
@@ -238,7 +246,7 @@ class Run(abc.ABC):
     def take_step(self) -> Any:
         """Take the next step, on the next batch; return its metrics, still on their way."""
         _, batch = next(self.iterator)
-        batch = batching.fill(batch, self.rows, self.pad_id)
+        batch = batching.fill(batch, self.own_rows, self.pad_id)
         with jax.profiler.StepTraceAnnotation('train', step_num=self.step):
             metrics = self._advance(sharding.put_batch(batch, self.mesh))
         self.step += 1

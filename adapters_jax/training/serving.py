@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import jax
 import numpy as np
 
-from adapters_jax import params, sharding
+from adapters_jax import params
 from adapters_jax.adapters import registry
 from adapters_jax.adapters.bank import BACKBONE, Bank
 from adapters_jax.config import Config
@@ -21,6 +21,7 @@ from adapters_jax.interop.backbones import LoadedBackbone
 from adapters_jax.model import Model
 from adapters_jax.models.heads import HeadBank, HeadConfig
 from adapters_jax.training import batching, evaluation, experiment, inference
+from adapters_jax.training.placement import Placement
 from adapters_jax.training.step import jit_outputs
 
 
@@ -120,11 +121,12 @@ def _routed(
     model, tree = bank_of(adapters, loaded, dropped)
     model = dataclasses.replace(model, dtype=experiment.choose_dtype(config, 'dtype'))
     joined = join([encoded[name] for name in adapters])
-    mesh = sharding.make_mesh(config.mesh.data)
-    placed = experiment.place(tree, np.float32, sharding.replicated(mesh))
-    policy = batching.choose(config, model, joined.lengths, mesh.shape['data'], training=False)
+    placement = Placement.of(config)
+    placed = placement.frozen(tree, np.float32)
+    policy = batching.choose(config, model, joined.lengths, placement.row_parts, training=False)
     pad_id = loaded.config.pad_id
-    found = evaluation.outputs(jit_outputs(model), {}, placed, joined, policy, pad_id, mesh)
+    given = {}, placed, joined, policy, pad_id, placement.mesh
+    found = evaluation.outputs(jit_outputs(model), *given)
     ends = np.cumsum([len(encoded[name]) for name in adapters])
     parts = np.split(found, ends[:-1])
     widths = [outputs for _, _, outputs in model.heads.heads]

@@ -28,9 +28,10 @@ from adapters_jax.data.encoded import Encoded
 from adapters_jax.data.stored import Stored, check_room, readable
 from adapters_jax.model import Model
 from adapters_jax.params import Tree
-from adapters_jax.sharding import put_batch, replicated
+from adapters_jax.sharding import put_batch, row_parts
 from adapters_jax.sites import Place
-from adapters_jax.training.experiment import DTYPES, Experiment, choose_dtype, place
+from adapters_jax.training.experiment import DTYPES, Experiment, choose_dtype
+from adapters_jax.training.placement import Placement
 from adapters_jax.wheels import cache_directory
 
 COLUMN = 'trunk'
@@ -141,12 +142,12 @@ def _make(
     """Return the columns of these splits, computed and stored."""
     config, model = experiment.config, experiment.model
     weights = choose_dtype(config, 'frozen_dtype')
-    params = place(experiment.init_params(), weights, replicated(mesh))
+    params = Placement.of(config, mesh).frozen(experiment.init_params(), weights)
     outputs = jit_outputs(model, params, dtype, mesh)
     columns = {}
     for name, stored in missing.items():
         encoded = experiment.splits[name]
-        policy = layout(config, encoded, mesh.shape['data'])
+        policy = layout(config, encoded, row_parts(mesh))
         columns[name] = compute(stored, outputs, encoded, policy, model.config.pad_id)
     return columns
 

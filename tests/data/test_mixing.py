@@ -10,7 +10,7 @@ from ragged import ragged
 
 from adapters_jax.data.batches import assemble
 from adapters_jax.data.mixing import Mixer, join
-from adapters_jax.data.pipeline import Plans, train_batches
+from adapters_jax.data.pipeline import Plans, rows_of, train_batches
 from adapters_jax.data.policies import (
     WINDOW,
     Buckets,
@@ -240,8 +240,7 @@ def test_a_restored_iterator_repeats_every_later_batch(policy):
     fresh.set_state(state)
     check_same(itertools.islice(fresh, 30), expected)
     # The position is the number of a batch, so it says nothing of threads or processes.
-    processes = policy.rows if isinstance(policy, Packed) else policy.batch_size
-    parts = [make(process_index=i, process_count=processes, threads=1) for i in range(processes)]
+    parts = [make(rows=(i, i + 1), threads=1) for i in range(rows_of(policy))]
     for part in parts:
         part.set_state(state)
     merged = [

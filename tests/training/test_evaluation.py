@@ -153,7 +153,9 @@ def test_an_example_lost_or_counted_twice_is_an_error(
     model, trees, split, monkeypatch, spoil, expected
 ):
     real = pipeline.eval_batches
-    monkeypatch.setattr(pipeline, 'eval_batches', lambda *given: spoil(list(real(*given))))
+    monkeypatch.setattr(
+        pipeline, 'eval_batches', lambda *given, **own: spoil(list(real(*given, **own)))
+    )
     with pytest.raises(RuntimeError, match=expected):
         outputs(model, trees, split, POLICIES[0], 1)
 

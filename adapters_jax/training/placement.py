@@ -1,0 +1,80 @@
+"""Where a run's arrays live: what `config.mesh` says, applied to the trees of a model."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.typing import DTypeLike
+
+from adapters_jax import sharding
+from adapters_jax.config import Config
+from adapters_jax.models import bert
+from adapters_jax.params import Tree
+from adapters_jax.sharding import Layout
+
+FROZEN = ('sharded', 'replicated')
+
+
+def make_mesh(config: Config) -> Mesh:
+    """Return the mesh that a config asks for.
+
+    Raises:
+        ValueError: devices that are not there.
+    """
+    return sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+
+
+@dataclasses.dataclass(frozen=True)
+class Placement:
+    """A mesh, the rules of where leaves lie on it, and whether they hold for frozen ones too."""
+
+    mesh: Mesh
+    rules: tuple[Layout, ...] = ()
+    frozen_whole: bool = False
+
+    @classmethod
+    def of(cls, config: Config, mesh: Mesh | None = None) -> 'Placement':
+        """Return what a config asks for; its own rules precede those of the backbone.
+
+        Raises:
+            ValueError: devices that are not there, or a rule or setting that is none.
+        """
+        mesh_config = config.mesh
+        if mesh_config.frozen not in FROZEN:
+            raise ValueError(
+                f'mesh.frozen is {mesh_config.frozen!r}; expected one of {", ".join(FROZEN)}'
+            )
+        given = tuple(Layout.parse(text) for text in mesh_config.rules)
+        whole = mesh_config.frozen == 'replicated'
+        return cls(mesh or make_mesh(config), (*given, *bert.LAYOUTS), whole)
+
+    @property
+    def everywhere(self) -> NamedSharding:
+        """The sharding of what every device holds whole."""
+        return sharding.replicated(self.mesh)
+
+    @property
+    def row_parts(self) -> int:
+        """Into how many parts the rows of a batch are cut."""
+        return sharding.row_parts(self.mesh)
+
+    def trainable(self, tree: Tree) -> Tree:
+        """Place the leaves that are trained, in float32."""
+        return sharding.place(tree, np.float32, sharding.layouts(tree, self.mesh, self.rules))
+
+    def frozen(self, tree: Tree, dtype: DTypeLike) -> Tree:
+        """Place the leaves that are not, floating-point ones in `dtype`."""
+        rules = () if self.frozen_whole else self.rules
+        return sharding.place(tree, dtype, sharding.layouts(tree, self.mesh, rules))
+
+    def moments(self, init: Any, trainable: Tree) -> Any:
+        """Return an optimiser's first state, born where the leaves are that it belongs to."""
+        own = jax.tree.map(lambda leaf: leaf.sharding, trainable)
+        where = sharding.like(jax.eval_shape(init, trainable), own, self.everywhere)
+        return jax.jit(init, out_shardings=where)(trainable)
+
+    def put(self, tree: Any) -> Any:
+        """Place a copy of every leaf on every device."""
+        return sharding.put_replicated(tree, self.mesh)

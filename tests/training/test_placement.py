@@ -1,0 +1,175 @@
+"""Meshes: the same numbers on each, and every leaf where the rules say."""
+
+import json
+import re
+
+import jax
+import numpy as np
+import pytest
+import toy
+from jax.sharding import PartitionSpec as P
+
+from adapters_jax import sharding
+from adapters_jax.evaluate import evaluate
+from adapters_jax.params import flatten
+from adapters_jax.train import train
+from adapters_jax.training import experiment, loop
+from adapters_jax.training.placement import Placement
+
+MESHES = {
+    'data': (8, 1, 1),
+    'fsdp': (1, 8, 1),
+    'tensor': (1, 1, 2),
+    'mixed': (2, 2, 2),
+}
+
+
+@pytest.fixture(scope='module')
+def toys(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('toys')
+    toy.write_backbone(folder / 'bert', layers=2)
+    toy.write_texts(folder / 'texts.csv', 240)
+    return folder
+
+
+def config(toys, mesh=(1, 1, 1), method='pfeiffer[reduction_factor=2]', **changes):
+    given = toy.config(
+        str(toys / 'bert'), str(toys / 'texts.csv'), method=method, training__steps=10, **changes
+    )
+    given.mesh.data, given.mesh.fsdp, given.mesh.tensor = mesh
+    return given
+
+
+def built(toys, folder, *args, **changes):
+    given = config(toys, *args, **changes)
+    return loop.Trainer(experiment.build(given), folder)
+
+
+def specs(tree):
+    return {path: leaf.sharding.spec for path, leaf in flatten(tree).items()}
+
+
+@pytest.fixture(scope='module')
+def alone(toys, tmp_path_factory):
+    """The losses and the test metrics on one device, by method."""
+    found = {}
+
+    def get(method):
+        if method not in found:
+            folder = tmp_path_factory.mktemp('alone')
+            found[method] = run(toys, folder, (1, 1, 1), method)
+        return found[method]
+
+    return get
+
+
+def run(toys, folder, mesh, method):
+    train(config(toys, mesh, method), folder)
+    return [loss for _, loss in toy.losses(folder)], evaluate(folder)['metrics']
+
+
+@pytest.mark.parametrize('mesh', MESHES)
+def test_losses_and_metrics_are_those_of_one_device(toys, tmp_path, alone, mesh):
+    losses, metrics = run(toys, tmp_path, MESHES[mesh], 'pfeiffer[reduction_factor=2]')
+    expected, exact = alone('pfeiffer[reduction_factor=2]')
+    assert len(losses) == 10
+    np.testing.assert_allclose(losses, expected, rtol=1e-5)
+    assert metrics == exact
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('method', ['lora', 'bitfit', 'full'])
+@pytest.mark.parametrize('mesh', ['fsdp', 'mixed'])
+def test_other_methods_too(toys, tmp_path, alone, mesh, method):
+    losses, metrics = run(toys, tmp_path, MESHES[mesh], method)
+    expected, exact = alone(method)
+    np.testing.assert_allclose(losses, expected, rtol=1e-5)
+    assert metrics == exact
+
+
+def test_leaves_lie_as_the_rules_say(toys, tmp_path):
+    trainer = built(toys, tmp_path, (2, 2, 2))
+    frozen = specs(trainer.frozen)
+    assert frozen['backbone/layer_1/attention/query/kernel'] == P('fsdp', 'tensor')
+    assert frozen['backbone/layer_1/feed_forward/down/kernel'] == P('tensor', 'fsdp')
+    assert frozen['backbone/embeddings/word/embedding'] == P(None, ('fsdp', 'tensor'))
+    assert frozen['backbone/layer_0/attention/norm/scale'] == P()
+    word = flatten(trainer.frozen)['backbone/embeddings/word/embedding']
+    assert {s.data.shape for s in word.addressable_shards} == {(word.shape[0], 32 // 4)}
+    assert set(specs(trainer.trainable).values()) == {P()}
+
+
+def test_frozen_weights_may_be_whole_and_adapters_in_parts(toys, tmp_path):
+    given = {'mesh__frozen': 'replicated', 'mesh__rules': ('adapters/.*/down/kernel=fsdp,-',)}
+    trainer = built(toys, tmp_path, (2, 2, 2), **given)
+    assert set(specs(trainer.frozen).values()) == {P()}
+    trainable = specs(trainer.trainable)
+    cut = {path for path, spec in trainable.items() if spec == P('fsdp', None)}
+    assert cut == {path for path in trainable if re.fullmatch('adapters/.*/down/kernel', path)}
+    assert cut
+    # The moments lie with their leaves, and there are none of frozen leaves.
+    shapes = {path: leaf.shape for path, leaf in flatten(trainer.trainable).items()}
+    moments = jax.tree_util.tree_leaves_with_path(trainer.opt_state)
+    seen = 0
+    for path, leaf in moments:
+        named = jax.tree_util.keystr(path, simple=True, separator='/')
+        own = [name for name in shapes if named.endswith('/' + name)]
+        assert len(own) == 1 or leaf.ndim == 0, named
+        if own:
+            seen += 1
+            assert leaf.shape == shapes[own[0]] and leaf.sharding.spec == trainable[own[0]]
+    assert seen == 2 * len(shapes)
+
+
+@pytest.mark.parametrize(('mesh', 'gathers'), [((8, 1, 1), False), ((2, 4, 1), True)])
+def test_whole_weights_are_never_gathered(toys, tmp_path, mesh, gathers):
+    trainer = built(toys, tmp_path, mesh)
+    _, batch = next(trainer.iterator)
+    rows = -(-len(batch['input_ids']) // 8) * 8
+    batch = {k: np.resize(v, (rows, *v.shape[1:])) for k, v in batch.items()}
+    placed = sharding.put_batch(batch, trainer.mesh)
+    program = trainer.train_step.lower(
+        *trainer.state, trainer.frozen, placed, trainer.key, np.int32(0)
+    )
+    assert ('all-gather' in program.compile().as_text()) == gathers
+
+
+@pytest.mark.parametrize(
+    ('changes', 'sentence'),
+    [
+        ({'mesh__tensor': 16}, r'mesh\.tensor is 16 but 8 devices are present'),
+        ({'mesh__fsdp': 3}, r'mesh\.fsdp x mesh\.tensor is 3, which does not divide the 8 devices'),
+        ({'mesh__frozen': 'half'}, "mesh.frozen is 'half'; expected one of sharded, replicated"),
+        ({'mesh__rules': ('.*=rows',)}, "mesh.rules has '.*=rows'; expected 'REGEX=axis,axis'"),
+        ({'mesh__rules': ('(=fsdp',)}, 'whose REGEX is none'),
+    ],
+)
+def test_a_mesh_that_cannot_be_is_refused(toys, changes, sentence):
+    given = toy.config(str(toys / 'bert'), str(toys / 'texts.csv'), **changes)
+    with pytest.raises(ValueError, match=sentence):
+        Placement.of(given)
+
+
+def test_what_does_not_divide_is_named(toys, tmp_path):
+    rule = ('heads/.*/kernel=-,tensor',)
+    with pytest.raises(ValueError, match=r'heads/.* does not\s+divide over mesh.tensor=2.*rules='):
+        built(toys, tmp_path, (2, 2, 2), mesh__rules=rule)
+
+
+def test_a_run_goes_on_over_another_mesh(toys, tmp_path, alone):
+    expected, _ = alone('pfeiffer[reduction_factor=2]')
+    first = config(toys, (1, 4, 2), training__checkpoint_every=4)
+    trainer = loop.Trainer(experiment.build(first), tmp_path)
+    take = trainer.take_step
+
+    def stopping():
+        trainer._stop_requested = trainer.step == 4
+        return take()
+
+    trainer.take_step = stopping
+    with pytest.raises(SystemExit):
+        trainer.run()
+    train(config(toys, (4, 1, 2), training__checkpoint_every=4), tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()]
+    assert [line['step'] for line in lines if line['split'] == 'train'] == list(range(1, 11))
+    np.testing.assert_allclose([x for _, x in toy.losses(tmp_path)], expected, rtol=1e-5)
