@@ -1,25 +1,29 @@
-"""Draws how much of each fused adapter AdapterFusion uses, by layer: a heat map as an SVG file.
+"""Draws how much of each fused adapter AdapterFusion uses, by layer: a heat map, as PNG or SVG.
 
-    python -m experiments.fusion_heatmap --adapter=DIR --input=in.jsonl --output=map.svg
+    python -m experiments.fusion_heatmap --adapter=DIR --input=in.jsonl --output=map.png
 
 Pfeiffer et al. (2021, figure 5): the mean attention weight of each adapter (columns) at each place
-where the fusion acts (rows), over all tokens of the texts. DIR and the texts are those of
-`adapters_jax.predict`.
+where the fusion acts (rows), over all tokens of the texts; several fusions stand side by side. DIR
+and the texts are those of `adapters_jax.predict`. The means over all places are printed, the
+largest first.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from xml.sax.saxutils import escape
 
 import jax
 import numpy as np
 from absl import flags
 from jaxtyping import Float
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 
 from adapters_jax import config as configs
 from adapters_jax import entry, files
 from adapters_jax import predict as prediction
-from adapters_jax.adapters import pruning
+from adapters_jax.adapters import composition, pruning
 from adapters_jax.adapters.composed import Composed, blocks_of
 from adapters_jax.adapters.composition import Fuse
 from adapters_jax.data import pipeline, tokenize
@@ -27,31 +31,41 @@ from adapters_jax.interop import formats
 from adapters_jax.model import Model
 from adapters_jax.training import batching, experiment
 
-_CELL, _LEFT, _TOP = 44, 150, 70  # pixels
+_KINDS = ('.png', '.svg')
+_TITLE = 'Mean attention weight of the fused adapters'
+_CELL, _MARGIN = 0.5, 1.9  # inches
+_LETTERS = 30  # of an adapter's name; what is longer is shortened
 _COLUMNS = ('input_ids', 'token_type_ids', 'positions', 'segments', 'starts')
 
+Weights = dict[str, dict[str, Float[np.ndarray, 'N']]]
 
-def fused(model: Model) -> Fuse:
-    """Return the one fusion of a model.
+
+def fused(model: Model) -> dict[str, tuple[str, ...]]:
+    """Return the names of the adapters that each fusion of a model mixes.
 
     Raises:
-        ValueError: a model with none or with several.
+        ValueError: a model without a fusion, or one whose fusions see parts of the batch only.
     """
     method = model.method
     blocks = blocks_of(method.tree) if isinstance(method, Composed) else []
     found = [block for block in blocks if isinstance(block, Fuse)]
-    if len(found) != 1 or method.replicas > 1:
+    dividing = {block.kind for block in blocks} & {'split', 'batch_split', 'parallel'}
+    if not found:
+        raise ValueError('the adapter has no fusion; a heat map shows an adapter with fuse(...)')
+    if dividing:
         raise ValueError(
-            f'the adapter has {len(found)} fusions; a heat map shows an adapter with one and no '
-            'parallel block'
+            f'the adapter has {", ".join(sorted(dividing))}, which divides the batch or its texts; '
+            'a heat map shows fusions that see all of it'
         )
-    return found[0]
+    return {b.fusion: tuple(composition.last(child) for child in b.children) for b in found}
 
 
 def mean_weights(
     adapter: str | Path, rows: Sequence[dict], backbone: str = ''
-) -> tuple[list[str], dict[str, Float[np.ndarray, 'N']]]:
-    """Return the names of the N fused adapters, and their mean weights over all tokens, by place.
+) -> tuple[dict[str, tuple[str, ...]], Weights]:
+    """Return the names of the N adapters of each fusion, and their mean weights by place.
+
+    A fusion that acts a second time is called '{fusion}#2'.
 
     Raises:
         FileNotFoundError: no adapter there.
@@ -59,7 +73,7 @@ def mean_weights(
     """
     folder, loaded = formats.load(Path(adapter), backbone)
     model = experiment.bind(folder, loaded)
-    block = fused(model)
+    names = fused(model)
     texts = prediction.read_texts(list(rows), folder.pair, range(1, len(rows) + 1))
     encoded = tokenize.encode(
         texts,
@@ -70,69 +84,97 @@ def mean_weights(
     )
     params = folder.overlay(loaded.params, model.method.constants(loaded.config.dimensions))
     policy = batching.choose(configs.base(), model, encoded.lengths, 1, training=False)
-
-    @jax.jit
-    def weigh(params, batch):
-        record: dict[str, jax.Array] = {}
-        model.apply(params, batch, record=record)
-        return record
-
     total, tokens = {}, 0
+    weigh = jax.jit(lambda params, batch: _weights(model, params, batch))
     for batch in pipeline.eval_batches(encoded, policy, loaded.config.pad_id):
         real = batch['segments'] > 0
         found = weigh(params, {name: batch[name] for name in _COLUMNS})
         for place, mean in pruning.importance(found, real).items():
             total[place] = total.get(place, 0.0) + mean * real.sum()
         tokens += real.sum()
-    return block.fusion.split(','), {place: x / tokens for place, x in total.items()}
+    weights = pruning.by_fusion({place: x / tokens for place, x in total.items()})
+    ordered = sorted(weights, key=lambda fusion: (list(names).index(_plain(fusion)), fusion))
+    return {f: names[_plain(f)] for f in ordered}, {f: weights[f] for f in ordered}
 
 
-def render(names: Sequence[str], weights: dict[str, Float[np.ndarray, 'N']]) -> str:
-    """Return the heat map as SVG; the darker a cell, the larger its weight."""
-    places = sorted(weights, key=lambda place: (int(place.split('/')[0][6:]), place))
-    width, height = _LEFT + _CELL * len(names) + 70, _TOP + _CELL * len(places) + 20
-    lines = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
-        'font-family="sans-serif" font-size="12">',
-        f'<rect width="{width}" height="{height}" fill="white"/>',
-    ]
-    for j, name in enumerate(names):
-        x = _LEFT + _CELL * j + _CELL // 2
-        lines.append(
-            f'<text x="{x}" y="{_TOP - 8}" transform="rotate(-35 {x} {_TOP - 8})">'
-            f'{escape(name)}</text>'
-        )
-    for i, place in enumerate(places):
-        middle = _TOP + _CELL * i + _CELL // 2 + 4
-        label = place.replace('layer_', '').replace('/', ' ').replace('_', '-')
-        lines.append(f'<text x="{_LEFT - 8}" y="{middle}" text-anchor="end">{label}</text>')
-        lines += [_cell(i, j, float(value)) for j, value in enumerate(weights[place])]
-    return '\n'.join([*lines, '</svg>', ''])
+def _plain(fusion: str) -> str:
+    return fusion.rsplit('#', 1)[0]
 
 
-def _cell(i: int, j: int, value: float) -> str:
-    red, green, blue = (round(255 + (dark - 255) * value) for dark in (8, 48, 107))
-    x, y = _LEFT + _CELL * j, _TOP + _CELL * i
-    ink = 'white' if value > 0.5 else 'black'
-    return (
-        f'<rect x="{x}" y="{y}" width="{_CELL}" height="{_CELL}" stroke="white" '
-        f'fill="rgb({red},{green},{blue})"/><text x="{x + _CELL // 2}" y="{y + _CELL // 2 + 4}" '
-        f'text-anchor="middle" fill="{ink}">{value:.2f}</text>'
+def _weights(model: Model, params: dict, batch: dict) -> dict[str, jax.Array]:
+    record: dict[str, jax.Array] = {}
+    model.apply(params, batch, record=record)
+    return record
+
+
+def draw(names: Mapping[str, Sequence[str]], weights: Weights) -> Figure:
+    """Return the heat map; the darker a cell, the larger its weight."""
+    rows = max(map(len, weights.values()))
+    columns = sum(len(names[fusion]) for fusion in weights)
+    size = (_CELL * 1.4 * columns + _MARGIN * (1 + len(weights)), _CELL * rows + _MARGIN)
+    figure = Figure(figsize=size, dpi=150, layout='constrained')
+    FigureCanvasAgg(figure)
+    grid = figure.subplots(
+        1, len(weights), squeeze=False, width_ratios=[len(names[fusion]) for fusion in weights]
     )
+    for axes, (fusion, places) in zip(grid[0], weights.items(), strict=True):
+        image = _draw_one(axes, names[fusion], places)
+        if len(weights) > 1:
+            axes.set_title(_short(fusion), fontsize=9)
+    figure.colorbar(image, ax=list(grid[0]), label='mean weight over all tokens')
+    figure.suptitle(_TITLE, fontsize=11)
+    return figure
+
+
+def _draw_one(
+    axes: Axes, names: Sequence[str], places: Mapping[str, Float[np.ndarray, 'N']]
+) -> AxesImage:
+    order = sorted(places, key=lambda place: (int(place.split('/')[0][6:]), place))
+    table = np.stack([places[place] for place in order])
+    image = axes.imshow(table, cmap='Blues', vmin=0, vmax=1, aspect='auto')
+    axes.set_xticks(
+        range(len(names)), map(_short, names), rotation=35, ha='right', rotation_mode='anchor'
+    )
+    labels = [place.replace('_', ' ').replace('/', ', ') for place in order]
+    axes.set_yticks(range(len(order)), labels)
+    axes.tick_params(length=0, labelsize=9)
+    for (i, j), value in np.ndenumerate(table):
+        ink = 'white' if value > 0.6 else 'black'
+        axes.text(j, i, f'{value:.2f}', ha='center', va='center', color=ink, fontsize=8)
+    return image
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= _LETTERS else name[: _LETTERS - 1] + '…'
+
+
+def ranking(names: Mapping[str, Sequence[str]], weights: Weights) -> str:
+    """Return a line for each fusion: its adapters' mean weights over all places, largest first."""
+    lines = []
+    for fusion, places in weights.items():
+        means = np.mean(list(places.values()), axis=0)
+        ordered = sorted(zip(means, names[fusion], strict=True), reverse=True)
+        lines.append(f'{fusion}: ' + ', '.join(f'{name} {mean:.3f}' for mean, name in ordered))
+    return '\n'.join(lines)
 
 
 def main(adapter: str, input: str, output: str, backbone: str) -> None:
     """Draw the heat map, and say what was written."""
+    kind = Path(output).suffix
+    if kind not in _KINDS:
+        raise ValueError(f'--output: {output} ends with {kind!r}; expected {" or ".join(_KINDS)}')
     names, weights = mean_weights(adapter, prediction.read_lines(Path(input)), backbone)
-    files.write_text(Path(output), render(names, weights))
-    print(f'wrote {output}: {len(weights)} places, {len(names)} adapters')
+    with files.atomic(output) as temporary:
+        draw(names, weights).savefig(temporary, format=kind[1:])
+    print(ranking(names, weights))
+    print(f'wrote {output}: {sum(map(len, weights.values()))} places')
 
 
 def _define() -> dict[str, flags.FlagHolder]:
     return {
         'adapter': flags.DEFINE_string('adapter', None, 'A finished adapter with a fusion.'),
         'input': flags.DEFINE_string('input', None, 'JSONL file of texts.'),
-        'output': flags.DEFINE_string('output', None, 'SVG file to write.'),
+        'output': flags.DEFINE_string('output', None, 'PNG or SVG file to write.'),
         'backbone': flags.DEFINE_string('backbone', '', 'The backbone, if not where it was.'),
     }
 

@@ -1,34 +1,116 @@
-"""The heat map of a fusion shows its mean weights over the tokens of the given texts."""
+"""The heat map of fusions shows their mean weights over the tokens of the given texts."""
+
+import json
 
 import numpy as np
 import pytest
 import toy
+import untrained
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from PIL import Image
 
-from adapters_jax.train import train
+from adapters_jax.interop import formats
+from adapters_jax.training import experiment
 from experiments import fusion_heatmap
 
 pytestmark = pytest.mark.usefixtures('compiled_once')
 ROWS = [{'text': 'a few words'}, {'text': 'words'}]
+PLACES = {'layer_0/feed_forward', 'layer_1/feed_forward'}
 
 
-def test_the_map_of_a_trained_fusion(tmp_path):
-    backbone = toy.write_backbone(tmp_path / 'bert', layers=2)
-    texts = toy.write_texts(tmp_path / 'texts.csv', 60)
-    config = toy.config(backbone, texts, training__steps=2)
-    config.method = 'fuse(a, b)'
-    config.adapters = 'a=pfeiffer[size=3],b=pfeiffer[size=3]'
-    train(config, tmp_path / 'run')
-    names, weights = fusion_heatmap.mean_weights(tmp_path / 'run' / 'adapter', ROWS)
-    assert names == ['a', 'b']
-    assert weights.keys() == {'layer_0/feed_forward', 'layer_1/feed_forward'}
-    for mean in weights.values():
-        np.testing.assert_allclose(mean.sum(), 1, atol=1e-5)
-    drawn = fusion_heatmap.render(names, weights)
-    assert drawn.count('text-anchor="middle"') == 4
-    assert f'>{weights["layer_0/feed_forward"][0]:.2f}</text>' in drawn
+@pytest.fixture(scope='module')
+def backbone(tmp_path_factory):
+    return toy.write_backbone(tmp_path_factory.mktemp('fused') / 'bert', layers=2)
 
-    config.method = 'pfeiffer[size=3]'
-    config.adapters = ''
-    train(config, tmp_path / 'plain')
-    with pytest.raises(ValueError, match='the adapter has 0 fusions'):
-        fusion_heatmap.mean_weights(tmp_path / 'plain' / 'adapter', ROWS)
+
+@pytest.fixture(scope='module')
+def found(backbone, tmp_path_factory):
+    """An adapter with two fusions, one of which acts twice, and the mean weights of all."""
+    adapter = tmp_path_factory.mktemp('fused') / 'adapter'
+    untrained.write(adapter, backbone, 'stack(fuse(a, b), fuse(b, c, a), fuse(a, b))')
+    return fusion_heatmap.mean_weights(adapter, ROWS)
+
+
+def test_each_fusion_has_mean_weights_of_its_own(found):
+    names, weights = found
+    assert names == {'a,b': ('a', 'b'), 'b,c,a': ('b', 'c', 'a'), 'a,b#2': ('a', 'b')}
+    assert weights.keys() == names.keys()
+    for fusion, places in weights.items():
+        assert places.keys() == PLACES
+        for mean in places.values():
+            assert mean.shape == (len(names[fusion]),)
+            np.testing.assert_allclose(mean.sum(), 1, atol=1e-5)
+    # The same parameters on another input.
+    first, again = (weights[name]['layer_1/feed_forward'] for name in ('a,b', 'a,b#2'))
+    assert np.abs(first - again).max() > 1e-3
+
+
+def test_what_is_drawn(found, tmp_path):
+    names, weights = found
+    figure = fusion_heatmap.draw(names, weights)
+    figure.savefig(tmp_path / 'map.png', format='png')
+    assert figure.get_suptitle() == 'Mean attention weight of the fused adapters'
+    *maps, bar = figure.axes
+    assert [axes.get_title() for axes in maps] == list(weights)
+    assert bar.get_ylabel() == 'mean weight over all tokens'
+    for axes, (fusion, places) in zip(maps, weights.items(), strict=True):
+        assert [x.get_text() for x in axes.get_xticklabels()] == list(names[fusion])
+        rows = [y.get_text() for y in axes.get_yticklabels()]
+        assert rows == ['layer 0, feed forward', 'layer 1, feed forward']
+        cells = [text.get_text() for text in axes.texts]
+        assert cells == [f'{x:.2f}' for place in sorted(places) for x in places[place]]
+    check_nothing_is_cut(figure)
+
+
+def check_nothing_is_cut(figure):
+    """Every text lies inside of the picture."""
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    width, height = figure.bbox.size
+    texts = [text for axes in figure.axes for text in (*axes.get_xticklabels(), axes.title)]
+    texts += [text for axes in figure.axes for text in axes.get_yticklabels()]
+    for text in texts:
+        box = text.get_window_extent(renderer)
+        if text.get_text():
+            assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= width and box.y1 <= height, text
+
+
+def test_long_names_are_shortened_and_stay_inside():
+    names = {'f': ('x' * 80, 'y')}
+    weights = {'f': {f'layer_{i}/attention': np.array([0.9, 0.1]) for i in (10, 9, 0)}}
+    figure = fusion_heatmap.draw(names, weights)
+    figure.draw_without_rendering()
+    (axes, _) = figure.axes
+    assert axes.get_xticklabels()[0].get_text() == 'x' * 29 + '…'
+    rows = [y.get_text() for y in axes.get_yticklabels()]
+    assert rows == ['layer 0, attention', 'layer 9, attention', 'layer 10, attention']
+    check_nothing_is_cut(figure)
+
+
+@pytest.mark.parametrize('kind', ['png', 'svg'])
+def test_the_command(backbone, tmp_path, capsys, kind):
+    adapter = untrained.write(tmp_path / 'adapter', backbone, 'fuse(a, b)')
+    lines = tmp_path / 'in.jsonl'
+    lines.write_text('\n'.join(map(json.dumps, ROWS)))
+    fusion_heatmap.main(str(adapter), str(lines), str(tmp_path / f'map.{kind}'), '')
+    said = capsys.readouterr().out.split('\n')
+    assert said[0].startswith('a,b: ') and said[1] == f'wrote {tmp_path}/map.{kind}: 2 places'
+    if kind == 'png':
+        pixels = np.asarray(Image.open(tmp_path / 'map.png').convert('L'))
+        assert min(pixels.shape) > 300 and pixels.std() > 10
+    else:
+        assert '<svg' in (tmp_path / 'map.svg').read_text()
+    with pytest.raises(ValueError, match=r"ends with '\.gif'; expected \.png or \.svg"):
+        fusion_heatmap.main(str(adapter), str(lines), str(tmp_path / 'map.gif'), '')
+
+
+@pytest.mark.parametrize(
+    ('expression', 'sentence'),
+    [
+        ('stack(a)', 'the adapter has no fusion'),
+        ('parallel(stack(fuse(a, b)), b)', 'the adapter has parallel, which divides the batch'),
+    ],
+)
+def test_adapters_without_a_map(backbone, expression, sentence):
+    model = experiment.bind(untrained.folder(backbone, expression), formats.load_backbone(backbone))
+    with pytest.raises(ValueError, match=sentence):
+        fusion_heatmap.fused(model)

@@ -36,8 +36,8 @@ def bind(
     """Return the sites that a method makes with these parameters; no key, no dropout.
 
     `scope` names this adapter among all that are bound: its part of `Stream.carry`. `record` is
-    filled with the weights of AdapterFusion while the sites are called. `rows` are the numbers of
-    the rows' adapters, for a bank.
+    filled with the weights of AdapterFusion while the sites are called, under
+    '{fusion}/layer_{i}/{sub_layer}'. `rows` are the numbers of the rows' adapters, for a bank.
 
     Raises:
         ValueError: a bank without `rows`.
@@ -66,6 +66,7 @@ def _bind_composed(
     record: dict[str, Array] | None,
 ) -> Sites:
     """Return the sites of the tree of blocks."""
+    seen: list[str] = []  # a fusion may act several times, with the same parameters
 
     def build(node: str | Composition, key: PRNGKeyArray | None, scope: str) -> Any:
         if isinstance(node, str):
@@ -77,7 +78,10 @@ def _bind_composed(
         if isinstance(node, Fuse):
             own = params.get('fusion', {}).get(node.fusion, {})
             folded = functional.fold(key, len(members))
-            return blocks.Fused(members, own, folded, method.fusion, record)
+            seen.append(node.fusion)
+            times = seen.count(node.fusion)
+            called = node.fusion if times == 1 else f'{node.fusion}#{times}'
+            return blocks.Fused(members, own, folded, method.fusion, record, called)
         return _BLOCKS[type(node)](node, members)
 
     whole = build(method.tree, key, scope)

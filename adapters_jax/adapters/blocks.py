@@ -169,13 +169,15 @@ class Mean(Stack):
 class Fused(Stack):
     """Each on the same input; what they add is mixed by attention (AdapterFusion).
 
-    `record`, where there is one, is filled with the weights of each place while it is traced.
+    `record`, where there is one, is filled with the weights of each place while it is traced, under
+    the `called` of the fusion, which no other has.
     """
 
     params: Tree
     key: PRNGKeyArray | None
     config: FusionConfig = struct.field(pytree_node=False)
     record: dict[str, Array] | None = struct.field(pytree_node=False, default=None)
+    called: str = struct.field(pytree_node=False, default='')
 
     def adapt(self, layer: int, name: str, end: SubLayer) -> Change:
         """Mix what the members add; the last of them says what is the query and the residual."""
@@ -188,7 +190,7 @@ class Fused(Stack):
         place = self.params[f'layer_{layer}'][name]
         mixed = fusion.mix(place, query, ups, residual, self.config, self._key(layer, name))
         if self.record is not None:
-            self.record[f'layer_{layer}/{name}'] = mixed.weights
+            self.record[f'{self.called}/layer_{layer}/{name}'] = mixed.weights
         return Change(mixed.output, mixed.output - residual)
 
     def _key(self, layer: int, name: str) -> PRNGKeyArray | None:

@@ -22,6 +22,17 @@ def importance(
     return {place: np.asarray(x)[np.asarray(real)].mean(0) for place, x in weights.items()}
 
 
+def by_fusion(
+    found: Mapping[str, Float[np.ndarray, 'N']],
+) -> dict[str, dict[str, Float[np.ndarray, 'N']]]:
+    """Return what was recorded under '{fusion}/layer_{i}/{sub_layer}', by fusion and by place."""
+    parts: dict[str, dict[str, np.ndarray]] = {}
+    for key, value in found.items():
+        fusion, layer, sub_layer = key.rsplit('/', 2)
+        parts.setdefault(fusion, {})[f'{layer}/{sub_layer}'] = value
+    return parts
+
+
 def strongest(
     found: Mapping[str, Float[np.ndarray, 'N']], names: Collection[str], count: int
 ) -> tuple[str, ...]:

@@ -33,8 +33,10 @@ def test_the_weights_say_which_adapters_matter(fused):
     record = {}
     plain = model.apply(params, batch)
     np.testing.assert_array_equal(model.apply(params, batch, record=record), plain)
-    assert record.keys() == {'layer_0/feed_forward', 'layer_1/feed_forward'}
-    found = pruning.importance(record, batch['segments'] > 0)
+    means = pruning.importance(record, batch['segments'] > 0)
+    (found,) = pruning.by_fusion(means).values()
+    assert record.keys() == {f'a,b,c/{place}' for place in found}
+    assert found.keys() == {'layer_0/feed_forward', 'layer_1/feed_forward'}
     for weights in found.values():
         np.testing.assert_allclose(weights.sum(), 1, atol=1e-5)
         assert weights.shape == (3,)

@@ -110,10 +110,10 @@ def test_what_the_library_saved_computes_the_same_here(source, tmp_path, case):
 
 def check_weights(found, expected):
     """Compare our weights with the library's {fusion: {layer: {site: weights}}}."""
-    (layers,) = expected.values()
+    ((fusion, layers),) = expected.items()
     names = {'mh_adapter': 'attention', 'output_adapter': 'feed_forward'}
     flat = {
-        f'layer_{layer}/{names[site]}': weights
+        f'{fusion}/layer_{layer}/{names[site]}': weights
         for layer, sites in layers.items()
         for site, weights in sites.items()
     }
