@@ -1,6 +1,7 @@
 """Turn a finished adapter into another format, or merge it into its backbone.
 
     python -m adapters_jax.convert --source=DIR --target=DIR --format=FORMAT [--backbone=NAME]
+        [--members=a=DIR,b=DIR] [--keep=a,b]
 
 The source is an adapter of this project, of AdapterHub or of PEFT; which, is found out. FORMAT is
 
@@ -9,20 +10,39 @@ The source is an adapter of this project, of AdapterHub or of PEFT; which, is fo
 - peft: what `PeftModel.from_pretrained(model, DIR)` of `peft` reads;
 - merged: the backbone with the adapter merged into it, as a Hugging Face directory that
   `transformers` reads (LoRA, DoRA, VeRA, (IA)3, AdaLoRA, MTL-LoRA, BitFit, LayerNorm tuning).
+
+A fusion that `adapters` saved alone finds its adapters beside it by their names; those that lie
+elsewhere are given as --members. With --keep an AdapterFusion mixes only the adapters named there
+from now on; the others are left out of the target (Rücklé et al. 2021, section 4).
 """
 
+import dataclasses
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from absl import flags
 
 from adapters_jax import entry
+from adapters_jax.adapters import pruning, registry
+from adapters_jax.adapters.composed import Composed
+from adapters_jax.config import named_items
 from adapters_jax.interop import formats
+from adapters_jax.interop.adapter_folder import AdapterFolder
 
 
-def convert(source: str | Path, target: str | Path, format: str, backbone: str = '') -> Path:
+def convert(
+    source: str | Path,
+    target: str | Path,
+    format: str,
+    backbone: str = '',
+    members: Mapping[str, str | Path] | None = None,
+    keep: Collection[str] = (),
+) -> Path:
     """Write the adapter in `source` to the folder `target`, and return it.
 
-    `backbone` replaces the name that the source gives, for a copy elsewhere.
+    `backbone` replaces the name that the source gives, for a copy elsewhere. `members` are the
+    folders of a fusion's adapters by name. `keep` names the adapters that fusions still mix; none
+    means all.
 
     Raises:
         FileExistsError: the target exists and is not empty.
@@ -34,13 +54,27 @@ def convert(source: str | Path, target: str | Path, format: str, backbone: str =
     formats.check_format(format)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise FileExistsError(f'--target: {target} exists already; expected a new or empty folder')
-    folder, loaded = formats.load(Path(source), backbone)
+    folder, loaded = formats.load(Path(source), backbone, members)
+    folder = _pruned(folder, keep) if keep else folder
     return formats.save(folder, target, loaded, format)
 
 
-def main(source: str, target: str, format: str, backbone: str) -> None:
+def _pruned(folder: AdapterFolder, keep: Collection[str]) -> AdapterFolder:
+    method = registry.from_json(folder.method)
+    if not isinstance(method, Composed):
+        raise ValueError(
+            f'--keep names adapters of a fusion, but {folder.name!r} is one adapter '
+            f'({method.architecture})'
+        )
+    smaller, tree = pruning.prune(method, folder.adapter_params, keep)
+    return dataclasses.replace(folder, method=smaller.to_json(), adapter_params=tree)
+
+
+def main(source: str, target: str, format: str, backbone: str, members: str, keep: str) -> None:
     """Convert, and say what was written."""
-    written = convert(source, target, format, backbone)
+    kept = [name.strip() for name in keep.split(',') if name.strip()]
+    given = named_items(members, '--members')
+    written = convert(source, target, format, backbone, given, kept)
     print(f'wrote {written} ({format}): {", ".join(sorted(p.name for p in written.iterdir()))}')
 
 
@@ -50,6 +84,8 @@ def _define() -> dict[str, flags.FlagHolder]:
         'target': flags.DEFINE_string('target', None, 'Folder to write.'),
         'format': flags.DEFINE_string('format', None, f'One of {", ".join(formats.FORMATS)}.'),
         'backbone': flags.DEFINE_string('backbone', '', 'The backbone, if not where it was.'),
+        'members': flags.DEFINE_string('members', '', "A lone fusion's adapters: a=DIR,b=DIR."),
+        'keep': flags.DEFINE_string('keep', '', 'The adapters that a fusion still mixes: a,b.'),
     }
 
 

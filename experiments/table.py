@@ -1,14 +1,23 @@
 """Puts the stored results into the README: `python -m experiments.table`.
 
-No number there is typed by hand; a test renders the table again and compares.
+No number there is typed by hand; a test renders the tables again and compares. A benchmark's
+results get here by copying its JSON file into `results/bench/`.
 """
 
+import importlib
 import json
 from pathlib import Path
 from typing import Any
 
 README = Path(__file__).parents[1] / 'README.md'
 RESULTS = Path(__file__).parent / 'results'
+# What each benchmark of the README is rendered by; its file and its marks have the same name.
+BENCHES = {
+    'mixed_adapters': 'experiments.bench.mixed_adapters',
+    'population': 'experiments.bench.population',
+    'adapter_drop': 'experiments.bench.adapter_drop',
+    'adapter_drop_scores': 'experiments.adapter_drop_scores',
+}
 TITLES = {'trec': 'TREC questions, 6 classes', 'rte': 'RTE (GLUE)', 'stsb': 'STS-B, English'}
 
 
@@ -69,6 +78,15 @@ def insert(text: str, table: str, name: str = 'results') -> str:
     return f'{before}{begin}\n{table}\n{end}{after}'
 
 
+def with_tables(text: str) -> str:
+    """Return the README's text with the tables of all stored results."""
+    text = insert(text, render(read_results()))
+    for name, module in BENCHES.items():
+        result = json.loads((RESULTS / 'bench' / f'{name}.json').read_text())
+        text = insert(text, importlib.import_module(module).render(result), name)
+    return text
+
+
 if __name__ == '__main__':
-    README.write_text(insert(README.read_text(), render(read_results())))
-    print(f'wrote the results table of {README}')
+    README.write_text(with_tables(README.read_text()))
+    print(f'wrote the tables of {README}')

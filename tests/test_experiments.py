@@ -56,7 +56,7 @@ def test_inserting_a_table_twice_is_inserting_it_once():
 def test_the_readme_shows_the_stored_results():
     text = table.README.read_text()
     assert table.read_results(), 'there are no stored results'
-    assert table.insert(text, table.render(table.read_results())) == text
+    assert table.with_tables(text) == text
 
 
 def test_the_readme_shows_what_the_conformance_suite_found():

@@ -53,14 +53,21 @@ def prune(method: Composed, params: Tree, keep: Collection[str]) -> tuple[Compos
     A fused stack is kept with its last adapter, by whose name the fusion knows it.
 
     Raises:
-        ValueError: a name that is not fused, or a fusion that is left with nothing.
+        ValueError: a name that is not fused, a fusion that is left with nothing, or two that are
+            left with the same adapters, by which they are known.
     """
     fuses = [block for block in blocks_of(method.tree) if isinstance(block, Fuse)]
     fused = {composition.last(child) for block in fuses for child in block.children}
     strange = sorted(set(keep) - fused)
-    method.require(not strange, f'{strange} are not fused; fused are {", ".join(sorted(fused))}')
+    known = ', '.join(sorted(fused)) or 'none'
+    method.require(not strange, f'{strange} are not fused; fused are {known}')
+    for block in fuses:
+        left = [child for child in block.children if composition.last(child) in keep]
+        method.require(bool(left), f'{block} is left with no adapters; keep one or more of them')
     renamed: dict[str, str] = {}
     tree = _pruned(method.tree, keep, renamed)
+    alike = sorted({name for name in renamed.values() if list(renamed.values()).count(name) > 1})
+    method.require(not alike, f'several fusions would mix {alike} and no more; keep more of them')
     members = {name: method.members[name] for name in tree.names}
     pruned = Composed(
         expression=str(tree),

@@ -4,6 +4,7 @@ Every command that takes an adapter takes any of the three.
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 
@@ -11,7 +12,6 @@ from adapters_jax.adapters import merging, registry
 from adapters_jax.interop import adapter_folder, hf_export, hub
 from adapters_jax.interop.adapter_folder import AdapterFolder
 from adapters_jax.interop.adapterhub import composed as adapterhub
-from adapters_jax.interop.adapterhub import setup
 from adapters_jax.interop.backbones import LoadedBackbone, load_backbone
 from adapters_jax.interop.peft import folder as peft
 
@@ -29,7 +29,7 @@ def kind(directory: Path) -> str:
     """
     directory = Path(directory)
     path = directory / adapter_folder.CONFIG
-    if setup.is_setup(directory):
+    if adapterhub.is_composition(directory):
         return 'adapterhub'
     if not path.exists():
         return OURS  # whose reader knows what to say, and how to recover a half-replaced folder
@@ -49,10 +49,13 @@ def kind(directory: Path) -> str:
     )
 
 
-def load(directory: Path, backbone: str = '') -> tuple[AdapterFolder, LoadedBackbone]:
+def load(
+    directory: Path, backbone: str = '', members: Mapping[str, str | Path] | None = None
+) -> tuple[AdapterFolder, LoadedBackbone]:
     """Return an adapter of any kind, and its backbone.
 
-    `backbone` replaces the name that the folder gives, for a copy elsewhere.
+    `backbone` replaces the name that the folder gives, for a copy elsewhere. `members` are the
+    folders of the adapters that a fusion of AdapterHub mixes, where they do not lie beside it.
 
     Raises:
         FileNotFoundError: no adapter there, or no backbone.
@@ -60,6 +63,10 @@ def load(directory: Path, backbone: str = '') -> tuple[AdapterFolder, LoadedBack
     """
     directory = Path(directory)
     found = kind(directory)
+    if members and not adapterhub.is_lone_fusion(directory):
+        raise ValueError(
+            f'{directory} is no fusion of AdapterHub that was saved alone, so it takes no members'
+        )
     if found == OURS:
         folder = adapter_folder.load(directory)
         loaded = _load_backbone(backbone, folder.backbone['name'])
@@ -72,6 +79,8 @@ def load(directory: Path, backbone: str = '') -> tuple[AdapterFolder, LoadedBack
             f'{directory} does not say which backbone it is for; give it as --backbone'
         )
     loaded = _load_backbone(backbone, name)
+    if members:
+        return adapterhub.load(directory, loaded, members), loaded
     return module.load(directory, loaded), loaded
 
 

@@ -23,7 +23,6 @@ from adapters_jax.model import Model
 from adapters_jax.models.heads import HeadConfig
 from adapters_jax.params import partition
 from adapters_jax.tasks.classification import Classification
-from adapters_jax.training.experiment import place
 from adapters_jax.training.optimizer import OptimizerConfig, make_optimizer
 from adapters_jax.training.provenance import describe
 from adapters_jax.training.step import jit_train_step
@@ -68,10 +67,10 @@ def training(model: Model, params: dict, batch: dict) -> Program:
     optimizer = make_optimizer(OptimizerConfig(), 1000)
     everywhere = sharding.replicated(sharding.make_mesh(1))
     trainable, frozen = partition(params, model.rules)
-    state = [place(trainable, np.float32, everywhere)]
+    state = [sharding.place(trainable, np.float32, everywhere)]
     state.append(jax.jit(optimizer.init, out_shardings=everywhere)(state[0]))
     step = jit_train_step(*state, model=model, task=TASK, optimizer=optimizer)
-    rest = (place(frozen, np.float32, everywhere), batch, jax.random.key(1), np.int32(0))
+    rest = (sharding.place(frozen, np.float32, everywhere), batch, jax.random.key(1), np.int32(0))
     program = step.lower(*state, *rest).compile()
 
     def call() -> Any:

@@ -47,22 +47,31 @@ def row_alone(method, tree, row, copy=0):
     ids, _ = texts()
     node = chosen(method.tree, row, len(ids), copy)
     one = ids[row : row + 1, : LENGTHS[row]]
-    return np.asarray(jax.jit(lambda tree: hidden(Plain(method, tree, node), one))(tree))[0]
+    # Not compiled as a whole: the operations recur from row to row and from test to test.
+    return np.asarray(hidden(Plain(method, tree, node), one))[0]
 
 
-def chosen(node, row, rows, copy):
-    """Return what is left of a tree for one row: nothing divides the batch any more."""
+def chosen(node, row, rows, copy, start=0):
+    """Return what is left of a tree for one row: nothing divides the batch any more.
+
+    `start` is the token at which the part of the sequence begins that the node acts on.
+    """
     if isinstance(node, str):
         return node
     if isinstance(node, Parallel):
-        return chosen(node.children[copy], row, rows, copy)
+        return chosen(node.children[copy], row, rows, copy, start)
     if isinstance(node, BatchSplit):
         ends = np.cumsum(node.batch_sizes)
         child = int(np.argmax(row < ends))
         size = node.batch_sizes[child]
-        return chosen(node.children[child], row - (ends[child] - size), size, copy)
-    children = tuple(chosen(child, row, rows, copy) for child in node.children)
-    return Kept(type(node), children, node)
+        return chosen(node.children[child], row - (ends[child] - size), size, copy, start)
+    lengths = node.splits if isinstance(node, Split) else (0,) * len(node.children)
+    starts = start + np.cumsum((0, *lengths[:-1]))
+    children = tuple(
+        chosen(child, row, rows, copy, int(begin))
+        for child, begin in zip(node.children, starts, strict=True)
+    )
+    return Kept(type(node), children, node, start)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +81,7 @@ class Kept:
     kind: type
     children: tuple
     node: object
+    start: int
 
 
 class Plain(Sites):
@@ -166,6 +176,7 @@ def weigh(node, found, value=None):
         return sum(w * x for w, x in zip(node.node.weights, found, strict=True))
     assert node.kind is Split
     owners = np.repeat(np.arange(len(found)), node.node.splits)
+    owners = np.pad(owners, (node.start, len(found[0][0])), mode='edge')  # the rest is not read
     return jnp.stack([found[owners[t]][:, t] for t in range(found[0].shape[1])], axis=1)
 
 

@@ -66,5 +66,15 @@ def test_what_cannot_be_pruned(fused):
     model, params, _ = fused
     with pytest.raises(ValueError, match=r"\['d'\] are not fused; fused are a, b, c"):
         pruning.prune(model.method, params['adapters']['default'], 'ad')
-    with pytest.raises(ValueError, match='fuse has no adapters'):
+    with pytest.raises(ValueError, match=r'fuse\(a, b, c\) is left with no adapters'):
         pruning.prune(model.method, params['adapters']['default'], '')
+
+
+def test_fusions_that_would_become_one_are_not_pruned():
+    members = dict.fromkeys('abc', registry.create('pfeiffer[size=4]'))
+    method = Composed(expression='stack(fuse(a, b), fuse(a, c))', members=members)
+    tree = method.init(jax.random.key(0), tiny.CONFIG.dimensions, {})
+    with pytest.raises(ValueError, match=r"several fusions would mix \['a'\] and no more"):
+        pruning.prune(method, tree, 'a')
+    kept, _ = pruning.prune(method, tree, 'bc')
+    assert kept.expression == 'stack(fuse(b), fuse(c))'

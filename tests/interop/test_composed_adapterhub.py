@@ -1,5 +1,7 @@
 """Compositions saved by the `adapters` library compute here what they compute there."""
 
+import json
+
 import adapters
 import jax
 import library_folders as library
@@ -8,7 +10,9 @@ import pytest
 import torch
 from adapters.composition import Average, BatchSplit, Fuse, Parallel, Split, Stack
 
+from adapters_jax.adapters import registry
 from adapters_jax.adapters.binding import bind
+from adapters_jax.interop import formats
 from adapters_jax.interop.adapterhub import setup
 from adapters_jax.models.bert import Bert
 
@@ -121,6 +125,52 @@ def check_weights(found, expected):
     for place, weights in flat.items():
         np.testing.assert_allclose(found[place], weights, atol=2e-5)
         assert weights.std() > 0.01
+
+
+@pytest.mark.parametrize('options', [{}, {'temperature': 1}], ids=['plain', 'temperature'])
+@pytest.mark.parametrize('where', ['beside', 'elsewhere'])
+def test_a_fusion_saved_alone_finds_its_adapters(source, tmp_path, options, where):
+    """Its temperature is that of a finished training, to which the library lowers it too: 1."""
+    model = theirs(source, MIXED, 'a', None)
+    model.add_adapter_fusion(['a', 'b'], DYNAMIC(dropout_prob=None, **options))
+    head = {'num_labels': 3, 'id2label': library.LABELS}
+    model.add_prediction_head(adapters.ClassificationHead(model, 'a,b', **head))
+    library.randomise(source, model, 1)
+    for module in model.modules():
+        if hasattr(module, 'T'):
+            module.T = 1.0
+    model.set_active_adapters(Fuse('a', 'b'))
+    model.active_head = 'a,b'
+    model.eval().save_adapter_fusion(str(tmp_path / 'a,b'), 'a,b', with_head='a,b')
+    written = json.loads((tmp_path / 'a,b' / 'adapter_fusion_config.json').read_text())
+    assert written['config']['temperature'] == options.get('temperature', False)
+    assert written['config']['dropout_prob'] is None
+    places = {name: tmp_path / (name if where == 'beside' else f'x/{name}') for name in 'ab'}
+    for name, place in places.items():
+        model.save_adapter(str(place), name)
+
+    assert formats.kind(tmp_path / 'a,b') == 'adapterhub'
+    given = places if where == 'elsewhere' else None
+    held, _ = formats.load(tmp_path / 'a,b', str(source.directory), given)
+    expected = library.library_logits(model, source)
+    np.testing.assert_allclose(library.our_logits(held, source), expected, atol=2e-5)
+    method = registry.from_json(held.method)
+    _, weights = ours(source, method, held.adapter_params)
+    outputs = states(source, model, output_adapter_fusion_attentions=True)
+    check_weights(weights, outputs.adapter_fusion_attentions)
+
+
+def test_a_fusion_without_its_adapters_is_refused(source, tmp_path):
+    model = theirs(source, MIXED, Fuse('a', 'b'), 'dynamic')
+    model.save_adapter_fusion(str(tmp_path / 'f' / 'a,b'), 'a,b')
+    model.save_adapter(str(tmp_path / 'f' / 'a'), 'a')
+    backbone = str(source.directory)
+    with pytest.raises(FileNotFoundError, match="adapter 'b' lies neither in it nor beside it"):
+        formats.load(tmp_path / 'f' / 'a,b', backbone)
+    with pytest.raises(ValueError, match=r"does not mix \['z'\]; its adapters are a, b"):
+        formats.load(tmp_path / 'f' / 'a,b', backbone, {'z': tmp_path})
+    with pytest.raises(ValueError, match='is no fusion of AdapterHub that was saved alone'):
+        formats.load(tmp_path / 'f' / 'a', backbone, {'a': tmp_path})
 
 
 def test_parallel_gives_each_adapter_a_copy_of_the_batch(source, tmp_path):

@@ -138,7 +138,10 @@ def test_whole_weights_are_never_gathered(toys, tmp_path, mesh, gathers):
     ('changes', 'sentence'),
     [
         ({'mesh__tensor': 16}, r'mesh\.tensor is 16 but 8 devices are present'),
-        ({'mesh__fsdp': 3}, r'mesh\.fsdp x mesh\.tensor is 3, which does not divide the 8 devices'),
+        (
+            {'mesh__data': -1, 'mesh__fsdp': 3},
+            r'mesh\.fsdp x mesh\.tensor is 3, which does not divide the 8 devices',
+        ),
         ({'mesh__frozen': 'half'}, "mesh.frozen is 'half'; expected one of sharded, replicated"),
         ({'mesh__rules': ('.*=rows',)}, "mesh.rules has '.*=rows'; expected 'REGEX=axis,axis'"),
         ({'mesh__rules': ('(=fsdp',)}, 'whose REGEX is none'),

@@ -1,9 +1,11 @@
 """AdapterHub's folders of one adapter and of a whole composition, as one kind of folder to others.
 
 A composition becomes one adapter of ours whose method is `Composed`, with the head that the library
-would use; written, it is a setup with its adapters and fusions beside it.
+would use; written, it is a setup with its adapters and fusions beside it. A fusion that was saved
+alone is a composition too, once the folders of its adapters are found or given.
 """
 
+import dataclasses
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,8 +13,9 @@ from pathlib import Path
 from adapters_jax import params as trees
 from adapters_jax.adapters import composition, registry
 from adapters_jax.adapters.composed import Composed
+from adapters_jax.adapters.composition import Fuse
 from adapters_jax.interop.adapter_folder import AdapterFolder
-from adapters_jax.interop.adapterhub import folder, heads, setup, store
+from adapters_jax.interop.adapterhub import folder, fusion, heads, setup, store
 from adapters_jax.interop.adapterhub.fusion import Fusion
 from adapters_jax.interop.adapterhub.heads import Head
 from adapters_jax.interop.adapterhub.setup import Setup
@@ -25,27 +28,49 @@ _NAME = 'composed'  # what a composition is called here: the library gives it no
 
 def is_folder(directory: Path | str) -> bool:
     """Tell whether a folder is an AdapterHub's adapter or composition."""
-    return setup.is_setup(directory) or folder.is_folder(directory)
+    return is_composition(directory) or folder.is_folder(directory)
+
+
+def is_composition(directory: Path | str) -> bool:
+    """Tell whether a folder holds a setup, or a fusion alone."""
+    return setup.is_setup(directory) or is_lone_fusion(directory)
+
+
+def is_lone_fusion(directory: Path | str) -> bool:
+    """Tell whether a folder holds a fusion, whose adapters lie elsewhere, and nothing else."""
+    others = (setup.CONFIG, store.ADAPTER.config)
+    return fusion.is_fusion(directory) and not any((Path(directory) / x).exists() for x in others)
 
 
 def backbone_name(directory: Path | str) -> str:
     """Return the name of the backbone that the folder gives; a composition's adapters give it."""
+    if is_lone_fusion(directory):
+        path = Path(directory) / store.FUSION.config
+        return store.field(store.read_json(path), 'model_name', str, path, default='')
     if not setup.is_setup(directory):
         return folder.backbone_name(directory)
     parts = sorted(path.parent for path in Path(directory).glob(f'*/{store.ADAPTER.config}'))
     return next((name for part in parts if (name := folder.backbone_name(part))), '')
 
 
-def load(directory: Path | str, loaded: LoadedBackbone) -> AdapterFolder:
+def load(
+    directory: Path | str,
+    loaded: LoadedBackbone,
+    members: Mapping[str, str | Path] | None = None,
+) -> AdapterFolder:
     """Return what is in a folder, a composition as one adapter.
+
+    `members` are the folders of a lone fusion's adapters by name; they may be left out where these
+    lie in the fusion's folder or beside it, under their names.
 
     Raises:
         FileNotFoundError: a missing folder or file.
         ValueError: a damaged part, or a composition that is not supported.
     """
-    if not setup.is_setup(directory):
+    if not is_composition(directory):
         return folder.load(directory, loaded)
-    held = setup.load(directory, loaded)
+    lone = is_lone_fusion(directory)
+    held = _of_fusion(Path(directory), loaded, members) if lone else setup.load(directory, loaded)
     try:
         method, tree = setup.as_method(held)
     except ValueError as error:
@@ -62,6 +87,45 @@ def load(directory: Path | str, loaded: LoadedBackbone) -> AdapterFolder:
         adapter_params=tree,
         head_params=head.params,
     )
+
+
+def _of_fusion(
+    directory: Path, loaded: LoadedBackbone, members: Mapping[str, str | Path] | None
+) -> Setup:
+    """Return a fusion with its adapters; the head is the fusion's own, or else the last one's."""
+    part = fusion.load(directory, loaded)
+    places = _members(directory, part, members)
+    block = Fuse(*part.adapters)
+    return Setup(
+        composition=block,
+        adapters={name: folder.load(place, loaded, name) for name, place in places.items()},
+        fusions={block.fusion: dataclasses.replace(part, name=block.fusion)},
+        head_setup=part.name if part.head.head else None,
+        heads={part.name: part.head} if part.head.head else {},
+    )
+
+
+def _members(
+    directory: Path, part: Fusion, given: Mapping[str, str | Path] | None
+) -> dict[str, Path]:
+    """Return where each adapter of a fusion lies."""
+    strange = sorted(set(given or ()) - set(part.adapters))
+    if strange:
+        raise ValueError(
+            f'{directory} does not mix {strange}; its adapters are {", ".join(part.adapters)}'
+        )
+    found = {name: Path(place) for name, place in (given or {}).items()}
+    for name in part.adapters:
+        near = (setup.part(where, name) for where in (directory, directory.parent))
+        there = [place for place in near if folder.is_folder(place)]
+        if name not in found and not there:
+            raise FileNotFoundError(
+                f'{directory} is a fusion of {", ".join(part.adapters)}, and the adapter {name!r} '
+                f'lies neither in it nor beside it; put it at {directory.parent / name}, or let '
+                f'`convert` join them with --members={name}=DIR'
+            )
+        found.setdefault(name, *there[:1])
+    return {name: found[name] for name in part.adapters}
 
 
 def _head(held: Setup) -> Head:

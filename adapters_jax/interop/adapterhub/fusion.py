@@ -80,9 +80,14 @@ def _config(values: Mapping[str, Any], path: Path) -> FusionConfig:
         )
     names = {field.name for field in dataclasses.fields(FusionConfig)}
     try:
-        return FusionConfig(**{name: given[name] for name in names if name in given})
+        return FusionConfig(**{name: _flag(given[name]) for name in names if name in given})
     except ValueError as error:
         raise ValueError(f'{path}: {error}') from error
+
+
+def _flag(value: Any) -> Any:
+    """Return an option; the library asks only whether a switch is true, so 1 and 0 may stand."""
+    return bool(value) if type(value) is int and value in (0, 1) else value
 
 
 def _inside(found: Mapping[str, np.ndarray], loaded: LoadedBackbone) -> dict[str, np.ndarray]:

@@ -74,24 +74,24 @@ def load(directory: Path | str, loaded: LoadedBackbone) -> Setup:
     except (ValueError, RecursionError) as error:
         raise ValueError(f'{path}: {error}') from error
     block = node if isinstance(node, Composition) else Stack(node)
-    adapters = {name: folder.load(_part(directory, name), loaded) for name in block.names}
-    fusions = {name: fusion.load(_part(directory, name), loaded) for name in _fusions(block)}
+    adapters = {name: folder.load(part(directory, name), loaded) for name in block.names}
+    fusions = {name: fusion.load(part(directory, name), loaded) for name in _fusions(block)}
     others = {
-        name: heads.read(_part(directory, name), loaded)
+        name: heads.read(part(directory, name), loaded)
         for name in _head_names(head_setup)
         if name not in adapters
     }
     return Setup(block, adapters, fusions, head_setup, others)
 
 
-def _part(directory: Path, name: str) -> Path:
-    """Return the folder of a part.
+def part(directory: Path, name: str) -> Path:
+    """Return the folder of a part of a composition.
 
     Raises:
         ValueError: a name that would lead elsewhere.
     """
     if not name or name in ('.', '..') or Path(name).name != name or '\\' in name:
-        raise ValueError(f'{directory / CONFIG} names {name!r}, which is no name of a folder in it')
+        raise ValueError(f'{directory} names the part {name!r}, which is no name of a folder in it')
     return directory / name
 
 
@@ -173,11 +173,11 @@ def save(setup: Setup, directory: Path | str, loaded: LoadedBackbone) -> Path:
         store.write_json(temporary / CONFIG, described)
         for name, adapter in setup.adapters.items():
             renamed = dataclasses.replace(adapter, name=name)
-            folder.save(renamed, _part(temporary, name), loaded)
-        for name, part in setup.fusions.items():
-            fusion.save(part, _part(temporary, name), loaded)
+            folder.save(renamed, part(temporary, name), loaded)
+        for name, fused in setup.fusions.items():
+            fusion.save(fused, part(temporary, name), loaded)
         for name, head in setup.heads.items():
-            place = _part(temporary, name)
+            place = part(temporary, name)
             place.mkdir()
             heads.write(head, name, place, loaded)
     return directory
@@ -211,7 +211,7 @@ def as_method(setup: Setup) -> tuple[Composed, Tree]:
         ValueError: fusions with different options, or a block that an adapter's method does not
             support.
     """
-    configs = {part.config for part in setup.fusions.values()}
+    configs = {fused.config for fused in setup.fusions.values()}
     if len(configs) > 1:
         raise ValueError(f'{setup.composition} holds fusions with different options; load one')
     config = next(iter(configs), FusionConfig())
@@ -224,15 +224,15 @@ def as_method(setup: Setup) -> tuple[Composed, Tree]:
         fusion=config,
     )
     tree = {name: setup.adapters[name].adapter_params for name in names}
-    fused = {name: _with_temperature(part) for name, part in setup.fusions.items()}
+    fused = {name: _with_temperature(own) for name, own in setup.fusions.items()}
     return method, tree | ({'fusion': fused} if fused else {})
 
 
-def _with_temperature(part: Fusion) -> Tree:
+def _with_temperature(fused: Fusion) -> Tree:
     """Return a fusion's parameters, its temperature that of a finished training: 1."""
-    if not part.config.temperature:
-        return part.params
+    if not fused.config.temperature:
+        return fused.params
     return {
         layer: {name: place | {'temperature': np.ones((), np.float32)} for name, place in x.items()}
-        for layer, x in part.params.items()
+        for layer, x in fused.params.items()
     }
