@@ -2,7 +2,9 @@
 
 import contextlib
 import logging
+import os
 import runpy
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -14,11 +16,12 @@ from absl import app, flags
 from absl import logging as absl_logging
 
 from adapters_jax.config import Config
+from adapters_jax.data.pipeline import HungWorkerError, WorkerError
 from adapters_jax.files import InUseError
 
 # What a mistake in a config, a file or a folder raises; anything else is a defect of ours and
 # keeps its traceback.
-MISTAKES = (ValueError, OSError, FloatingPointError, InUseError, flags.Error)
+MISTAKES = (ValueError, OSError, FloatingPointError, InUseError, WorkerError, flags.Error)
 
 
 def run(define: Callable[[], dict[str, flags.FlagHolder]], main: Callable[..., None]) -> None:
@@ -41,6 +44,8 @@ def run(define: Callable[[], dict[str, flags.FlagHolder]], main: Callable[..., N
             return rest
 
     def guarded(_: Sequence[str]) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, _end)
         _set_up_logging()
         with _told(lambda: show.value):
             absent = [f'--{name}' for name, holder in holders.items() if holder.value is None]
@@ -52,6 +57,14 @@ def run(define: Callable[[], dict[str, flags.FlagHolder]], main: Callable[..., N
     app.run(guarded, flags_parser=parse)
 
 
+def _end(number: int, _: Any) -> None:
+    """End the process in order, so that temporary files go: it has no state to save by now."""
+    name = signal.Signals(number).name
+    # Not `print`: the signal may have come in the middle of one.
+    os.write(2, f'stopped by {name}; the same command begins where nothing is lost\n'.encode())
+    sys.exit(128 + number)
+
+
 @contextlib.contextmanager
 def _told(show_traceback: Callable[[], bool]) -> Iterator[None]:
     """Turn a user's mistake into its sentence on stderr and exit status 2."""
@@ -60,7 +73,9 @@ def _told(show_traceback: Callable[[], bool]) -> Iterator[None]:
     except MISTAKES as error:
         if show_traceback():
             traceback.print_exc()
-        print(f'error: {str(error) or type(error).__name__}', file=sys.stderr)
+        print(f'error: {str(error) or type(error).__name__}', file=sys.stderr, flush=True)
+        if isinstance(error, HungWorkerError):
+            os._exit(2)  # sys.exit would wait for the worker
         sys.exit(2)
 
 

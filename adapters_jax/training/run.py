@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import math
 import signal
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -31,6 +32,8 @@ from adapters_jax.training.experiment import Experiment
 from adapters_jax.training.placement import Placement
 
 Results = Mapping[str, Mapping[str, float]]  # the metrics of each validation split
+# A scheduler's way to end a process, Ctrl-C, and the end of the terminal.
+STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class NonFiniteLossError(FloatingPointError):
@@ -38,7 +41,7 @@ class NonFiniteLossError(FloatingPointError):
 
 
 class Stopped(SystemExit):
-    """The process was asked to end (SIGTERM) and has saved its state."""
+    """The process was asked to end by a signal and has saved its state."""
 
 
 @dataclasses.dataclass
@@ -93,7 +96,7 @@ class Run(abc.ABC):
         self._prepare_data(self.placement.row_parts)
         self._prepare_state()
         self.step = self.saved = 0
-        self._stop_requested = False
+        self._stop_requested, self._stop_signal = False, signal.SIGTERM
 
     def _prepare_data(self, devices: int) -> None:
         config, model = self.config, self.experiment.model
@@ -185,21 +188,38 @@ class Run(abc.ABC):
 
     def run(self) -> dict[str, Any]:
         """Train to the end (from the last checkpoint, where there is one); return the summary."""
-        previous = signal.signal(signal.SIGTERM, self._request_stop)
-        try:
-            with (
-                Checkpoints(self.workdir / 'checkpoints', self.identity) as self.checkpoints,
-                self._monitored(),
-            ):
-                self._announce()
-                self._resume()
-                self._train()
-        finally:
-            signal.signal(signal.SIGTERM, previous)
+        with (
+            self._stoppable(),
+            Checkpoints(self.workdir / 'checkpoints', self.identity) as self.checkpoints,
+            self._monitored(),
+        ):
+            self._announce()
+            self._resume()
+            self._train()
         return self._finish()
 
-    def _request_stop(self, *_: Any) -> None:
-        self._stop_requested = True
+    @contextlib.contextmanager
+    def _stoppable(self) -> Iterator[None]:
+        """Let the first signal end the run after its step, and a second Ctrl-C at once."""
+        if threading.current_thread() is not threading.main_thread():
+            yield  # others may not handle signals
+            return
+        before = {number: signal.getsignal(number) for number in STOPPING}
+
+        def request(number: int, frame: Any) -> None:
+            if self._stop_requested and number == signal.SIGINT and callable(before[number]):
+                before[number](number, frame)
+            self._stop_requested, self._stop_signal = True, signal.Signals(number)
+
+        # What was ignored stays so: that is how `nohup` works.
+        handled = {n: handler for n, handler in before.items() if handler != signal.SIG_IGN}
+        for number in handled:
+            signal.signal(number, request)
+        try:
+            yield
+        finally:
+            for number, handler in handled.items():
+                signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     @contextlib.contextmanager
     def _monitored(self) -> Iterator[None]:
@@ -261,15 +281,18 @@ class Run(abc.ABC):
             self._record(pending)
             pending = (self.step, metrics)
             evaluate = self.step % self.evaluate_every == 0 or self.step == self.total_steps
-            if evaluate or self._stop_requested or (every and self.step % every == 0):
+            # Not read again where nothing is saved: a signal may come at any moment.
+            stop = self._stop_requested
+            if evaluate or stop or (every and self.step % every == 0):
                 self._record(pending)
                 pending = None
                 self.progress.seconds += time.monotonic() - started
                 if evaluate:
                     self._evaluate()
                 self._save()
+                stop = self._stop_requested
                 started = time.monotonic()
-            if self._stop_requested:
+            if stop:
                 self._leave()
 
     def _outputs(self, split: str, trainable: params.Tree) -> Float[np.ndarray, 'S ...']:
@@ -292,9 +315,10 @@ class Run(abc.ABC):
     def _leave(self) -> None:
         self.checkpoints.wait()
         self.monitor.message(
-            f'stopped by SIGTERM after step {self.step}; the same command goes on from there'
+            f'stopped by {self._stop_signal.name} after step {self.step}; the same command goes on '
+            'from there'
         )
-        raise Stopped(128 + signal.SIGTERM)
+        raise Stopped(128 + self._stop_signal)
 
     def _summary(self, progress: Progress, tuned: int, seed: int) -> dict[str, Any]:
         """Return the summary of one adapter with `tuned` trainable parameters."""
