@@ -13,7 +13,7 @@ from safetensors.numpy import load_file
 from adapters_jax.training import manifest
 from experiments import toy
 
-STEPS, CHECKPOINT_EVERY, EVALUATE_EVERY = 60, 6, 15
+STEPS, CHECKPOINT_EVERY, EVALUATE_EVERY = 60, 7, 20
 # What a summary holds that is another number each time, or says where something lay.
 _VOLATILE = ('seconds', 'examples_per_second', 'peak_memory_bytes', 'cache_dir', 'compilations')
 _NOT_RESULTS = ('checkpoints', 'tensorboard', 'log.txt')
@@ -28,11 +28,12 @@ class Kind:
     config: str
     changes: tuple[str, ...] = ()
     command: str = 'train'
+    backbone: str = 'bert'
 
     def arguments(self, toys: Path, folder: Path) -> list[str]:
         """Return the command line of a run in `folder`/run, of toys that `write_toys` wrote."""
         common = {
-            'backbone': toys / 'bert',
+            'backbone': toys / self.backbone,
             'data.cache_dir': folder / 'cache',
             'mesh.data': 1,
             'optimizer.learning_rate': 0.01,
@@ -59,6 +60,7 @@ KINDS = (
         'stored trunk',
         f'{_TEXTS}pfeiffer[reduction_factor=2,leave_out=[0]]',
         (_ONE, '--config.training.trunk_cache=float32'),
+        backbone='deeper',
     ),
     Kind(
         'two tasks',
@@ -83,7 +85,8 @@ KINDS = (
 
 def write_toys(folder: Path) -> Path:
     """Write the backbone and the data; return the folder."""
-    toy.write_backbone(folder / 'bert', layers=2)
+    toy.write_backbone(folder / 'bert')
+    toy.write_backbone(folder / 'deeper', layers=2)
     toy.write_texts(folder / 'texts.csv')
     toy.write_ratings(folder / 'ratings.csv')
     return folder
