@@ -193,6 +193,14 @@ def lock(directory: Path | str) -> Iterator[None]:
             _held.remove(path)
 
 
+def holder() -> str:
+    """Return what a lock that this process holds says of it.
+
+    The process must not read that from the file: with its closing the lock would be gone.
+    """
+    return f'process {os.getpid()} on {socket.gethostname()}'
+
+
 def _lock_or_refuse(file: Any, directory: Path | str) -> None:
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -203,10 +211,10 @@ def _lock_or_refuse(file: Any, directory: Path | str) -> None:
         if error.errno not in (errno.EACCES, errno.EAGAIN):
             raise
         file.seek(0)
-        holder = file.read().decode(errors='replace').strip() or 'another process'
-        raise InUseError(_in_use(directory, holder)) from error
+        other = file.read().decode(errors='replace').strip() or 'another process'
+        raise InUseError(_in_use(directory, other)) from error
     file.truncate(0)
-    file.write(f'process {os.getpid()} on {socket.gethostname()}'.encode())
+    file.write(holder().encode())
 
 
 def _in_use(directory: Path | str, holder: str) -> str:

@@ -20,7 +20,7 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
-from adapters_jax import params, sharding
+from adapters_jax import params, processes, sharding
 from adapters_jax.config import decisive
 from adapters_jax.data import pipeline
 from adapters_jax.data.policies import Policy
@@ -96,7 +96,8 @@ class Run(abc.ABC):
         self._prepare_data(self.placement.row_parts)
         self._prepare_state()
         self.step = self.saved = 0
-        self._stop_requested, self._stop_signal = False, signal.SIGTERM
+        self._stop = processes.Request(self.mesh)
+        self._stop_signal: signal.Signals | None = None
 
     def _prepare_data(self, devices: int) -> None:
         config, model = self.config, self.experiment.model
@@ -207,9 +208,10 @@ class Run(abc.ABC):
         before = {number: signal.getsignal(number) for number in STOPPING}
 
         def request(number: int, frame: Any) -> None:
-            if self._stop_requested and number == signal.SIGINT and callable(before[number]):
+            if self._stop_signal and number == signal.SIGINT and callable(before[number]):
                 before[number](number, frame)
-            self._stop_requested, self._stop_signal = True, signal.Signals(number)
+            self._stop_signal = signal.Signals(number)
+            self._stop.make()
 
         # What was ignored stays so: that is how `nohup` works.
         handled = {n: handler for n, handler in before.items() if handler != signal.SIG_IGN}
@@ -277,12 +279,11 @@ class Run(abc.ABC):
         started = time.monotonic()
         while self.step < self.total_steps and not self.finished:
             metrics = self.take_step()
+            stop = self._stop.at_step()
             # The metrics of the step before: the host never waits for the one under way.
             self._record(pending)
             pending = (self.step, metrics)
             evaluate = self.step % self.evaluate_every == 0 or self.step == self.total_steps
-            # Not read again where nothing is saved: a signal may come at any moment.
-            stop = self._stop_requested
             if evaluate or stop or (every and self.step % every == 0):
                 self._record(pending)
                 pending = None
@@ -290,7 +291,6 @@ class Run(abc.ABC):
                 if evaluate:
                     self._evaluate()
                 self._save()
-                stop = self._stop_requested
                 started = time.monotonic()
             if stop:
                 self._leave()
@@ -314,11 +314,11 @@ class Run(abc.ABC):
 
     def _leave(self) -> None:
         self.checkpoints.wait()
+        number = self._stop_signal or signal.SIGTERM  # another process may have had it
         self.monitor.message(
-            f'stopped by {self._stop_signal.name} after step {self.step}; the same command goes on '
-            'from there'
+            f'stopped by {number.name} after step {self.step}; the same command goes on from there'
         )
-        raise Stopped(128 + self._stop_signal)
+        raise Stopped(128 + number)
 
     def _summary(self, progress: Progress, tuned: int, seed: int) -> dict[str, Any]:
         """Return the summary of one adapter with `tuned` trainable parameters."""
