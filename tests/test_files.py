@@ -11,10 +11,11 @@ from pathlib import Path
 
 import hypothesis
 import hypothesis.strategies as st
+import jax
 import numpy as np
 import pytest
 
-from adapters_jax import files
+from adapters_jax import files, processes
 
 ROOT = Path(__file__).parents[1]
 
@@ -133,6 +134,36 @@ with files.atomic(sys.argv[1]) as temporary:
         write_tree(temporary, 'third')
     assert (path / 'inner' / 'file').read_text() == 'third'
     assert not any('previous' in name for name in names(tmp_path))
+
+
+WRITE = """
+import sys, time
+from adapters_jax import files
+with files.atomic(sys.argv[1]) as temporary:
+    temporary.write_text('half')
+    print('writing', flush=True)
+    time.sleep(60)
+"""
+
+
+def test_what_a_killed_process_left_goes_with_the_next_writing_and_what_a_live_one_writes_stays(
+    tmp_path,
+):
+    with run(WRITE, tmp_path / 'file') as killed, run(WRITE, tmp_path / 'file') as live:
+        for process in (killed, live):
+            assert process.stdout.readline() == 'writing\n'
+        killed.kill()
+        killed.wait()
+        assert len(names(tmp_path)) == 2
+        files.write_text(tmp_path / 'file', 'whole')
+        left = names(tmp_path)
+        live.kill()
+    assert left[1:] == ['file']
+    assert f'{live.pid}-' in left[0] and left[0].endswith('.tmp')
+    files.write_text(tmp_path / 'other', 'whole')
+    assert names(tmp_path) == [left[0], 'file', 'other']
+    files.write_text(tmp_path / 'file', 'again')
+    assert names(tmp_path) == ['file', 'other']
 
 
 def test_recover_leaves_a_whole_directory_alone(tmp_path):
@@ -279,6 +310,22 @@ def test_workers_of_a_killed_run_do_not_hold_its_lock(tmp_path):
                 pass
         finally:
             os.kill(child, signal.SIGKILL)
+
+
+def test_a_full_disk_cannot_be_locked(tmp_path):
+    (tmp_path / files.LOCK_FILE).symlink_to('/dev/full')
+    message = rf'no room to write {tmp_path} .*free some space'
+    with pytest.raises(files.DiskError, match=message), files.lock(tmp_path):
+        raise AssertionError('went on')
+
+
+def test_processes_that_check_the_directory_do_not_lose_its_lock(tmp_path, monkeypatch):
+    """A record lock goes as soon as its process closes the file, however often it is open."""
+    monkeypatch.setattr(jax, 'process_count', lambda: 2)
+    monkeypatch.setattr(processes, 'gather', lambda value: [value])
+    with processes.locked(tmp_path), run(HOLD, tmp_path, stderr=subprocess.PIPE) as process:
+        _, errors = process.communicate(timeout=60)
+    assert 'InUseError' in errors
 
 
 def test_one_process_does_not_lock_twice(tmp_path):
