@@ -1,12 +1,10 @@
 """What a run leaves on disk and shows."""
 
-import contextlib
 import errno
 import io
 import json
 import logging
 import os
-import resource
 import struct
 
 import hypothesis
@@ -15,6 +13,7 @@ import jax
 import numpy as np
 import pytest
 import rich.console
+from full_disk import file_size
 from tensorboardX.proto import event_pb2
 
 from adapters_jax import files
@@ -233,7 +232,7 @@ def test_a_full_disk_is_said_in_a_sentence(tmp_path):
         run.message('hello')
 
 
-def test_a_disk_that_fills_up_under_tensorboard_ends_the_run(tmp_path, file_size):
+def test_a_disk_that_fills_up_under_tensorboard_ends_the_run(tmp_path):
     """It did not: a thread died of it, and the run waited for that thread forever."""
     with (
         pytest.raises(files.DiskError, match=r'no room to write .*tensorboard .*free some space'),
@@ -244,22 +243,6 @@ def test_a_disk_that_fills_up_under_tensorboard_ends_the_run(tmp_path, file_size
         run._metrics.append = lambda line: None  # that file would be full first
         for step in range(1, 1000):
             run.train(step, {'loss': 1.0, 'norm': 2.0, 'rate': 3.0})
-
-
-@pytest.fixture
-def file_size():
-    """A way to let no file grow beyond a size."""
-
-    @contextlib.contextmanager
-    def limit(size):
-        before = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-        try:
-            yield
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-    return limit
 
 
 def test_a_line_that_was_cut_off_does_not_spoil_the_next(tmp_path):
