@@ -151,7 +151,7 @@ def jit_train_step(trainable: Tree, opt_state: optax.OptState, **fixed: Any) -> 
     )
 
 
-def compiler_options(model: Model) -> dict[str, bool]:
+def compiler_options(model: Model) -> dict[str, str]:
     """Return what the compiler is told about a step of this model.
 
     A CPU's schedule of most concurrency computes activations again as soon as it can, all of them
@@ -160,10 +160,10 @@ def compiler_options(model: Model) -> dict[str, bool]:
     return {} if model.remat == 'none' else lean_schedule()
 
 
-def lean_schedule() -> dict[str, bool]:
+def lean_schedule() -> dict[str, str]:
     """Return the compiler's options under which operations follow one another to save memory."""
     on_cpu = jax.default_backend() == 'cpu'
-    return {'xla_cpu_enable_concurrency_optimized_scheduler': False} if on_cpu else {}
+    return {'xla_cpu_scheduler_type': 'CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED'} if on_cpu else {}
 
 
 class RobustStep:

@@ -142,10 +142,10 @@ def measure(config: BertConfig, setting: Setting, rows: int, tokens: int) -> dic
 def render(result: dict[str, Any]) -> str:
     """Return the Markdown table, and below it how it was measured."""
     shapes = list(result['shapes'])
-    titles = [f'{s}: frozen | arguments | temporary | peak' for s in shapes]
+    titles = [f'{shape}: arguments | temporary | peak' for shape in shapes]
     lines = [
         f'| trained | frozen | activations | remat | {" | ".join(titles)} |',
-        f'|---|---|---|---|{"---|" * 4 * len(shapes)}',
+        f'|---|---|---|---|{"---|" * 3 * len(shapes)}',
     ]
     for found in zip(*result['shapes'].values(), strict=True):
         first = found[0]
@@ -153,8 +153,7 @@ def render(result: dict[str, Any]) -> str:
         if first['method'] == 'full':
             cells[1] = '-'
         for row, (least, *_) in zip(found, result['shapes'].values(), strict=True):
-            sizes = [row[key] for key in ('frozen_bytes', 'arguments', 'temporary')]
-            cells += [f'{size / 2**20:,.0f}' for size in sizes]
+            cells += [f'{row[key] / 2**20:,.0f}' for key in ('arguments', 'temporary')]
             cells.append(f'{row["peak"] / 2**20:,.0f} ({row["peak"] / least["peak"]:.2f})')
         lines.append(f'| {" | ".join(cells)} |')
     note = (
