@@ -31,7 +31,7 @@ from adapters_jax.model import Model
 from adapters_jax.params import Tree
 from adapters_jax.sharding import own_rows, put_batch, row_parts, to_host
 from adapters_jax.sites import Place
-from adapters_jax.training.experiment import DTYPES, Experiment, choose_dtype
+from adapters_jax.training.experiment import DTYPES, Experiment, choose_frozen_dtype
 from adapters_jax.training.placement import Placement
 from adapters_jax.wheels import cache_directory
 
@@ -144,7 +144,7 @@ def _make(
 ) -> dict[str, np.ndarray]:
     """Return the columns of these splits, computed and stored."""
     config, model = experiment.config, experiment.model
-    weights = choose_dtype(config, 'frozen_dtype')
+    weights = choose_frozen_dtype(config)
     params = Placement.of(config, mesh).frozen(experiment.init_params(), weights)
     outputs = jit_outputs(model, params, dtype, mesh)
     columns = {}
