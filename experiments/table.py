@@ -19,6 +19,7 @@ BENCHES = {
     'adapter_drop_scores': 'experiments.adapter_drop_scores',
     'memory': 'experiments.bench.memory',
     'frozen_dtype_scores': 'experiments.frozen_dtype_scores',
+    'faults': 'experiments.faults.report',
 }
 TITLES = {'trec': 'TREC questions, 6 classes', 'rte': 'RTE (GLUE)', 'stsb': 'STS-B, English'}
 
