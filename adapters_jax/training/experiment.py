@@ -119,7 +119,7 @@ def build(
     if 'train' not in texts:
         raise ValueError('there is no training split; set data.train, data.dir or data.name')
     task = make_task(config, texts)
-    backbone = backbone or load_backbone(config.backbone)
+    backbone = backbone or load_backbone(config.backbone, dtype=None)
     tokenizer = tokenize.load_tokenizer(backbone.directory)
     method = method.prepare(lambda text: tokenizer(text)['input_ids'])
     model = Model(
