@@ -156,8 +156,17 @@ def _not_divided(rows: int, parts: int) -> str:
 
 
 def put_replicated(tree: Any, mesh: Mesh) -> Any:
-    """Place a copy of every leaf on every device."""
-    return jax.device_put(tree, replicated(mesh))
+    """Place a copy of every leaf, which may be a random key, on every device of all processes."""
+    where = replicated(mesh)
+
+    def put(leaf: Any) -> jax.Array:
+        if isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            data = put(jax.random.key_data(leaf))
+            return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
+        host = np.asarray(leaf)
+        return jax.make_array_from_callback(host.shape, where, lambda index: host[index])
+
+    return jax.tree.map(put, tree)
 
 
 def layouts(tree: Tree, mesh: Mesh, rules: Sequence[Layout]) -> Tree:
@@ -178,10 +187,11 @@ def layouts(tree: Tree, mesh: Mesh, rules: Sequence[Layout]) -> Tree:
             '--config.mesh.rules="(\'REGEX=-\',)"'
         )
     # Not `unflatten`: a branch without leaves stays, so that the two trees can be mapped together.
-    return jax.tree_util.tree_map_with_path(lambda path, _: found[_name(path)], tree)
+    return jax.tree_util.tree_map_with_path(lambda path, _: found[name_of(path)], tree)
 
 
-def _name(path: Any) -> str:
+def name_of(path: Any) -> str:
+    """Return the '/'-joined name of a path of `jax.tree_util`."""
     return jax.tree_util.keystr(path, simple=True, separator='/')
 
 
@@ -214,7 +224,7 @@ def like(shapes: Any, of: Tree, whole: NamedSharding) -> Any:
     leaves = flatten(of)
 
     def own(path: Any, x: Any) -> NamedSharding:
-        named = '/' + _name(path)
+        named = '/' + name_of(path)
         found = [leaf for name, leaf in leaves.items() if named.endswith('/' + name)]
         fits = found and len(found[0].spec) <= len(x.shape)
         return found[0] if fits else whole

@@ -38,7 +38,7 @@ MEMBERS, POPULATIONS = 'members', 'populations'
 
 # What an experiment is not built from: members that differ in these keys alone share one.
 _NOT_BUILT_FROM = ('seed', 'data.seed', 'optimizer.', 'training.', 'sweep.')
-_BUILT_FROM = ('training.dtype', 'training.remat')
+_BUILT_FROM = ('training.dtype', 'training.frozen_dtype', 'training.remat')
 
 
 def sweep(config: Config, workdir: str | Path) -> dict[str, Any]:
@@ -51,19 +51,24 @@ def sweep(config: Config, workdir: str | Path) -> dict[str, Any]:
     """
     workdir = Path(workdir)
     members = expand(config)
-    with files.lock(workdir):
-        check_same_run(config, workdir)
-        if (workdir / RESULT).exists():
-            _LOG.info('%s is finished already; another --workdir trains again', workdir)
-            return json.loads((workdir / RESULT).read_text('utf-8'))
-        groups = grid.populations(members, config.sweep.size)
-        build = _Builder()
-        task = _common_task([_check_data(build(group[0].config)) for group in groups])
+    with processes.locked(workdir):
+        with processes.together():
+            check_same_run(config, workdir)
+            if (workdir / RESULT).exists():
+                _LOG.info('%s is finished already; another --workdir trains again', workdir)
+                return json.loads((workdir / RESULT).read_text('utf-8'))
+            groups = grid.populations(members, config.sweep.size)
+            build = _Builder()
+            task = _common_task([_check_data(build(group[0].config)) for group in groups])
         # Written only now: a config with a mistake in it makes no claim on the workdir.
-        files.write_json(workdir / CONFIG, configs.to_json(config))
+        if processes.is_writer():
+            files.write_json(workdir / CONFIG, configs.to_json(config))
         for number in range(len(groups)):
             _train(build, groups, workdir, number, config.sweep.chunk)
-        return _conclude(members, workdir, task)
+        with processes.together():
+            if processes.is_writer():
+                _conclude(members, workdir, task)
+        return json.loads((workdir / RESULT).read_text('utf-8'))
 
 
 def sweep_shard(config: Config, workdir: str | Path, shard: grid.Shard) -> list[str]:
@@ -79,9 +84,10 @@ def sweep_shard(config: Config, workdir: str | Path, shard: grid.Shard) -> list[
     workdir = Path(workdir)
     groups = grid.populations(expand(config), config.sweep.size)
     mine = shard.numbers(len(groups))
-    check_same_run(config, workdir)
     build = _Builder()
-    _common_task([_check_data(build(groups[number][0].config)) for number in mine or [0]])
+    with processes.together():
+        check_same_run(config, workdir)
+        _common_task([_check_data(build(groups[number][0].config)) for number in mine or [0]])
     if processes.is_writer():
         files.write_json(workdir / CONFIG, configs.to_json(config))
     if not mine:
@@ -184,13 +190,13 @@ def _train(
     """Train a population, unless each of its members is finished."""
     group, folder = groups[number], workdir / MEMBERS
     _LOG.info('population %d of %d: %d members', number + 1, len(groups), len(group))
-    own = files.make_directory(workdir / POPULATIONS / str(number))
+    own = workdir / POPULATIONS / str(number)
     with processes.locked(own):
         if not all((folder / member.name / SUMMARY).exists() for member in group):
             PopulationRun(build(group[0].config), group, own, folder, chunk).run()
 
 
-def _conclude(members: Sequence[grid.Member], workdir: Path, task: Task) -> dict[str, Any]:
+def _conclude(members: Sequence[grid.Member], workdir: Path, task: Task) -> None:
     """Rank the members, copy the best one's adapter, and write what came of all."""
     rows = ranking.rank([_row(member, workdir) for member in members], task.higher_is_better)
     best = rows[0]
@@ -212,7 +218,6 @@ def _conclude(members: Sequence[grid.Member], workdir: Path, task: Task) -> dict
         **provenance.describe(),
     }
     files.write_json(workdir / RESULT, result)
-    return json.loads((workdir / RESULT).read_text('utf-8'))
 
 
 def _row(member: grid.Member, workdir: Path) -> ranking.Row:
@@ -253,4 +258,4 @@ def _define() -> dict[str, flags.FlagHolder]:
 
 
 if __name__ == '__main__':
-    entry.run(_define, main)
+    entry.run_on_many(_define, main)

@@ -17,6 +17,8 @@ BENCHES = {
     'population': 'experiments.bench.population',
     'adapter_drop': 'experiments.bench.adapter_drop',
     'adapter_drop_scores': 'experiments.adapter_drop_scores',
+    'memory': 'experiments.bench.memory',
+    'frozen_dtype_scores': 'experiments.frozen_dtype_scores',
 }
 TITLES = {'trec': 'TREC questions, 6 classes', 'rte': 'RTE (GLUE)', 'stsb': 'STS-B, English'}
 

@@ -18,8 +18,8 @@ PROGRAMS = ('slurmctld', 'slurmd', 'slurmstepd', 'munged', 'mungekey', 'sbatch',
 
 # No cgroups, which containers seldom allow. A requeued job may start again once the credential of
 # its last start has expired, here after seconds; so no message about the last start may be sent
-# again, as one is that waits longer (for KillWait) than MessageTimeout. `config_overrides`: the CPUs
-# are taken to be as many as given here.
+# again, as one is that waits for longer (for KillWait) than MessageTimeout. `config_overrides`:
+# the CPUs are taken to be as many as given here.
 CONFIGURATION = """
 ClusterName=test
 SlurmctldHost={host}(127.0.0.1)

@@ -13,7 +13,7 @@ from adapters_jax import params, processes, sharding
 from adapters_jax.config import Config
 from adapters_jax.interop import adapter_folder
 from adapters_jax.training import batching, trunk
-from adapters_jax.training.experiment import Experiment, choose_dtype
+from adapters_jax.training.experiment import Experiment, choose_frozen_dtype
 from adapters_jax.training.members import load as load_members
 from adapters_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
 from adapters_jax.training.placement import Placement
@@ -57,7 +57,7 @@ class Trainer(Run):
         self.progress = Progress()
         trainable, frozen = params.partition(self.experiment.init_params(), model.rules)
         self.trainable = self.placement.trainable(trainable)
-        self.frozen = self.placement.frozen(frozen, choose_dtype(config, 'frozen_dtype'))
+        self.frozen = self.placement.frozen(frozen, choose_frozen_dtype(config))
         optimizer_config = OptimizerConfig(**config.optimizer.to_dict())
         self.schedule = make_schedule(optimizer_config, self.total_steps)
         optimizer = model.method.optimizer(

@@ -8,7 +8,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.typing import DTypeLike
 
-from adapters_jax import sharding
+from adapters_jax import quantize, sharding
 from adapters_jax.config import Config
 from adapters_jax.models import bert
 from adapters_jax.params import Tree
@@ -65,9 +65,14 @@ class Placement:
         return sharding.place(tree, np.float32, sharding.layouts(tree, self.mesh, self.rules))
 
     def frozen(self, tree: Tree, dtype: DTypeLike) -> Tree:
-        """Place the leaves that are not, floating-point ones in `dtype`."""
-        rules = () if self.frozen_whole else self.rules
-        return sharding.place(tree, dtype, sharding.layouts(tree, self.mesh, rules))
+        """Place the leaves that are not, floating-point ones in `dtype`.
+
+        In 8 bits are the backbone's matrices; the other leaves are float32 then.
+        """
+        where = sharding.layouts(tree, self.mesh, () if self.frozen_whole else self.rules)
+        if np.dtype(dtype) != np.int8:
+            return sharding.place(tree, dtype, where)
+        return jax.tree_util.tree_map_with_path(_place_in_8_bits, tree, where)
 
     def moments(self, init: Any, trainable: Tree) -> Any:
         """Return an optimiser's first state, born where the leaves are that it belongs to."""
@@ -78,3 +83,10 @@ class Placement:
     def put(self, tree: Any) -> Any:
         """Place a copy of every leaf on every device."""
         return sharding.put_replicated(tree, self.mesh)
+
+
+def _place_in_8_bits(path: Any, leaf: Any, where: NamedSharding) -> Any:
+    """Place a leaf; a matrix is in float32 only until it is there."""
+    placed = sharding.place(leaf, np.float32, where)
+    axis = quantize.channel_axis(sharding.name_of(path), bert.CHANNELS)
+    return placed if axis is None else quantize.quantize(placed, axis)
