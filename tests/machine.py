@@ -50,12 +50,13 @@ class Machine:
         path.write_text(text)
         path.chmod(0o755)
 
-    def run(self, script, *arguments, **environ):
-        """Return the process and the calls of the fakes."""
+    def run(self, script, *arguments, cwd=None, **environ):
+        """Return the process and the calls of the fakes; `cwd` is the checkout's parent."""
         self.calls.write_text('')
         env = {'PATH': str(self.path), 'CALLS': str(self.calls), 'HOME': str(self.root), **environ}
         line = ['bash', str(self.root / 'launch' / script), *arguments]
-        done = subprocess.run(line, env=env, cwd=self.root.parent, capture_output=True, text=True)
+        cwd = cwd or self.root.parent
+        done = subprocess.run(line, env=env, cwd=cwd, capture_output=True, text=True)
         return done, self.calls.read_text().splitlines()
 
     def commands(self, *arguments, **environ):
