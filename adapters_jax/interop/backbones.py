@@ -20,7 +20,7 @@ from jax.typing import DTypeLike
 
 from adapters_jax import params as trees
 from adapters_jax.interop import hub
-from adapters_jax.interop.tensors import contents, read_tensors
+from adapters_jax.interop.tensors import WEIGHT_FILES, contents, read_tensors
 from adapters_jax.models import bert
 
 _LOG = logging.getLogger(__name__)
@@ -121,6 +121,29 @@ def load_backbone(name: str, dtype: DTypeLike = np.float32) -> LoadedBackbone:
     if np.dtype(dtype) != np.float32:
         params = trees.cast(params, np.dtype(dtype))
     return LoadedBackbone(config, params, directory, name, fingerprint)
+
+
+def describe_backbone(name: str) -> LoadedBackbone:
+    """Return a backbone with the shapes of its parameters in place of them.
+
+    Of a folder only config.json is read, and the weights' names where there are any. Without them
+    the backbone has the pooler of its family, and it has no fingerprint.
+
+    Raises:
+        FileNotFoundError, HubError, ValueError: as `load_backbone`.
+    """
+    directory = hub.locate(name)
+    family, hf_config = _read_config(directory)
+    config = family.read_config({**hf_config, 'model_type': family.model_type})
+    if any((directory / file).is_file() for file in WEIGHT_FILES):
+        names = _standard_names(read_tensors(directory), family.prefix, directory)
+        has_pooler = any(tensor.startswith(_POOLER) for tensor in names)
+        config = dataclasses.replace(config, pooler=has_pooler)
+    shapes = {
+        path: jax.ShapeDtypeStruct(shape, np.float32)
+        for path, shape in family.shapes(config).items()
+    }
+    return LoadedBackbone(config, trees.unflatten(shapes), directory, name, fingerprint='')
 
 
 def _read_config(directory: Path) -> tuple[Family, dict[str, Any]]:
