@@ -59,7 +59,7 @@ def make_mesh(
     """Return a mesh of that many devices an axis; `data` is -1 for all that the others leave.
 
     Axes are Auto: Linen layers take no `out_sharding`, which Explicit axes would demand. `devices`
-    are those that there are (default: JAX's); they need not be at hand for a program to be compiled.
+    are those that there are (default: JAX's); to compile a program they need not be at hand.
 
     Raises:
         ValueError: more devices asked for than there are, or a number that does not divide them.

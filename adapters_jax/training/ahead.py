@@ -1,4 +1,4 @@
-"""What a run would hold and send on a mesh, found by compiling it: without data, weights or devices.
+"""What a run would hold and send on a mesh, found by compiling it without data or weights.
 
 Trees are shapes, laid out by the very code that lays out a run's arrays (`state.prepare`); the step
 and the forward pass are compiled as they would be before the first step, and their text is read.
@@ -54,8 +54,8 @@ def topology(name: str) -> Sequence[Any]:
     """
     if not name.startswith('v'):
         raise ValueError(
-            f'--topology={name}: expected a TPU topology such as v5e:4x4; for GPUs JAX compiles only '
-            'on a machine that has one, so run this command there, without --topology'
+            f'--topology={name}: expected a TPU topology such as v5e:4x4; for GPUs JAX compiles '
+            'only on a machine that has one, so run this command there, without --topology'
         )
     # The compiler would ask Google Cloud's metadata server what machine this is, and wait for it.
     os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')
@@ -131,14 +131,14 @@ def _initialiser(experiment: Experiment) -> Any:
 def _batch(
     experiment: Experiment, placement: Described, length: int, texts: int
 ) -> dict[str, jax.ShapeDtypeStruct]:
-    """Return the columns of a batch as `data.batches.assemble` makes them, by rows over the mesh."""
+    """Return the columns of a batch as `data.batches.assemble` makes them."""
     config, limit = experiment.config, experiment.model.text_positions
     length = length or config.data.max_length
     if not 1 <= texts <= length or length > max(limit, 2 * config.data.max_length):
         raise ValueError(
-            f'a row of {length} tokens with {texts} texts; expected 1 to {length} texts, and tokens '
-            f'up to the {limit} positions of the backbone, or twice data.max_length where texts share '
-            'a row'
+            f'a row of {length} tokens with {texts} texts; expected 1 to {length} texts, and '
+            f'tokens up to the {limit} positions of the backbone, or up to twice data.max_length '
+            'where texts share a row'
         )
     rows = batching.filled_rows(config, config.training.batch_size, placement.row_parts)
     number = jnp.int32 if tasks.kind(config.task.name).label_kind == 'class' else jnp.float32

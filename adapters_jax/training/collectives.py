@@ -1,7 +1,7 @@
 """What devices send one another in a step: read from the compiled program, counted in bytes.
 
 Sizes are those of ring algorithms (Thakur et al. 2005; Patarasuk and Yuan 2009), which no algorithm
-undercuts: with n devices in a group, an all-reduce of a array sends 2 (n-1)/n of it from each
+undercuts: with n devices in a group, an all-reduce of an array sends 2 (n-1)/n of it from each
 device, an all-gather or reduce-scatter (n-1)/n of the whole array.
 """
 

@@ -1,7 +1,7 @@
 """What a run of one adapter starts from: arrays where they belong, and the programs over them.
 
-Training makes it of arrays, the check ahead of it (`ahead`) of shapes alone; since both come through
-here, what is checked is what is trained.
+Training makes it of arrays, the check ahead of it (`ahead`) of shapes alone; since both come
+through here, what is checked is what is trained.
 """
 
 import dataclasses
