@@ -1,7 +1,9 @@
 """What all command lines share: flags, logging, and one clear sentence for a user's mistake."""
 
 import contextlib
+import faulthandler
 import logging
+import os
 import runpy
 import sys
 import traceback
@@ -13,15 +15,92 @@ import jax
 from absl import app, flags
 from absl import logging as absl_logging
 
+from adapters_jax import processes
 from adapters_jax.config import Config
 from adapters_jax.files import InUseError
 
 # What a mistake in a config, a file or a folder raises; anything else is a defect of ours and
 # keeps its traceback.
-MISTAKES = (ValueError, OSError, FloatingPointError, InUseError, flags.Error)
+MISTAKES = (
+    ValueError,
+    OSError,
+    FloatingPointError,
+    InUseError,
+    processes.ElsewhereError,
+    flags.Error,
+)
+Define = Callable[[], dict[str, flags.FlagHolder]]
 
 
-def run(define: Callable[[], dict[str, flags.FlagHolder]], main: Callable[..., None]) -> None:
+def run_on_many(define: Define, main: Callable[..., None]) -> None:
+    """As `run`, for a command that several processes may run together.
+
+    It takes --distributed, --processes and --process; the first process alone prints what `main`
+    does.
+    """
+
+    def joined(distributed: str, processes_: int, process: int, **values: Any) -> None:
+        processes.initialise(distributed, processes_, process)
+        if jax.process_count() > 1:
+            # Once another process has ended alone JAX ends this one: where it was is no news.
+            faulthandler.disable()
+        with _leaving(), _silent_unless(processes.is_writer()):
+            main(**values)
+
+    run(lambda: define() | _define_processes(), joined)
+
+
+def _define_processes() -> dict[str, flags.FlagHolder]:
+    distributed = flags.DEFINE_string(
+        'distributed',
+        '',
+        'none, auto (SLURM, Open MPI, Cloud TPU, GKE, Kubernetes), or HOST:PORT of process 0; '
+        'default: ADAPTERS_JAX_DISTRIBUTED, or none.',
+    )
+    count = flags.DEFINE_integer(
+        'processes', 0, 'How many, with HOST:PORT; default: ADAPTERS_JAX_PROCESSES.'
+    )
+    process = flags.DEFINE_integer(
+        'process', -1, 'Which one this is, with HOST:PORT; default: ADAPTERS_JAX_PROCESS.'
+    )
+    return {'distributed': distributed, 'processes_': count, 'process': process}
+
+
+@contextlib.contextmanager
+def _silent_unless(writer: bool) -> Iterator[None]:
+    """Keep stdout, and our own messages, to the first process."""
+    if writer:
+        yield
+        return
+    logging.getLogger('adapters_jax').setLevel(logging.ERROR)
+    with Path(os.devnull).open('w') as nowhere, contextlib.redirect_stdout(nowhere):
+        yield
+
+
+@contextlib.contextmanager
+def _leaving() -> Iterator[None]:
+    """End a process that has failed alone at once, where others would wait for it.
+
+    JAX's own way out waits for all processes to come there, and they wait for this one's part of a
+    step; once it is gone, JAX ends them.
+    """
+    try:
+        yield
+    except (SystemExit, processes.ElsewhereError):
+        raise
+    except BaseException as error:
+        if jax.process_count() == 1 or processes.is_told(error):
+            raise
+        if isinstance(error, MISTAKES):
+            print(f'error: process {jax.process_index()}: {error}', file=sys.stderr)
+        else:
+            traceback.print_exc()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(2 if isinstance(error, MISTAKES) else 1)
+
+
+def run(define: Define, main: Callable[..., None]) -> None:
     """Define the flags, parse the command line and call `main` with the flags' values.
 
     A user's mistake ends the process with status 2 and its sentence; `--traceback` shows where it
@@ -60,7 +139,9 @@ def _told(show_traceback: Callable[[], bool]) -> Iterator[None]:
     except MISTAKES as error:
         if show_traceback():
             traceback.print_exc()
-        print(f'error: {str(error) or type(error).__name__}', file=sys.stderr)
+        # What another process has told, one of those that were told it repeats.
+        if not isinstance(error, processes.ElsewhereError) or processes.is_writer():
+            print(f'error: {str(error) or type(error).__name__}', file=sys.stderr)
         sys.exit(2)
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from absl import flags
 
 from adapters_jax import config as configs
-from adapters_jax import entry, files
+from adapters_jax import entry, files, processes
 from adapters_jax.interop import adapter_folder
 from adapters_jax.training import experiment, inference, multitask, provenance
 
@@ -43,7 +43,8 @@ def evaluate(workdir: str | Path, split: str = 'test', drop_layers: int = 0) -> 
         result = {'split': split, **scored}
     result['drop_layers'] = drop_layers
     path = _evaluation(workdir, split, drop_layers)
-    files.write_json(path, result | provenance.describe())
+    if processes.is_writer():
+        files.write_json(path, result | provenance.describe())
     return result
 
 
@@ -123,6 +124,8 @@ def _write_predictions(
     path: Path, run: experiment.Experiment, split: str, logits: np.ndarray
 ) -> None:
     """Write each example's text, gold label (as 'gold', where known) and prediction."""
+    if not processes.is_writer():
+        return
     texts = run.texts[split]
     with files.atomic(path) as temporary, temporary.open('w', encoding='utf-8') as lines:
         for row, predicted in zip(texts, run.task.predictions(logits), strict=True):
@@ -167,4 +170,4 @@ def _define() -> dict[str, flags.FlagHolder]:
 
 
 if __name__ == '__main__':
-    entry.run(_define, main)
+    entry.run_on_many(_define, main)

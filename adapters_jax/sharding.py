@@ -160,8 +160,17 @@ def _not_divided(rows: int, parts: int) -> str:
 
 
 def put_replicated(tree: Any, mesh: Mesh) -> Any:
-    """Place a copy of every leaf on every device."""
-    return jax.device_put(tree, replicated(mesh))
+    """Place a copy of every leaf, which may be a random key, on every device of all processes."""
+    where = replicated(mesh)
+
+    def put(leaf: Any) -> jax.Array:
+        if isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            data = put(jax.random.key_data(leaf))
+            return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
+        host = np.asarray(leaf)
+        return jax.make_array_from_callback(host.shape, where, lambda index: host[index])
+
+    return jax.tree.map(put, tree)
 
 
 def spread_rows(x: Any) -> Any:

@@ -19,7 +19,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from adapters_jax import config as configs
-from adapters_jax import entry, files
+from adapters_jax import entry, files, processes
 from adapters_jax.config import Config
 from adapters_jax.models.heads import HeadConfig
 from adapters_jax.tasks.task import Task
@@ -48,20 +48,25 @@ def sweep(config: Config, workdir: str | Path) -> dict[str, Any]:
     """
     workdir = Path(workdir)
     members = expand(config)
-    with files.lock(workdir):
-        check_same_run(config, workdir)
-        if (workdir / RESULT).exists():
-            _LOG.info('%s is finished already; another --workdir trains again', workdir)
-            return json.loads((workdir / RESULT).read_text('utf-8'))
-        groups = grid.populations(members, config.sweep.size)
-        build = _Builder()
-        task = _common_task([_check_data(build(group[0].config)) for group in groups])
+    with processes.locked(workdir):
+        with processes.together():
+            check_same_run(config, workdir)
+            if (workdir / RESULT).exists():
+                _LOG.info('%s is finished already; another --workdir trains again', workdir)
+                return json.loads((workdir / RESULT).read_text('utf-8'))
+            groups = grid.populations(members, config.sweep.size)
+            build = _Builder()
+            task = _common_task([_check_data(build(group[0].config)) for group in groups])
         # Written only now: a config with a mistake in it makes no claim on the workdir.
-        files.write_json(workdir / CONFIG, configs.to_json(config))
+        if processes.is_writer():
+            files.write_json(workdir / CONFIG, configs.to_json(config))
         for number, group in enumerate(groups):
             _LOG.info('population %d of %d: %d members', number + 1, len(groups), len(group))
             _train(build, group, workdir, number, config.sweep.chunk)
-        return _conclude(members, workdir, task)
+        with processes.together():
+            if processes.is_writer():
+                _conclude(members, workdir, task)
+        return json.loads((workdir / RESULT).read_text('utf-8'))
 
 
 def expand(config: Config) -> list[grid.Member]:
@@ -161,7 +166,7 @@ def _train(
     PopulationRun(build(group[0].config), group, own, folder, chunk).run()
 
 
-def _conclude(members: Sequence[grid.Member], workdir: Path, task: Task) -> dict[str, Any]:
+def _conclude(members: Sequence[grid.Member], workdir: Path, task: Task) -> None:
     """Rank the members, copy the best one's adapter, and write what came of all."""
     rows = ranking.rank([_row(member, workdir) for member in members], task.higher_is_better)
     best = rows[0]
@@ -183,7 +188,6 @@ def _conclude(members: Sequence[grid.Member], workdir: Path, task: Task) -> dict
         **provenance.describe(),
     }
     files.write_json(workdir / RESULT, result)
-    return json.loads((workdir / RESULT).read_text('utf-8'))
 
 
 def _row(member: grid.Member, workdir: Path) -> ranking.Row:
@@ -216,4 +220,4 @@ def _define() -> dict[str, flags.FlagHolder]:
 
 
 if __name__ == '__main__':
-    entry.run(_define, main)
+    entry.run_on_many(_define, main)

@@ -29,16 +29,16 @@ def train(config: Config, workdir: str | Path) -> dict[str, Any]:
     """
     workdir = Path(workdir)
     with processes.locked(workdir):
-        check_same_run(config, workdir)
-        summary = workdir / SUMMARY
-        if summary.exists():
-            _LOG.info('%s is finished already; another --workdir trains again', workdir)
-            return json.loads(summary.read_text())
-        loop.check(config)
-        if config.tasks:
-            trainer = multitask_run.MultitaskRun(multitask.build(config), workdir)
-        else:
-            trainer = loop.Trainer(experiment.build(config), workdir)
+        with processes.together():
+            check_same_run(config, workdir)
+            summary = workdir / SUMMARY
+            if summary.exists():
+                _LOG.info('%s is finished already; another --workdir trains again', workdir)
+                return json.loads(summary.read_text())
+            loop.check(config)
+            built = multitask.build(config) if config.tasks else experiment.build(config)
+        kind = multitask_run.MultitaskRun if config.tasks else loop.Trainer
+        trainer = kind(built, workdir)
         # Written only now: a config with a mistake in it makes no claim on the workdir.
         if processes.is_writer():
             files.write_json(workdir / CONFIG, to_json(config))
@@ -79,4 +79,4 @@ def _define() -> dict[str, flags.FlagHolder]:
 
 
 if __name__ == '__main__':
-    entry.run(_define, main)
+    entry.run_on_many(_define, main)

@@ -210,7 +210,8 @@ def test_a_run_goes_on_with_another_number_of_devices(toys, tmp_path):
 
     def stopping(self, pending):
         record(self, pending)
-        self._stop_requested = self.step >= 6
+        if self.step >= 6:
+            self._stop.make()
 
     loop.Trainer._record = stopping
     try:

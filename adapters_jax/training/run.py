@@ -19,7 +19,7 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
-from adapters_jax import params, sharding
+from adapters_jax import params, processes, sharding
 from adapters_jax.config import decisive
 from adapters_jax.data import pipeline
 from adapters_jax.data.policies import Policy
@@ -94,7 +94,7 @@ class Run(abc.ABC):
         self._prepare_data(self.placement.row_parts)
         self._prepare_state()
         self.step = self.saved = 0
-        self._stop_requested = False
+        self._stop = processes.Request(self.mesh)
 
     def _prepare_data(self, devices: int) -> None:
         config, model = self.config, self.experiment.model
@@ -181,7 +181,7 @@ class Run(abc.ABC):
 
     def run(self) -> dict[str, Any]:
         """Train to the end (from the last checkpoint, where there is one); return the summary."""
-        previous = signal.signal(signal.SIGTERM, self._request_stop)
+        previous = signal.signal(signal.SIGTERM, self._stop.make)
         try:
             with (
                 Checkpoints(self.workdir / 'checkpoints', self.identity) as self.checkpoints,
@@ -193,9 +193,6 @@ class Run(abc.ABC):
         finally:
             signal.signal(signal.SIGTERM, previous)
         return self._finish()
-
-    def _request_stop(self, *_: Any) -> None:
-        self._stop_requested = True
 
     @contextlib.contextmanager
     def _monitored(self) -> Iterator[None]:
@@ -253,11 +250,12 @@ class Run(abc.ABC):
         started = time.monotonic()
         while self.step < self.total_steps and not self.finished:
             metrics = self.take_step()
+            stop = self._stop.at_step()
             # The metrics of the step before: the host never waits for the one under way.
             self._record(pending)
             pending = (self.step, metrics)
             evaluate = self.step % self.evaluate_every == 0 or self.step == self.total_steps
-            if evaluate or self._stop_requested or (every and self.step % every == 0):
+            if evaluate or stop or (every and self.step % every == 0):
                 self._record(pending)
                 pending = None
                 self.progress.seconds += time.monotonic() - started
@@ -265,7 +263,7 @@ class Run(abc.ABC):
                     self._evaluate()
                 self._save()
                 started = time.monotonic()
-            if self._stop_requested:
+            if stop:
                 self._leave()
 
     def _outputs(self, split: str, trainable: params.Tree) -> Float[np.ndarray, 'S ...']:

@@ -120,7 +120,8 @@ def half_run(toys, folder, **changes):
 
     def stopping(self, pending):
         taken(self, pending)
-        self._stop_requested = self.step >= 4
+        if self.step >= 4:
+            self._stop.make()
 
     loop.Trainer._record = stopping
     try:

@@ -166,7 +166,8 @@ def test_a_run_goes_on_over_another_mesh(toys, tmp_path, alone):
     take = trainer.take_step
 
     def stopping():
-        trainer._stop_requested = trainer.step == 4
+        if trainer.step == 4:
+            trainer._stop.make()
         return take()
 
     trainer.take_step = stopping
