@@ -17,6 +17,7 @@ BENCHES = {
     'population': 'experiments.bench.population',
     'adapter_drop': 'experiments.bench.adapter_drop',
     'adapter_drop_scores': 'experiments.adapter_drop_scores',
+    'scaling': 'experiments.bench.scaling',
 }
 TITLES = {'trec': 'TREC questions, 6 classes', 'rte': 'RTE (GLUE)', 'stsb': 'STS-B, English'}
 

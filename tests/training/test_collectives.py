@@ -1,4 +1,4 @@
-"""The reader of compiled programs: sizes, groups, loops and pairs, by hand and from the compiler."""
+"""The reader of compiled programs: sizes, groups, loops, pairs; by hand and by the compiler."""
 
 import functools
 
@@ -83,7 +83,7 @@ def test_an_unknown_notation_is_refused():
     ],
 )
 def test_bytes_on_the_wire(line, kind, sent):
-    (found,) = collectives.read(module(f'ROOT %x = {line}, to_apply=%add'.replace(', to_apply=%add', '')))
+    (found,) = collectives.read(module(f'ROOT %x = {line}'))
     assert (found.kind, found.sent, found.times, found.sure) == (kind, sent, 1, True)
     assert found.sources == {"frozen['w']"} and found.purpose() == 'frozen weights'
 
