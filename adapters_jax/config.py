@@ -295,10 +295,12 @@ def _training() -> Config:
             # Keep what the frozen layers below the first adapted place compute, on disk, and begin
             # there: 'none', or the number format, 'float32' or 'bfloat16'.
             'trunk_cache': 'none',
-            # What frozen weights are stored in: 'float32' or 'bfloat16'.
+            # What frozen weights are stored in: 'float32', 'bfloat16', or 'int8': the backbone's
+            # matrices in 8 bits with a scale for each output or word, the rest in float32.
             'frozen_dtype': 'float32',
-            # Recompute activations in the backward pass instead of keeping them.
-            'remat': False,
+            # What of a block's activations is computed again in the backward pass instead of being
+            # kept: 'none', 'dots' (all but the outputs of its projections), or 'full' (all).
+            'remat': 'none',
         }
     )
 

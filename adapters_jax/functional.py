@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
+from adapters_jax import quantize
+
 Activation = Callable[[Array], Array]
 
 
@@ -81,11 +83,11 @@ def against(vector: Float[Array, 'D'] | Float[Array, 'B 1 D'], x: Array) -> Arra
 
 def dense(
     x: Float[Array, '... I'],
-    kernel: Float[Array, 'I O'],
+    kernel: Float[Array, 'I O'] | quantize.Quantized,
     bias: Float[Array, 'O'] | Float[Array, 'B 1 O'] | None = None,
 ) -> Float[Array, '... O']:
     """Return `x @ kernel + bias`, computed in the type of `x`."""
-    y = x @ kernel.astype(x.dtype)
+    y = quantize.product(x, kernel)
     if bias is None:
         return y
     return y + against(bias.astype(x.dtype), y)

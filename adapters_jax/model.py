@@ -30,10 +30,10 @@ Batch = Mapping[str, Array]
 class Model:
     """A backbone with one adapter and one head, both stored under `name`.
 
-    `dtype` is what activations are computed in (logits are always float32); `remat` trades
-    memory for a second forward pass of each block; in the `dropped` lowest layers the adapter is
-    left out (AdapterDrop, Rücklé et al. 2021). With `heads`, each row has the head of its adapter,
-    and `head_config` and `outputs` are not looked at.
+    `dtype` is what activations are computed in (logits are always float32); `remat` says what of
+    them is computed again in the backward pass (`models.block.REMAT`); in the `dropped` lowest
+    layers the adapter is left out (AdapterDrop, Rücklé et al. 2021). With `heads`, each row has the
+    head of its adapter, and `head_config` and `outputs` are not looked at.
     """
 
     config: BertConfig
@@ -42,7 +42,7 @@ class Model:
     outputs: int
     name: str = 'default'
     dtype: Any = jnp.float32
-    remat: bool = False
+    remat: str = 'none'
     dropped: int = 0
     heads: HeadBank | None = None
 

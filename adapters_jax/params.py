@@ -140,8 +140,12 @@ def _merge_into(target: Tree, source: Mapping[str, Any], prefix: str) -> None:
 
 
 def count(tree: Any) -> int:
-    """Return the number of scalars in a tree of arrays (or of shapes)."""
-    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
+    """Return the number of scalars in a tree of arrays (or of shapes).
+
+    An array in 8 bits (`quantize`) has as many as the one that it stands for.
+    """
+    leaves = jax.tree.leaves(tree, is_leaf=lambda node: hasattr(node, 'shape'))
+    return sum(int(np.prod(leaf.shape)) for leaf in leaves)
 
 
 def size_bytes(tree: Any) -> int:

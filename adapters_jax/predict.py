@@ -7,7 +7,8 @@ Input: one JSON object a line with `text`, or `text_a` and `text_b`; with severa
 `adapter`, the name of the one to use. Output: for each, in order, the object plus `prediction` and,
 for classification, `label` and `logits`. DIR is an adapter of this project, of AdapterHub or of
 PEFT; which, is found out. Several adapters share one backbone and, where they can be chosen by row,
-one program and its batches. With `--drop_layers=N` adapters are left out of the N lowest layers.
+one program and its batches. With `--drop_layers=N` adapters are left out of the N lowest layers;
+`--frozen_dtype=int8` keeps the backbone in a quarter of its memory.
 """
 
 import json
@@ -20,6 +21,7 @@ from absl import flags
 
 from adapters_jax import config as configs
 from adapters_jax import files
+from adapters_jax.config import Config
 from adapters_jax.data import tokenize
 from adapters_jax.data.encoded import Encoded
 from adapters_jax.interop import formats
@@ -36,19 +38,24 @@ def predict(
     backbone: str = '',
     batch_size: int = 32,
     drop_layers: int = 0,
+    frozen_dtype: str = 'float32',
 ) -> Rows:
     """Return each row with its prediction; the rows are objects with the task's text fields.
 
     With adapters by name, each row's field `adapter` says which is its own. `backbone` replaces the
     name that the adapter was trained with, for a copy elsewhere; its weights must be the same.
+    `frozen_dtype` is what frozen weights are stored in, as in `config.training`.
 
     Raises:
         FileNotFoundError: no adapter there.
         ValueError: a row without text or with an adapter that is not given, a backbone that is not
-            the adapter's, or no layers to drop.
+            the adapter's, a number format that is none, or no layers to drop.
     """
     if batch_size < 1:
         raise ValueError(f'batch_size is {batch_size}; expected 1 or more')
+    config = configs.base()
+    config.training.batch_size, config.training.frozen_dtype = batch_size, frozen_dtype
+    experiment.choose_frozen_dtype(config)
     rows = list(rows)
     if not rows:
         raise ValueError('the input holds no examples; expected one JSON object a line')
@@ -59,7 +66,7 @@ def predict(
     serving.check_same_backbone(loaded)
     folders = {name: folder for name, (folder, _) in loaded.items()}
     shared = next(iter(loaded.values()))[1]
-    return _predict(rows, chosen, folders, shared, batch_size, drop_layers)
+    return _predict(rows, chosen, folders, shared, config, drop_layers)
 
 
 def _chosen(rows: Rows, adapters: Mapping[str, Any]) -> list[str]:
@@ -79,7 +86,7 @@ def _predict(
     chosen: list[str],
     folders: Mapping[str, AdapterFolder],
     loaded: LoadedBackbone,
-    batch_size: int,
+    config: Config,
     drop_layers: int,
 ) -> Rows:
     """Return the rows with their predictions, computed adapter by adapter or together."""
@@ -88,8 +95,6 @@ def _predict(
     }
     tasks = {name: experiment.task_of(folders[name]) for name in places}
     encoded = {name: _encode(rows, own, folders[name], loaded) for name, own in places.items()}
-    config = configs.base()
-    config.training.batch_size = batch_size
     config.data.max_length = max(folders[name].max_length for name in places)
     if len(places) > 1:
         config.data.batching = 'buckets'  # each row is one text, and one adapter's
@@ -168,13 +173,20 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def main(
-    adapter: str, input: str, output: str, backbone: str, batch_size: int, drop_layers: int
+    adapter: str,
+    input: str,
+    output: str,
+    backbone: str,
+    batch_size: int,
+    drop_layers: int,
+    frozen_dtype: str,
 ) -> None:
     """Predict for a file, and say what was written."""
     # A directory may have a '=' in its name; several adapters are no directory.
     several = '=' in adapter and not Path(adapter).exists()
     given = configs.named_items(adapter, '--adapter') if several else adapter
-    rows = predict(given, read_lines(Path(input)), backbone, batch_size, drop_layers)
+    lines = read_lines(Path(input))
+    rows = predict(given, lines, backbone, batch_size, drop_layers, frozen_dtype)
     text = ''.join(json.dumps(row, ensure_ascii=False) + '\n' for row in rows)
     files.write_text(Path(output), text)
     print(f'wrote {output}: {len(rows):,} predictions')
@@ -187,6 +199,12 @@ def _define() -> dict[str, flags.FlagHolder]:
         'output': flags.DEFINE_string('output', None, 'JSONL file to write.'),
         'backbone': flags.DEFINE_string('backbone', '', 'The backbone, if not where it was.'),
         'drop_layers': flags.DEFINE_integer('drop_layers', 0, 'Lowest layers without adapters.'),
+        'frozen_dtype': flags.DEFINE_enum(
+            'frozen_dtype',
+            'float32',
+            list(experiment.FROZEN_DTYPES),
+            'What frozen weights are stored in.',
+        ),
         'batch_size': flags.DEFINE_integer('batch_size', 32, 'Examples of a quarter batch.'),
     }
 

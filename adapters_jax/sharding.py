@@ -207,10 +207,11 @@ def layouts(tree: Tree, mesh: Mesh, rules: Sequence[Layout]) -> Tree:
             '--config.mesh.rules="(\'REGEX=-\',)"'
         )
     # Not `unflatten`: a branch without leaves stays, so that the two trees can be mapped together.
-    return jax.tree_util.tree_map_with_path(lambda path, _: found[_name(path)], tree)
+    return jax.tree_util.tree_map_with_path(lambda path, _: found[name_of(path)], tree)
 
 
-def _name(path: Any) -> str:
+def name_of(path: Any) -> str:
+    """Return the '/'-joined name of a path of `jax.tree_util`."""
     return jax.tree_util.keystr(path, simple=True, separator='/')
 
 
@@ -243,7 +244,7 @@ def like(shapes: Any, of: Tree, whole: NamedSharding) -> Any:
     leaves = flatten(of)
 
     def own(path: Any, x: Any) -> NamedSharding:
-        named = '/' + _name(path)
+        named = '/' + name_of(path)
         found = [leaf for name, leaf in leaves.items() if named.endswith('/' + name)]
         fits = found and len(found[0].spec) <= len(x.shape)
         return found[0] if fits else whole

@@ -26,6 +26,7 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
 from adapters_jax import functional
+from adapters_jax.quantize import Quantized
 
 SUB_LAYERS = ('attention', 'cross_attention', 'feed_forward')
 PROJECTIONS = {
@@ -147,11 +148,13 @@ class SubLayer:
 class Linear:
     """A projection that was just computed: `output` is `inputs @ kernel + bias`.
 
+    The kernel is as it is stored: `functional.dense` takes it so, `quantize.dequantize` makes it
+    floats.
     `mask` tells which of the inputs belong together: the tokens of one text.
     """
 
     inputs: Float[Array, 'B T I']
-    kernel: Float[Array, 'I O']
+    kernel: Float[Array, 'I O'] | Quantized
     bias: Float[Array, 'O'] | Float[Array, 'B 1 O'] | None
     output: Float[Array, 'B T O']
     mask: Bool[Array, '#B 1 #T T'] | None

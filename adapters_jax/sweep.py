@@ -35,7 +35,7 @@ MEMBERS, POPULATIONS = 'members', 'populations'
 
 # What an experiment is not built from: members that differ in these keys alone share one.
 _NOT_BUILT_FROM = ('seed', 'data.seed', 'optimizer.', 'training.', 'sweep.')
-_BUILT_FROM = ('training.dtype', 'training.remat')
+_BUILT_FROM = ('training.dtype', 'training.frozen_dtype', 'training.remat')
 
 
 def sweep(config: Config, workdir: str | Path) -> dict[str, Any]:

@@ -18,6 +18,8 @@ BENCHES = {
     'adapter_drop': 'experiments.bench.adapter_drop',
     'adapter_drop_scores': 'experiments.adapter_drop_scores',
     'scaling': 'experiments.bench.scaling',
+    'memory': 'experiments.bench.memory',
+    'frozen_dtype_scores': 'experiments.frozen_dtype_scores',
 }
 TITLES = {'trec': 'TREC questions, 6 classes', 'rte': 'RTE (GLUE)', 'stsb': 'STS-B, English'}
 

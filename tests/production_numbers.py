@@ -1,21 +1,31 @@
 """Run by test_production.py in a process of its own, with XLA's flags as users have them.
 
-Prints, as JSON, by how much the real MiniLM differs from transformers' BertModel, and by how much
-logits change when an adapter that starts at zero is put in.
+Prints, as JSON, by how much the real MiniLM differs from transformers' BertModel, by how much
+logits change when an adapter that starts at zero is put in, by how much hidden states do when the
+weights are stored in fewer bits, and the bytes of a step's temporaries.
 """
 
 import json
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import torch
 import transformers
 
+from adapters_jax import quantize
 from adapters_jax.adapters import registry
 from adapters_jax.interop.backbones import LoadedBackbone, load_backbone
-from adapters_jax.model import Model
+from adapters_jax.model import Model, attention_mask
+from adapters_jax.models import bert
 from adapters_jax.models.bert import Bert
+from adapters_jax.models.block import REMAT
 from adapters_jax.models.heads import HeadConfig
+from adapters_jax.params import map_with_path
+from adapters_jax.sharding import make_mesh
+from adapters_jax.training.placement import Placement
+from experiments.bench import memory
 
 AT_ZERO = (
     'houlsby[init_weights="zero"]',
@@ -41,9 +51,9 @@ def parity(backbone: LoadedBackbone) -> float:
     ids = RNG.integers(1000, 20000, (6, 128))
     mask = RNG.random(ids.shape) > 0.3
     mask[:, 0] = True
-    bert = transformers.BertModel.from_pretrained(backbone.directory).eval()
+    model = transformers.BertModel.from_pretrained(backbone.directory).eval()
     with torch.no_grad():
-        theirs = bert(
+        theirs = model(
             torch.tensor(ids), attention_mask=torch.tensor(mask).long(), output_hidden_states=True
         ).hidden_states
     run = jax.jit(
@@ -84,6 +94,40 @@ def changes_at_zero(backbone: LoadedBackbone) -> dict[str, float]:
     return changes
 
 
+def rounding(backbone: LoadedBackbone) -> dict[str, float]:
+    """Return by how much the last hidden states change, relative to their size, in fewer bits.
+
+    'kept' is by how much those over int8 differ from those over the same numbers in float32.
+    """
+    placement = Placement(make_mesh(1), bert.LAYOUTS)
+    batch = packed_batch()
+    mask = attention_mask(batch['segments'], 8)
+    run = jax.jit(
+        lambda params: Bert(backbone.config).apply(
+            {'params': params}, batch['input_ids'], positions=batch['positions'], mask=mask
+        )
+    )
+
+    def hidden(dtype: Any) -> Any:
+        return run(placement.frozen({'backbone': backbone.params}, dtype)['backbone'])
+
+    eight = placement.frozen({'backbone': backbone.params}, np.int8)['backbone']
+    kept = run(map_with_path(lambda _, leaf: quantize.dequantize(leaf), eight))
+    exact = hidden(np.float32)
+    size = jnp.linalg.norm(exact)
+    found = {name: hidden(name) - exact for name in ('bfloat16', 'int8')}
+    found['kept'] = hidden('int8') - kept
+    return {name: float(jnp.linalg.norm(x) / size) for name, x in found.items()}
+
+
+def temporaries(config: bert.BertConfig) -> dict[str, int]:
+    """Return the bytes of a step's temporaries by policy of rematerialisation."""
+    settings = {remat: memory.Setting('bitfit', remat=remat) for remat in REMAT}
+    return {name: memory.measure(config, s, 8, 64)['temporary'] for name, s in settings.items()}
+
+
 if __name__ == '__main__':
     minilm = load_backbone('minilm')
-    print(json.dumps({'parity': parity(minilm), 'changes': changes_at_zero(minilm)}))
+    numbers = {'parity': parity(minilm), 'changes': changes_at_zero(minilm)}
+    numbers |= {'rounding': rounding(minilm), 'temporaries': temporaries(minilm.config)}
+    print(json.dumps(numbers))

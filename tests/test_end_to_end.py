@@ -227,7 +227,7 @@ def test_a_run_goes_on_with_another_number_of_devices(toys, tmp_path):
 def test_accumulation_and_remat_change_no_number(toys, tmp_path):
     changes = SMALL | {'data__batching': 'buckets', 'data__max_length': 8}
     plain = trained_on(1, toys, tmp_path / 'plain', **changes)
-    parts = {'training__accumulate': 3, 'training__remat': True}
+    parts = {'training__accumulate': 3, 'training__remat': 'full'}
     other = trained_on(2, toys, tmp_path / 'parts', **changes, **parts)
     np.testing.assert_allclose([x for _, x in other], [x for _, x in plain], atol=1e-5)
 

@@ -39,7 +39,7 @@ STILL = {'training__dropout': False}
 
 @pytest.mark.parametrize(
     'options',
-    [{'training__remat': True}, {'training__accumulate': 2}],
+    [{'training__remat': 'full'}, {'training__accumulate': 2}],
     ids=['remat', 'accumulation'],
 )
 def test_memory_savers_change_no_loss(losses_of, options):

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import re
+import shutil
 import signal
 import socket
 
@@ -144,6 +145,27 @@ def test_two_processes_of_four_devices_are_one_device(toys, tmp_path, alone):
 @pytest.mark.parametrize('mesh', MESHES)
 def test_every_mesh_and_three_methods(toys, tmp_path, alone, mesh, method):
     check(toys, tmp_path, alone, MESHES[mesh], method)
+
+
+@pytest.mark.slow
+def test_the_trunk_is_computed_by_all_and_kept_by_one(toys, tmp_path):
+    method = 'pfeiffer[reduction_factor=2,leave_out=[0]]'
+    changes = {'training__trunk_cache': 'float32'}
+
+    def given(folder, mesh):
+        cache = {'data__cache_dir': folder / 'cache'}
+        return arguments(toys, folder / 'run', mesh, method, **changes, **cache)
+
+    done = command.run('train', *given(tmp_path / 'one', (1, 1, 1)), folder=tmp_path / 'one')
+    assert done.status == 0, done.err
+    for again in ('computed once and kept', 'is read from'):
+        two = tmp_path / 'two'
+        done = finish(start('train', given(two, MESHES['mixed']), two))
+        assert [d.status for d in done] == [0, 0], [d.err for d in done]
+        assert again in done[0].err
+        expected = losses(tmp_path / 'one' / 'run')
+        np.testing.assert_allclose(losses(two / 'run'), expected, rtol=1e-5)
+        shutil.rmtree(two / 'run')
 
 
 def test_sigterm_to_one_stops_all_and_the_run_goes_on_elsewhere(toys, tmp_path, alone):

@@ -21,3 +21,8 @@ def test_real_weights_under_real_flags():
     found = json.loads(done.stdout.splitlines()[-1])
     assert 0 < found['parity'] <= 2e-5
     assert found['changes'] and not any(found['changes'].values()), found['changes']
+    rounding = found['rounding']
+    assert rounding['kept'] <= 1e-5
+    assert 1e-4 < rounding['bfloat16'] < 0.02 and 1e-3 < rounding['int8'] < 0.05, rounding
+    sizes = found['temporaries']
+    assert sizes['none'] > 1.5 * max(sizes['dots'], sizes['full']), sizes

@@ -19,6 +19,7 @@ from adapters_jax.adapters import parts
 from adapters_jax.adapters.bottleneck import gate
 from adapters_jax.adapters.method import At, Method, adapted_layers
 from adapters_jax.params import Tree
+from adapters_jax.quantize import dequantize
 from adapters_jax.sites import PROJECTIONS, SUB_LAYERS, Dimensions, Linear
 
 Factors = tuple[Float[Array, 'I R'], Float[Array, 'R O']]
@@ -205,7 +206,9 @@ class WeightDecomposed(LowRank):
         Written as a sum with the plain output, so that a ratio of 1 leaves it untouched.
         """
         down, up = self.norm_factors(params, end.inputs.shape[-1], at)
-        moved = widest(end.kernel) + jnp.matmul(widest(down), widest(up), precision='highest')
+        moved = widest(dequantize(end.kernel)) + jnp.matmul(
+            widest(down), widest(up), precision='highest'
+        )
         norms = column_norms(moved)
         norms = jax.lax.stop_gradient(norms) if self.detach_norm else norms
         ratio = (params['magnitude'] / norms).reshape(1, 1, -1)

@@ -79,10 +79,10 @@ class LoadedBackbone:
     """A pretrained model: config, parameters (the tree below 'backbone') and identity."""
 
     config: bert.BertConfig
-    params: trees.Tree
+    params: trees.Tree  # arrays in memory, or parts of mapped files (`load_backbone`)
     directory: Path  # where the tokenizer's files are
     name: str
-    fingerprint: str  # of the weights in float32, whatever `dtype` they were loaded in
+    fingerprint: str  # of the weights in float32, whatever they are stored or loaded in
 
     def describe(self) -> dict[str, Any]:
         """Return what identifies the checkpoint that an adapter belongs to."""
@@ -96,12 +96,15 @@ class LoadedBackbone:
         }
 
 
-def load_backbone(name: str, dtype: DTypeLike = np.float32) -> LoadedBackbone:
+def load_backbone(name: str, dtype: DTypeLike | None = np.float32) -> LoadedBackbone:
     """Load a pretrained backbone by short name, folder or Hugging Face id.
 
     Args:
         name: 'minilm', a folder with config.json and weights, or a hub id such as 'org/name'.
-        dtype: of the floating-point parameters returned.
+        dtype: of the floating-point parameters returned, which are copies in memory. None: as they
+            are stored, and of safetensors not in memory either: each leaf is a part of a mapped
+            file, whose slices are read when they are placed on a device. For those who place them
+            at once, since the file must not be overwritten as long as anything is read.
 
     Raises:
         FileNotFoundError: no such backbone, or one without config or weights.
@@ -115,12 +118,15 @@ def load_backbone(name: str, dtype: DTypeLike = np.float32) -> LoadedBackbone:
     config = family.read_config({**hf_config, 'model_type': family.model_type})
     if not any(tensor.startswith(_POOLER) for tensor in tensors):
         config = dataclasses.replace(config, pooler=False)
-    leaves = _translate(tensors, family, config, directory)
-    params = trees.unflatten(leaves)
-    fingerprint = trees.fingerprint(params)
-    if np.dtype(dtype) != np.float32:
-        params = trees.cast(params, np.dtype(dtype))
-    return LoadedBackbone(config, params, directory, name, fingerprint)
+    stored = trees.unflatten(_translate(tensors, family, config, directory))
+    params = stored if dtype is None else jax.tree.map(lambda x: _copy(x, dtype), stored)
+    return LoadedBackbone(config, params, directory, name, trees.fingerprint(stored))
+
+
+def _copy(leaf: np.ndarray, dtype: DTypeLike) -> np.ndarray:
+    """Return a copy: a part of a mapped file would end the process if the file were replaced."""
+    exact = np.array(leaf, np.float32, order='C')
+    return exact.astype(dtype, copy=False)
 
 
 def describe_backbone(name: str) -> LoadedBackbone:
@@ -193,7 +199,7 @@ def _translate(
     config: bert.BertConfig,
     directory: Path,
 ) -> dict[str, np.ndarray]:
-    """Return float32 leaves by path, having accounted for every tensor."""
+    """Return leaves by path, as parts of what they are read from, having accounted for each."""
     table, shapes = family.tensor_names(config), family.shapes(config)
     problems = [f'{name} is missing' for name in table if name not in tensors]
     problems += [f'{name} is unexpected' for name in tensors if name not in table]
@@ -208,8 +214,7 @@ def _translate(
         elif not jnp.issubdtype(tensor.dtype, jnp.floating):
             problems.append(f'{name} holds {tensor.dtype}, expected floating-point numbers')
         else:
-            # A copy: a view of the mapped file would crash the process if the file were replaced.
-            leaves[path] = np.array(tensor.T if transpose else tensor, np.float32, order='C')
+            leaves[path] = tensor.T if transpose else tensor
     if problems:
         raise ValueError(
             f'the weights in {directory} do not fit its {hub.CONFIG}: {"; ".join(problems)}'

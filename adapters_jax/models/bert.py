@@ -13,8 +13,8 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int
 
-from adapters_jax import functional
-from adapters_jax.models.block import Block, BlockConfig, Dense, Norm
+from adapters_jax import functional, quantize
+from adapters_jax.models.block import BlockConfig, Dense, Norm, rematerialised
 from adapters_jax.sharding import Layout, spread_rows
 from adapters_jax.sites import IDENTITY, START, Dimensions, Place, Sites, Stream, Words
 
@@ -120,7 +120,7 @@ class Embeddings(nn.Module):
             'token_type': c.token_types,
         }
         tables = {name: _Table(rows, c.block.hidden, name=name)() for name, rows in sizes.items()}
-        vectors = jnp.take(tables['word'], input_ids, axis=0).astype(jnp.float32)
+        vectors = quantize.rows(tables['word'], input_ids)
         words = sites.words(Words(vectors, token_type_ids, positions, mask, tags))
         places = jnp.take(tables['position'], words.positions + c.position_offset, axis=0)
         types = jnp.take(tables['token_type'], words.token_types, axis=0)
@@ -138,7 +138,7 @@ class _Table(nn.Module):
     features: int
 
     @nn.compact
-    def __call__(self) -> Float[Array, 'V D']:
+    def __call__(self) -> Float[Array, 'V D'] | quantize.Quantized:
         return self.param('embedding', nn.initializers.normal(0.02), (self.rows, self.features))
 
 
@@ -147,19 +147,19 @@ class Bert(nn.Module):
 
     What comes before the place `trunk` runs without dropout, since nothing there is trained; a
     trunk of at least one layer includes the embeddings.
-    `remat` recomputes each block's activations in the backward pass instead of keeping them.
+    `remat` says what of each block's activations is computed again in the backward pass.
     """
 
     config: BertConfig
     dtype: Any = jnp.float32
     trunk: Place = START
-    remat: bool = False
+    remat: str = 'none'
 
     def setup(self) -> None:
         """Name the parts as the parameter tree does."""
         c = self.config
         self.embeddings = Embeddings(c, self.dtype)
-        block = nn.remat(Block, static_argnums=(3, 6)) if self.remat else Block
+        block = rematerialised(self.remat)
         self.blocks = [block(c.block, i, name=f'layer_{i}') for i in range(c.layers)]
         if c.pooler:
             self.pooler = Dense(c.block.hidden)
@@ -233,6 +233,13 @@ LAYOUTS = (
     Layout(f'{_OUT_OF}/kernel', P('tensor', 'fsdp')),
     Layout(r'backbone/embeddings/(word|position)/embedding', P(None, ('fsdp', 'tensor'))),
     Layout(r'backbone/pooler/kernel', P('fsdp', 'tensor')),
+)
+
+# The matrices that may be kept in 8 bits, and the axis whose indices are their channels.
+CHANNELS = (
+    (r'backbone/layer_\d+/.*/kernel', 1),
+    (r'backbone/pooler/kernel', 1),
+    (r'backbone/embeddings/word/embedding', 0),
 )
 
 

@@ -10,11 +10,18 @@ from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float
 
 from adapters_jax import functional
 from adapters_jax.sites import START, KeyValue, LayerNorm, Linear, Place, Sites, Stream, SubLayer
+
+# What the backward pass finds of a block's forward pass: everything, the outputs of projections, or
+# its input alone. The rest is computed again.
+REMAT = ('none', 'dots', 'full')
+_PROJECTED = 'projected'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +97,7 @@ class Projection(nn.Module):
         kernel = self.param('kernel', nn.initializers.normal(0.02), (x.shape[-1], self.features))
         bias = self.param('bias', nn.initializers.zeros, (self.features,))
         bias = sites.vector(f'layer_{self.layer}/{self.sub_layer}/{self.name}/bias', bias)
-        y = functional.dense(x, kernel, bias)
+        y = checkpoint_name(functional.dense(x, kernel, bias), _PROJECTED)
         end = Linear(inputs=x, kernel=kernel, bias=bias, output=y, mask=mask)
         return sites.linear(self.layer, self.sub_layer, self.name, end)
 
@@ -251,6 +258,18 @@ class Block(nn.Module):
         stream = run('feed_forward', FeedForward(c, self.layer, name='feed_forward'), stream)
         self.sow('trunk', 'block', stream.hidden[:, :, None])
         return sites.block(self.layer, stream)
+
+
+def rematerialised(policy: str) -> type[Block]:
+    """Return the block whose backward pass computes again what `policy` of `REMAT` says.
+
+    A name and not the kind of operation says what is kept: a product with a matrix in another
+    number format is one operation of its own (`quantize.product`), into which no policy looks.
+    """
+    if policy == 'none':
+        return Block
+    keep = jax.checkpoint_policies.save_only_these_names(_PROJECTED) if policy == 'dots' else None
+    return nn.remat(Block, static_argnums=(3, 6), policy=keep)
 
 
 def causal(mask: Bool[Array, '#B 1 #T T'] | None, length: int) -> Bool[Array, '#B 1 T T']:

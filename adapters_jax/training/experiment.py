@@ -8,7 +8,7 @@ import functools
 import logging
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adapters_jax import tasks
+from adapters_jax import quantize, tasks
 from adapters_jax.adapters import dropping, registry
 from adapters_jax.config import Config
 from adapters_jax.data import sources, tokenize
@@ -24,8 +24,10 @@ from adapters_jax.data.encoded import Encoded
 from adapters_jax.interop.adapter_folder import AdapterFolder
 from adapters_jax.interop.backbones import LoadedBackbone, load_backbone
 from adapters_jax.model import Model
+from adapters_jax.models import bert
+from adapters_jax.models.block import REMAT
 from adapters_jax.models.heads import HeadConfig
-from adapters_jax.params import Tree, flatten, merge, unflatten
+from adapters_jax.params import Tree, flatten, merge, partition, unflatten
 from adapters_jax.tasks.task import Task
 from adapters_jax.training.members import Members
 from adapters_jax.training.members import load as load_members
@@ -34,6 +36,7 @@ from adapters_jax.wheels import cache_directory
 
 _LOG = logging.getLogger(__name__)
 DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
+FROZEN_DTYPES = DTYPES | {'int8': jnp.int8}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -108,13 +111,14 @@ def build(
     OptimizerConfig(**config.optimizer.to_dict())
     HeadConfig(**config.head.to_dict())
     members = load_members(config)
-    for key in ('dtype', 'frozen_dtype'):
-        choose_dtype(config, key)
+    choose_dtype(config)
+    choose_remat(config)
+    choose_frozen_dtype(config)
     texts = sources.load(config.data, tasks.kind(config.task.name).label_kind)
     if 'train' not in texts:
         raise ValueError('there is no training split; set data.train, data.dir or data.name')
     task = make_task(config, texts)
-    backbone = backbone or load_backbone(config.backbone)
+    backbone = backbone or load_backbone(config.backbone, dtype=None)
     model = make_model(config, members, task, backbone, name)
     splits = encode_splits(config, texts, task, model, backbone)
     return Experiment(config, backbone, task, model, splits, texts, members)
@@ -138,10 +142,12 @@ def make_model(
         head_config=HeadConfig(**config.head.to_dict()),
         outputs=task.num_outputs,
         name=name,
-        dtype=choose_dtype(config, 'dtype'),
-        remat=config.training.remat,
+        dtype=choose_dtype(config),
+        remat=choose_remat(config),
     )
     check_model(model, backbone.params)
+    if choose_frozen_dtype(config) == jnp.int8:
+        check_frozen_matrices(model, backbone.params)
     if config.training.adapter_drop != 'none':
         shapes = jax.eval_shape(model.init, jax.random.key(0), backbone.params)
         setting = "training.adapter_drop='none'"
@@ -193,12 +199,52 @@ def check_numbers(config: Config) -> None:
         )
 
 
-def choose_dtype(config: Config, key: str) -> Any:
-    """Return the number format that config.training names under `key`."""
+def choose_dtype(config: Config) -> Any:
+    """Return the number format of activations.
+
+    Raises:
+        ValueError: none of that name.
+    """
+    return DTYPES[_one_of(config, 'dtype', DTYPES)]
+
+
+def choose_frozen_dtype(config: Config) -> Any:
+    """Return the number format of frozen weights.
+
+    Raises:
+        ValueError: none of that name.
+    """
+    return FROZEN_DTYPES[_one_of(config, 'frozen_dtype', FROZEN_DTYPES)]
+
+
+def choose_remat(config: Config) -> str:
+    """Return what the backward pass finds of a block's activations.
+
+    Raises:
+        ValueError: no such policy.
+    """
+    return _one_of(config, 'remat', REMAT)
+
+
+def _one_of(config: Config, key: str, known: Iterable[str]) -> str:
     name = config.training[key]
-    if name not in DTYPES:
-        raise ValueError(f'training.{key} is {name!r}; expected one of {", ".join(DTYPES)}')
-    return DTYPES[name]
+    if name not in known:
+        raise ValueError(f'training.{key} is {name!r}; expected one of {", ".join(known)}')
+    return name
+
+
+def check_frozen_matrices(model: Model, backbone: Tree) -> None:
+    """Refuse 8 bits where there is nothing to be kept in them.
+
+    Raises:
+        ValueError: every matrix of the backbone is trained.
+    """
+    _, frozen = partition(jax.eval_shape(model.init, jax.random.key(0), backbone), model.rules)
+    if not quantize.any_matrix(flatten(frozen), bert.CHANNELS):
+        raise ValueError(
+            "training.frozen_dtype is 'int8', but the method trains every matrix of the backbone "
+            "and none is left to be kept in 8 bits; set training.frozen_dtype='float32'"
+        )
 
 
 def make_task(config: Config, texts: sources.Splits) -> Task:

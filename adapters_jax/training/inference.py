@@ -11,7 +11,7 @@ from adapters_jax.interop.adapter_folder import AdapterFolder
 from adapters_jax.interop.backbones import LoadedBackbone
 from adapters_jax.params import partition
 from adapters_jax.training import batching, evaluation
-from adapters_jax.training.experiment import bind, choose_dtype
+from adapters_jax.training.experiment import bind, choose_dtype, choose_frozen_dtype
 from adapters_jax.training.placement import Placement
 from adapters_jax.training.step import jit_outputs
 
@@ -30,7 +30,7 @@ def outputs(
             parameters are not those of its method, or have no layers to drop.
     """
     adapter_folder.check_backbone(folder, backbone.describe())
-    model = bind(folder, backbone, choose_dtype(config, 'dtype'), dropped)
+    model = bind(folder, backbone, choose_dtype(config), dropped)
     described = jax.eval_shape(model.init, jax.random.key(0), backbone.params)
     adapter_folder.check_leaves(folder, *partition(described, model.rules))
     placement = Placement.of(config)
@@ -42,7 +42,7 @@ def outputs(
     return evaluation.outputs(
         jit_outputs(model),
         placement.trainable(trainable),
-        placement.frozen(frozen, choose_dtype(config, 'frozen_dtype')),
+        placement.frozen(frozen, choose_frozen_dtype(config)),
         encoded,
         batching.choose(config, model, encoded.lengths, placement.row_parts, training=False),
         backbone.config.pad_id,

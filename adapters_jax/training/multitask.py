@@ -78,7 +78,7 @@ def build(config: Config) -> Multitask:
         raise ValueError(
             f'mixing.best is {config.mixing.best!r}; expected one of {", ".join(BEST)}'
         )
-    backbone = load_backbone(config.backbone)
+    backbone = load_backbone(config.backbone, dtype=None)
     members = {name: build_member(config, name, backbone) for name in sorted(config.tasks)}
     _check_validation(members)
     mixture = Mixture(

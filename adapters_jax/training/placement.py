@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.typing import DTypeLike
 
-from adapters_jax import sharding
+from adapters_jax import quantize, sharding
 from adapters_jax.config import Config
 from adapters_jax.models import bert
 from adapters_jax.params import Tree
@@ -63,14 +63,29 @@ class Placement:
 
     def trainable(self, tree: Tree) -> Tree:
         """Place the leaves that are trained, in float32."""
-        return self._place(tree, np.float32, self.rules)
+        return self._place(tree, np.float32, sharding.layouts(tree, self.mesh, self.rules))
 
     def frozen(self, tree: Tree, dtype: DTypeLike) -> Tree:
-        """Place the leaves that are not, floating-point ones in `dtype`."""
-        return self._place(tree, dtype, () if self.frozen_whole else self.rules)
+        """Place the leaves that are not, floating-point ones in `dtype`.
 
-    def _place(self, tree: Tree, dtype: DTypeLike, rules: tuple[Layout, ...]) -> Tree:
-        return sharding.place(tree, dtype, sharding.layouts(tree, self.mesh, rules))
+        In 8 bits are the backbone's matrices; the other leaves are float32 then.
+        """
+        where = sharding.layouts(tree, self.mesh, () if self.frozen_whole else self.rules)
+        if np.dtype(dtype) != np.int8:
+            return self._place(tree, dtype, where)
+        return jax.tree_util.tree_map_with_path(self._place_in_8_bits, tree, where)
+
+    def _place_in_8_bits(self, path: Any, leaf: Any, where: NamedSharding) -> Any:
+        """Place a leaf; a matrix is in float32 only until it is there."""
+        placed = self._place(leaf, np.float32, where)
+        axis = quantize.channel_axis(sharding.name_of(path), bert.CHANNELS)
+        return placed if axis is None else self._quantize(placed, axis)
+
+    def _place(self, tree: Any, dtype: DTypeLike, where: Any) -> Any:
+        return sharding.place(tree, dtype, where)
+
+    def _quantize(self, matrix: Any, axis: int) -> Any:
+        return quantize.quantize(matrix, axis)
 
     def moments(self, init: Any, trainable: Tree) -> Any:
         """Return an optimiser's first state, born where the leaves are that it belongs to."""
@@ -88,8 +103,11 @@ class Placement:
 class Described(Placement):
     """The same for trees of shapes: it says where leaves would lie, and makes no array."""
 
-    def _place(self, tree: Tree, dtype: DTypeLike, rules: tuple[Layout, ...]) -> Tree:
-        return sharding.describe(tree, sharding.layouts(tree, self.mesh, rules), dtype)
+    def _place(self, tree: Any, dtype: DTypeLike, where: Any) -> Any:
+        return sharding.describe(tree, where, dtype)
+
+    def _quantize(self, matrix: Any, axis: int) -> Any:
+        return sharding.describe(*quantize.describe(matrix, axis))
 
     def moments(self, init: Any, trainable: Tree) -> Any:
         """Return the shapes of an optimiser's first state, and where they would lie."""

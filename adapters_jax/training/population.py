@@ -134,7 +134,12 @@ def jit_population_step(state: State, **fixed: Any) -> PopulationStep:
         return population_step(state, members, frozen, batch, step, **fixed)
 
     shardings = jax.tree.map(lambda x: x.sharding, state)
-    return jax.jit(step, donate_argnames=('state',), out_shardings=(shardings, None))
+    return jax.jit(
+        step,
+        donate_argnames=('state',),
+        out_shardings=(shardings, None),
+        compiler_options=steps.compiler_options(fixed['model']),
+    )
 
 
 def jit_population_outputs(

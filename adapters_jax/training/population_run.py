@@ -25,7 +25,7 @@ from adapters_jax.data import tokenize
 from adapters_jax.interop import adapter_folder
 from adapters_jax.params import Tree
 from adapters_jax.training import grid, population
-from adapters_jax.training.experiment import Experiment, check_model, choose_dtype
+from adapters_jax.training.experiment import Experiment, check_model, choose_frozen_dtype
 from adapters_jax.training.members import load as load_members
 from adapters_jax.training.monitor import Monitor
 from adapters_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
@@ -86,9 +86,11 @@ class PopulationRun(Run):
         )
         backbone = {'backbone': self.own[0].frozen.get('backbone', {})}
         frozen = params.merge(backbone, common)
-        stored = choose_dtype(self.config, 'frozen_dtype')
+        stored = choose_frozen_dtype(self.config)
         self.frozen = self.placement.frozen(frozen, stored)
-        self.inputs = self._make_inputs(params.cast(different, stored))
+        # In 8 bits are matrices of the backbone alone.
+        beside = np.float32 if stored == np.int8 else stored
+        self.inputs = self._make_inputs(params.cast(different, beside))
         # Whole: the rules are for leaves without an axis of members.
         whole = sharding.place(trainable, np.float32, self.placement.everywhere)
         self.state = self._make_state(whole)

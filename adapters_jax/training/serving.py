@@ -119,10 +119,13 @@ def _routed(
     dropped: int,
 ) -> dict[str, np.ndarray]:
     model, tree = bank_of(adapters, loaded, dropped)
-    model = dataclasses.replace(model, dtype=experiment.choose_dtype(config, 'dtype'))
+    model = dataclasses.replace(model, dtype=experiment.choose_dtype(config))
     joined = join([encoded[name] for name in adapters])
     placement = Placement.of(config)
-    placed = placement.frozen(tree, np.float32)
+    own = {name: branch for name, branch in tree.items() if name != 'backbone'}
+    weights = experiment.choose_frozen_dtype(config)
+    backbone = placement.frozen({'backbone': tree['backbone']}, weights)
+    placed = backbone | placement.trainable(own)
     policy = batching.choose(config, model, joined.lengths, placement.row_parts, training=False)
     pad_id = loaded.config.pad_id
     given = {}, placed, joined, policy, pad_id, placement.mesh

@@ -12,7 +12,7 @@ import jax
 
 from adapters_jax import params
 from adapters_jax.config import Config
-from adapters_jax.training.experiment import Experiment, choose_dtype
+from adapters_jax.training.experiment import Experiment, choose_frozen_dtype
 from adapters_jax.training.optimizer import OptimizerConfig, make_optimizer
 from adapters_jax.training.placement import Placement
 from adapters_jax.training.step import RobustStep, jit_outputs, jit_train_step
@@ -41,7 +41,7 @@ def prepare(
     config, model = experiment.config, experiment.model
     trainable, frozen = params.partition(tree, model.rules)
     trainable = placement.trainable(trainable)
-    frozen = placement.frozen(frozen, choose_dtype(config, 'frozen_dtype'))
+    frozen = placement.frozen(frozen, choose_frozen_dtype(config))
     adam = make_optimizer(OptimizerConfig(**config.optimizer.to_dict()), total_steps)
     optimizer = model.method.optimizer(adam, total_steps)
     opt_state = placement.moments(optimizer.init, trainable)

@@ -144,8 +144,26 @@ def jit_train_step(trainable: Tree, opt_state: optax.OptState, **fixed: Any) -> 
 
     shardings = jax.tree.map(lambda x: x.sharding, (trainable, opt_state))
     return jax.jit(
-        step, donate_argnames=('trainable', 'opt_state'), out_shardings=(*shardings, None)
+        step,
+        donate_argnames=('trainable', 'opt_state'),
+        out_shardings=(*shardings, None),
+        compiler_options=compiler_options(fixed['model']),
     )
+
+
+def compiler_options(model: Model) -> dict[str, str]:
+    """Return what the compiler is told about a step of this model.
+
+    A CPU's schedule of most concurrency computes activations again as soon as it can, all of them
+    at the same time, so that nothing is saved; accelerators have no such schedule.
+    """
+    return {} if model.remat == 'none' else lean_schedule()
+
+
+def lean_schedule() -> dict[str, str]:
+    """Return the compiler's options under which operations follow one another to save memory."""
+    on_cpu = jax.default_backend() == 'cpu'
+    return {'xla_cpu_scheduler_type': 'CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED'} if on_cpu else {}
 
 
 class RobustStep:

@@ -6,12 +6,12 @@ They are one more token column of a split (`data/encoded.py`), mapped from a fil
 that every later epoch, run and member with the same trunk over the same texts reads.
 """
 
+import collections
 import dataclasses
 import hashlib
 import json
 import logging
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int64
 
+from adapters_jax import processes
 from adapters_jax.config import Config
 from adapters_jax.data import pipeline, policies
 from adapters_jax.data.batches import Batch
@@ -28,9 +29,9 @@ from adapters_jax.data.encoded import Encoded
 from adapters_jax.data.stored import Stored, check_room, readable
 from adapters_jax.model import Model
 from adapters_jax.params import Tree
-from adapters_jax.sharding import put_batch, row_parts
+from adapters_jax.sharding import own_rows, put_batch, row_parts, to_host
 from adapters_jax.sites import Place
-from adapters_jax.training.experiment import DTYPES, Experiment, choose_dtype
+from adapters_jax.training.experiment import DTYPES, Experiment, choose_frozen_dtype
 from adapters_jax.training.placement import Placement
 from adapters_jax.wheels import cache_directory
 
@@ -128,7 +129,9 @@ def attach(experiment: Experiment, mesh: Mesh) -> Experiment:
     names = ['train', *experiment.validation_splits]
     stored = {name: trunk.stored(experiment.splits[name], cache) for name in names}
     columns = {name: array.read() for name, array in stored.items()}
-    missing = {name: stored[name] for name in names if columns[name] is None}
+    # Of several processes the first writes, so that what it misses is made.
+    absent = processes.gather([name for name in names if columns[name] is None])[0]
+    missing = {name: stored[name] for name in absent}
     announce(trunk, missing, cache)
     if missing:
         columns |= _make(experiment, missing, trunk.dtype, mesh)
@@ -141,7 +144,7 @@ def _make(
 ) -> dict[str, np.ndarray]:
     """Return the columns of these splits, computed and stored."""
     config, model = experiment.config, experiment.model
-    weights = choose_dtype(config, 'frozen_dtype')
+    weights = choose_frozen_dtype(config)
     params = Placement.of(config, mesh).frozen(experiment.init_params(), weights)
     outputs = jit_outputs(model, params, dtype, mesh)
     columns = {}
@@ -207,7 +210,8 @@ def jit_outputs(model: Model, params: Tree, dtype: str, mesh: Mesh) -> Outputs:
         return model.trunk_outputs(params, batch).astype(DTYPES[dtype])
 
     def outputs(batch: Batch) -> Float[Array, 'B T N D']:
-        return run(params, put_batch({name: batch[name] for name in READ}, mesh))
+        first, last = own_rows(mesh, len(batch['input_ids']))
+        return run(params, put_batch({name: batch[name][first:last] for name in READ}, mesh))
 
     return outputs
 
@@ -231,10 +235,18 @@ def compute(
     Raises:
         DiskError: the disk is full, or the directory may not be written to.
         RuntimeError: not every token was computed once.
+        ValueError: the processes of this run do not share the directory.
     """
     started = time.monotonic()
+    if not processes.is_writer():
+        if processes.gather(None)[0]:
+            collections.deque(_computed(outputs, encoded, policy, pad_id), maxlen=0)
+        return _read_by_all(stored)
+    begun = False
 
     def fill(array: np.ndarray) -> None:
+        nonlocal begun
+        begun, _ = True, processes.gather(True)
         written = 0
         for index, vectors in _computed(outputs, encoded, policy, pad_id):
             array[index] = vectors
@@ -243,7 +255,27 @@ def compute(
             raise RuntimeError(f'{written} of {len(array)} tokens were computed')
         _LOG.info('%s computed in %.1f s.', readable(stored.nbytes), time.monotonic() - started)
 
-    return stored.make(fill)
+    stored.make(fill)
+    if not begun:  # another run has made it meanwhile
+        processes.gather(False)
+    return _read_by_all(stored)
+
+
+def _read_by_all(stored: Stored) -> np.ndarray:
+    """Return the array that the writer has stored.
+
+    Raises:
+        ValueError: a process does not see it.
+    """
+    processes.barrier(f'{stored.directory} is stored')
+    with processes.together():
+        found = stored.read()
+        if found is None:
+            raise ValueError(
+                f'{stored.directory} is not there for process {jax.process_index()}; give a '
+                'data.cache_dir on a disk that all processes share'
+            )
+    return found
 
 
 def with_column(encoded: Encoded, column: Float[np.ndarray, 'L N D']) -> Encoded:
@@ -255,11 +287,11 @@ def _computed(
     outputs: Outputs, encoded: Encoded, policy: policies.Policy, pad_id: int
 ) -> Iterator[tuple[Int64[np.ndarray, ' M'], Float[np.ndarray, 'M N D']]]:
     """Yield the tokens of each batch by their numbers in the split, with their vectors."""
-    waiting: deque[tuple[Batch, Any]] = deque()
+    waiting: collections.deque[tuple[Batch, Any]] = collections.deque()
 
     def finished() -> tuple[np.ndarray, np.ndarray]:
         batch, result = waiting.popleft()
-        return token_numbers(encoded, batch), np.asarray(result)[_real(batch)]
+        return token_numbers(encoded, batch), np.asarray(to_host(result))[_real(batch)]
 
     for batch in pipeline.eval_batches(encoded, policy, pad_id):
         waiting.append((batch, outputs(batch)))

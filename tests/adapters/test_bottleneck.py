@@ -208,7 +208,7 @@ def test_remat_changes_no_gradient():
 
         return small.gradient(loss, tree)
 
-    plain, again = gradient(False), gradient(True)
+    plain, again = gradient('none'), gradient('full')
     for path, leaf in plain.items():
         assert np.abs(leaf).max() > 0, path
         np.testing.assert_allclose(again[path], leaf, rtol=1e-4, atol=1e-5)

@@ -204,7 +204,7 @@ def test_recomputing_activations_changes_no_gradient(preset):
 
         return trees.flatten(jax.jit(jax.grad(loss))(trainable))
 
-    plain, again = gradient(False), gradient(True)
+    plain, again = gradient('none'), gradient('full')
     for path, leaf in plain.items():
         assert np.isfinite(leaf).all(), path
         np.testing.assert_allclose(again[path], leaf, atol=1e-5, err_msg=path)

@@ -1,6 +1,7 @@
 """Checkpoints that transformers writes, loaded here and compared with what wrote them."""
 
 import json
+import tracemalloc
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +12,9 @@ import torch
 import transformers
 
 from adapters_jax import params as trees
+from adapters_jax import sharding
 from adapters_jax.interop.backbones import FAMILIES, load_backbone
-from adapters_jax.models.bert import Bert
+from adapters_jax.models.bert import LAYOUTS, Bert
 
 SIZES = {
     'vocab_size': 40,
@@ -30,9 +32,9 @@ MODELS = {
 }
 
 
-def bert(seed=0):
+def bert(seed=0, **sizes):
     torch.manual_seed(seed)
-    return transformers.BertModel(transformers.BertConfig(**SIZES)).eval()
+    return transformers.BertModel(transformers.BertConfig(**SIZES | sizes)).eval()
 
 
 def assert_equal_trees(found, expected):
@@ -214,6 +216,39 @@ def test_the_fingerprint_is_of_the_weights_and_not_of_how_they_are_kept(tmp_path
         model.pooler.dense.bias[0] += 1e-6
     model.save_pretrained(tmp_path / 'c')
     assert load_backbone(str(tmp_path / 'c')).fingerprint != first.fingerprint
+
+
+@pytest.mark.parametrize('stored', [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize('wanted', [np.float32, jnp.bfloat16], ids=['float32', 'bfloat16'])
+def test_leaves_are_read_slice_by_slice_into_their_shards(tmp_path, stored, wanted):
+    """No leaf is ever whole in memory or on a device, and nothing beside the shards is large."""
+    sizes = {'vocab_size': 4096, 'hidden_size': 256, 'intermediate_size': 1024}
+    bert(**sizes).to(stored).save_pretrained(tmp_path / 'm')
+    exact = trees.flatten(load_backbone(str(tmp_path / 'm')).params)
+    loaded = load_backbone(str(tmp_path / 'm'), dtype=None)
+    for path, leaf in trees.flatten(loaded.params).items():
+        assert _is_mapped(leaf), path
+        assert leaf.dtype == (np.float32 if stored == torch.float32 else jnp.bfloat16)
+    mesh = sharding.make_mesh(fsdp=8)
+    where = sharding.layouts({'backbone': loaded.params}, mesh, LAYOUTS)['backbone']
+    tracemalloc.start()
+    placed = trees.flatten(sharding.place(loaded.params, wanted, where))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    largest = max(np.prod(leaf.shape) for leaf in exact.values()) * np.dtype(wanted).itemsize
+    assert largest < peak < 1.3 * largest  # the slices of one leaf, all of whose devices are here
+    cut = 0
+    for path, leaf in placed.items():
+        np.testing.assert_array_equal(leaf, exact[path].astype(wanted), strict=True)
+        parts = {shard.data.size for shard in leaf.addressable_shards}
+        cut += parts == {leaf.size // 8}
+    assert cut >= 13  # six matrices in each of two layers, and the word vectors
+
+
+def _is_mapped(leaf):
+    while leaf is not None and not isinstance(leaf, np.memmap):
+        leaf = leaf.base
+    return leaf is not None
 
 
 @pytest.mark.parametrize('dtype', [jnp.bfloat16, np.float16])

@@ -11,7 +11,8 @@ import transformers
 from flax import struct
 
 from adapters_jax.models.bert import Bert, BertConfig, default_positions, tensor_names
-from adapters_jax.params import flatten, unflatten
+from adapters_jax.models.block import REMAT
+from adapters_jax.params import flatten, size_bytes, unflatten
 from adapters_jax.sites import Place, Sites
 
 CLASSES = {
@@ -186,8 +187,11 @@ def test_dropout_starts_above_the_trunk(hidden_states, trunk):
 # ---- rematerialisation and number formats
 
 
-def test_remat_changes_no_number(params):
+@pytest.fixture(scope='module')
+def remat_gradients(params):
+    """Return, by policy, the loss, the gradient, and the bytes of what is kept for the latter."""
     config = dataclasses.replace(tiny.CONFIG, pooler=False)
+    params = {name: params[name] for name in ('embeddings', 'layer_0', 'layer_1')}
 
     def loss(params, remat):
         model = Bert(config, trunk=Place(1), remat=remat)
@@ -195,19 +199,29 @@ def test_remat_changes_no_number(params):
         hidden = model.apply({'params': params}, IDS, deterministic=False, rngs=rngs)
         return jnp.square(hidden - 0.5).mean()
 
-    params = {name: params[name] for name in ('embeddings', 'layer_0', 'layer_1')}
     grad = jax.jit(jax.value_and_grad(loss), static_argnums=1)
-    (plain, plain_gradient), (again, again_gradient) = grad(params, False), grad(params, True)
+
+    def kept(remat):
+        _, backward = jax.eval_shape(lambda p: jax.vjp(lambda q: loss(q, remat), p), params)
+        floats = [x for x in jax.tree.leaves(backward) if jnp.issubdtype(x.dtype, jnp.floating)]
+        return size_bytes(floats)
+
+    return {remat: (*grad(params, remat), kept(remat)) for remat in REMAT}
+
+
+@pytest.mark.parametrize('remat', set(REMAT) - {'none'})
+def test_remat_changes_no_number(remat_gradients, remat):
+    (plain, gradient, _), (again, found, _) = remat_gradients['none'], remat_gradients[remat]
     np.testing.assert_allclose(plain, again, rtol=1e-6)
-    scale = max(np.abs(leaf).max() for leaf in flatten(plain_gradient).values())
-    for path, leaf in flatten(plain_gradient).items():
+    scale = max(np.abs(leaf).max() for leaf in flatten(gradient).values())
+    for path, leaf in flatten(gradient).items():
         assert np.abs(leaf).max() > 0 or path.endswith('key/bias'), path
-        np.testing.assert_allclose(flatten(again_gradient)[path], leaf, atol=1e-6 * scale)
-    saved = [
-        str(jax.make_jaxpr(lambda p, remat=remat: jax.grad(loss)(p, remat))(params)).count('remat')
-        for remat in (False, True)
-    ]
-    assert saved[0] == 0 < saved[1]
+        np.testing.assert_allclose(flatten(found)[path], leaf, atol=1e-6 * scale)
+
+
+def test_each_policy_keeps_less_than_the_one_before(remat_gradients):
+    kept = [remat_gradients[remat][2] for remat in REMAT]
+    assert kept[0] > 1.2 * kept[1] > 1.2**2 * kept[2], kept
 
 
 def test_bfloat16_is_near_float32(params):
@@ -240,7 +254,7 @@ class Tagged(Sites):
         return stream.replace(hidden=stream.carry['words'] + shift)
 
 
-@pytest.mark.parametrize('remat', [False, True])
+@pytest.mark.parametrize('remat', REMAT)
 def test_adapters_see_words_and_tags_and_carry_what_they_like(params, remat):
     tags = np.arange(12).reshape(2, 6)
     model = Bert(tiny.CONFIG, remat=remat)

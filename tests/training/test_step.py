@@ -221,7 +221,7 @@ def test_label_smoothing_reaches_the_loss():
 
 def test_training_in_bfloat16_moves_float32_leaves_by_nearly_the_same():
     optimizer = optax.sgd(0.5)
-    narrow = tiny.model(METHOD, dtype=jnp.bfloat16, remat=True)
+    narrow = tiny.model(METHOD, dtype=jnp.bfloat16, remat='full')
     after, _, _ = run(optimizer, model=narrow, dropout=False)
     expected, _, _ = run(optimizer, dropout=False)
     before, _ = trees.partition(tiny.params(narrow), narrow.rules)
