@@ -10,11 +10,12 @@ from pathlib import Path
 import command
 import jax
 import pytest
+import toy
 
 from adapters_jax import compile as ahead_of_time
 from adapters_jax import entry, sharding
 from adapters_jax.params import flatten
-from adapters_jax.training import ahead, collectives
+from adapters_jax.training import ahead, batching, collectives, experiment, loop
 
 GOLDENS = Path(__file__).parent / 'goldens'
 MESHES = {
@@ -62,7 +63,8 @@ def compiled():
     def get(mesh, method, **changes):
         key = mesh, method, *changes.items()
         if key not in found:
-            of = plan(MESHES[mesh], METHODS[method], **changes)
+            # Dropout sends nothing, and doubles the program.
+            of = plan(MESHES[mesh], METHODS[method], training__dropout=False, **changes)
             text = ahead.lower_step(of).compile().as_text()
             found[key] = of, collectives.read(text)
         return found[key]
@@ -135,6 +137,32 @@ def test_frozen_weights_are_gathered_where_they_lie_in_parts_only(
     assert {path for path in matrices if any(path in name for name in named)} == set(matrices)
     assert len(named) == len(set(named))
     assert all(one.axes(of.placement.mesh.shape) == ('fsdp',) for one in gathers)
+
+
+def described(tree):
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {
+        jax.tree_util.keystr(path): (leaf.shape, str(leaf.dtype), leaf.sharding.spec)
+        for path, leaf in leaves
+    }
+
+
+@pytest.mark.parametrize('frozen_dtype', ['float32', 'bfloat16', 'int8'])
+def test_a_run_has_the_leaves_that_were_foretold(tmp_path, frozen_dtype):
+    backbone = toy.write_backbone(tmp_path / 'bert', layers=2)
+    config = toy.config(backbone, toy.write_texts(tmp_path / 'texts.csv', 60))
+    config.mesh.data, config.mesh.fsdp, config.mesh.tensor = 2, 2, 2
+    config.training.frozen_dtype, config.training.batch_size = frozen_dtype, 8
+    run = loop.Trainer(experiment.build(config), tmp_path / 'run')
+    _, columns = next(run.iterator)
+    batch = sharding.put_batch(batching.fill(columns, run.own_rows, run.pad_id), run.mesh)
+    rows, length = batch['input_ids'].shape
+    config.training.batch_size = rows
+    of = ahead.plan(config, None, length, batch['starts'].shape[1], labels=3)
+    assert described(of.start.trainable) == described(run.trainable)
+    assert described(of.start.frozen) == described(run.frozen)
+    assert described(of.start.opt_state) == described(run.opt_state)
+    assert described(of.batch) == described(batch)
 
 
 def test_bytes_a_device_holds(compiled):
