@@ -224,9 +224,9 @@ def render(result: dict[str, Any]) -> str:
 def _how(result: Mapping[str, Any]) -> str:
     return (
         f'The same {result["rows"]} rows of {LENGTH} tokens, `{result["timed"]["method"]}` on '
-        f'{result["timed"]["size"]} without dropout, over devices simulated on {result["hardware"]}, so that 1 '
-        f'is ideal and the rest is overhead; in brackets the middle half of {result["repeats"]} '
-        'rounds in turns.'
+        f'{result["timed"]["size"]} without dropout, over devices simulated on '
+        f'{result["hardware"]}, so that 1 is ideal and the rest is overhead; in brackets the '
+        f'middle half of {result["repeats"]} rounds in turns.'
     )
 
 
