@@ -160,7 +160,7 @@ def read_only(tmp_path):
     place = tmp_path / 'place'
     place.mkdir()
     mount = functools.partial(subprocess.run, capture_output=True, check=False)
-    if os.geteuid() or mount(['mount', '-t', 'tmpfs', '-o', 'size=64m', 'tmpfs', place]).returncode:
+    if os.geteuid() or mount(['mount', '-t', 'tmpfs', '-o', 'size=600m', 'tmpfs', place]).returncode:
         pytest.skip('needs the right to mount a file system')
 
     def switch(how):

@@ -30,6 +30,7 @@ from adapters_jax.training import batching, evaluation, monitor, provenance, tru
 from adapters_jax.training.checkpoint import Checkpoints
 from adapters_jax.training.experiment import Experiment
 from adapters_jax.training.placement import Placement
+from adapters_jax.training.state import step_options
 
 Results = Mapping[str, Mapping[str, float]]  # the metrics of each validation split
 # A scheduler's way to end a process, Ctrl-C, and the end of the terminal.
@@ -180,12 +181,7 @@ class Run(abc.ABC):
     @property
     def step_options(self) -> dict[str, Any]:
         """What the config says of a step."""
-        training = self.config.training
-        return {
-            'accumulate': training.accumulate,
-            'label_smoothing': training.label_smoothing,
-            'dropout': training.dropout,
-        }
+        return step_options(self.config)
 
     def run(self) -> dict[str, Any]:
         """Train to the end (from the last checkpoint, where there is one); return the summary."""
