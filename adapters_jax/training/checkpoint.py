@@ -170,6 +170,7 @@ class Checkpoints:
     def _seal(self) -> None:
         """Write the manifest; Orbax calls this when all else is written, before it renames."""
         for directory in self.directory.glob(f'{self._under_way}.*'):
+            manifest.wait_for_metadata(directory)
             manifest.write(directory, self._manifests[self._under_way])
 
     @contextlib.contextmanager

@@ -9,6 +9,7 @@ import json
 import logging
 import math
 import shutil
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,29 @@ def write(directory: Path, manifest: Mapping[str, Any]) -> None:
     """Seal a complete checkpoint: write its manifest, with the digests of its files."""
     content = as_json(manifest | {'files': _digests(directory)})
     files.write_json(directory / MANIFEST, {'seal': _seal(content), 'content': content})
+
+
+def wait_for_metadata(directory: Path, seconds: float = 60.0) -> None:
+    """Wait until Orbax's description of a checkpoint says what is in it.
+
+    A thread of Orbax writes it, which nothing waits for before the manifest is written; a digest of
+    what it was before would make the checkpoint look damaged.
+
+    Raises:
+        TimeoutError: it did not come.
+    """
+    end = time.monotonic() + seconds
+    while not _describes(directory / _METADATA):
+        if time.monotonic() > end:
+            raise TimeoutError(f'{directory / _METADATA} was not written in {seconds:g} s')
+        time.sleep(0.005)
+
+
+def _describes(path: Path) -> bool:
+    try:
+        return bool(json.loads(path.read_bytes())['item_handlers'])
+    except (FileNotFoundError, ValueError, KeyError):
+        return False  # not yet, or just being written
 
 
 def read(directory: Path) -> Manifest:

@@ -6,6 +6,7 @@ import os
 import random
 import shutil
 import subprocess
+import time
 from pathlib import Path
 
 import jax
@@ -22,6 +23,7 @@ from checkpointing import (
     steps_in,
 )
 from full_disk import file_size
+from orbax.checkpoint._src.metadata import checkpoint as orbax_metadata
 
 from adapters_jax import files
 from adapters_jax.training import manifest
@@ -186,3 +188,20 @@ def test_a_directory_that_cannot_be_written_to(tmp_path):
         Checkpoints(directory, IDENTITY) as checkpoints,
     ):
         checkpoints.save(1, make_state(), numbers(), {})
+
+
+def test_a_checkpoint_is_sealed_when_its_description_is_there(tmp_path, monkeypatch):
+    """Orbax's thread may be late with it; what was sealed before looked damaged ever after."""
+    store = orbax_metadata._NonBlockingMetadataStore
+    update = store._update_and_log
+
+    def late(self, *given, **named):
+        time.sleep(0.5)
+        update(self, *given, **named)
+
+    monkeypatch.setattr(store, '_update_and_log', late)
+    save_steps(tmp_path, [1])
+    assert manifest.find_fault(tmp_path / '1') is None
+    (tmp_path / '2').mkdir()
+    with pytest.raises(TimeoutError, match=r'_CHECKPOINT_METADATA was not written in 0.01 s'):
+        manifest.wait_for_metadata(tmp_path / '2', 0.01)
