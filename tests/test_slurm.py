@@ -128,7 +128,7 @@ def test_a_mistake_is_not_repeated(slurm, toys):
     given = [x for x in arguments(toys, toys / 'mistake') if 'data.train' not in x]
     missing = f'--config.data.train={toys / "nothing.csv"}'
     job = submit(slurm, toys, 'train', *given, missing, '--jax_num_cpu_devices=4')
-    state = slurm.wait(job, 'FAILED', 'COMPLETED', 'PENDING')
+    state = slurm.wait(job, 'FAILED', 'COMPLETED')
     assert (state['JobState'], state['ExitCode'], state['Restarts']) == ('FAILED', '2:0', '0')
     assert 'nothing.csv' in slurm.tell(job)
     assert 'ended with a mistake, which is told above: not requeued' in slurm.tell(job)
