@@ -58,6 +58,12 @@ def _where(whole: NamedSharding, axis: int) -> Quantized:
     return Quantized(whole, NamedSharding(whole.mesh, spec), qtype=jnp.int8)
 
 
+def describe(matrix: Any, axis: int) -> tuple[Quantized, Quantized]:
+    """Return the shapes and the shardings of what `quantize` would make of a described matrix."""
+    shapes = jax.eval_shape(functools.partial(to_int8, axis=axis), matrix)
+    return shapes, _where(matrix.sharding, axis)
+
+
 def dequantize(matrix: Float[Array, 'I O'] | Quantized) -> Float[Array, 'I O']:
     """Return the matrix in floating point; one that is in it already stays as it is."""
     return qwix.dequantize(matrix) if isinstance(matrix, Quantized) else matrix
@@ -74,7 +80,8 @@ def product(
 
 # What the backward pass needs of a matrix is made of the stored numbers there again. Without this
 # the copy in the activations' format, made for the forward pass, would be kept for all layers. (A
-# CPU makes one of bfloat16, too: it multiplies in float32.)
+# CPU makes one of bfloat16, too: it multiplies in float32; and its compiler may yet find that both
+# passes make the same copy.)
 @jax.checkpoint
 def _converted_product(
     x: Float[Array, '... I'], matrix: Float[Array, 'I O'] | Quantized

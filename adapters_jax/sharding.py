@@ -53,15 +53,19 @@ class Layout:
         return cls(pattern, P(*dimension))
 
 
-def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
+def make_mesh(
+    data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[Any] | None = None
+) -> Mesh:
     """Return a mesh of that many devices an axis; `data` is -1 for all that the others leave.
 
-    Axes are Auto: Linen layers take no `out_sharding`, which Explicit axes would demand.
+    Axes are Auto: Linen layers take no `out_sharding`, which Explicit axes would demand. `devices`
+    are those that there are (default: JAX's); to compile a program they need not be at hand.
 
     Raises:
         ValueError: more devices asked for than there are, or a number that does not divide them.
     """
-    available = jax.device_count()
+    devices = jax.devices() if devices is None else devices
+    available = len(devices)
     for name, size in (('fsdp', fsdp), ('tensor', tensor)):
         if not 1 <= size <= available:
             raise ValueError(
@@ -86,9 +90,9 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
             f'the mesh takes {data * inner} of {available} devices in {jax.process_count()} '
             'processes, which would leave some without work; set mesh.data to -1'
         )
-    devices = jax.devices()[: data * inner]
+    shape = (data, fsdp, tensor)
     return jax.make_mesh(
-        (data, fsdp, tensor), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices
+        shape, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices[: data * inner]
     )
 
 
@@ -169,6 +173,22 @@ def put_replicated(tree: Any, mesh: Mesh) -> Any:
     return jax.tree.map(put, tree)
 
 
+def spread_rows(x: Any) -> Any:
+    """Return the activations, of which each device computes its own rows whole; for use in `jit`.
+
+    Left to itself, XLA may let them lie as the weights do that they come from: cut along their
+    last dimension, and all rows on every device.
+    """
+    mesh = jax.typeof(x).sharding.mesh
+    if (
+        mesh.size == 1
+        or not set(ROWS) <= set(mesh.axis_names)
+        or not isinstance(x, jax.core.Tracer)
+    ):
+        return x
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, P(ROWS)))
+
+
 def layouts(tree: Tree, mesh: Mesh, rules: Sequence[Layout]) -> Tree:
     """Return each leaf's sharding: that of the first rule that matches its path, else whole.
 
@@ -230,6 +250,26 @@ def like(shapes: Any, of: Tree, whole: NamedSharding) -> Any:
         return found[0] if fits else whole
 
     return jax.tree_util.tree_map_with_path(own, shapes)
+
+
+def describe(tree: Any, where: Any, dtype: Any = None) -> Any:
+    """Return what `place` would put on devices: shapes, number formats and shardings alone."""
+
+    def described(leaf: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+        floating = dtype is not None and jax.numpy.issubdtype(leaf.dtype, jax.numpy.floating)
+        return jax.ShapeDtypeStruct(
+            leaf.shape, dtype if floating else leaf.dtype, sharding=sharding
+        )
+
+    return jax.tree.map(described, tree, where)
+
+
+def bytes_per_device(tree: Any) -> int:
+    """Return the bytes that a device holds of a tree of placed arrays, or of their descriptions."""
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * np.dtype(leaf.dtype).itemsize
+        for leaf in jax.tree.leaves(tree)
+    )
 
 
 def place(tree: Tree, dtype: Any, where: Any) -> Tree:

@@ -17,6 +17,7 @@ BENCHES = {
     'population': 'experiments.bench.population',
     'adapter_drop': 'experiments.bench.adapter_drop',
     'adapter_drop_scores': 'experiments.adapter_drop_scores',
+    'scaling': 'experiments.bench.scaling',
     'memory': 'experiments.bench.memory',
     'frozen_dtype_scores': 'experiments.frozen_dtype_scores',
 }

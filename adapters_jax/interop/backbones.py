@@ -20,7 +20,7 @@ from jax.typing import DTypeLike
 
 from adapters_jax import params as trees
 from adapters_jax.interop import hub
-from adapters_jax.interop.tensors import contents, read_tensors
+from adapters_jax.interop.tensors import WEIGHT_FILES, contents, read_tensors
 from adapters_jax.models import bert
 
 _LOG = logging.getLogger(__name__)
@@ -127,6 +127,29 @@ def _copy(leaf: np.ndarray, dtype: DTypeLike) -> np.ndarray:
     """Return a copy: a part of a mapped file would end the process if the file were replaced."""
     exact = np.array(leaf, np.float32, order='C')
     return exact.astype(dtype, copy=False)
+
+
+def describe_backbone(name: str) -> LoadedBackbone:
+    """Return a backbone with the shapes of its parameters in place of them.
+
+    Of a folder only config.json is read, and the weights' names where there are any. Without them
+    the backbone has the pooler of its family, and it has no fingerprint.
+
+    Raises:
+        FileNotFoundError, HubError, ValueError: as `load_backbone`.
+    """
+    directory = hub.locate(name)
+    family, hf_config = _read_config(directory)
+    config = family.read_config({**hf_config, 'model_type': family.model_type})
+    if any((directory / file).is_file() for file in WEIGHT_FILES):
+        names = _standard_names(read_tensors(directory), family.prefix, directory)
+        has_pooler = any(tensor.startswith(_POOLER) for tensor in names)
+        config = dataclasses.replace(config, pooler=has_pooler)
+    shapes = {
+        path: jax.ShapeDtypeStruct(shape, np.float32)
+        for path, shape in family.shapes(config).items()
+    }
+    return LoadedBackbone(config, trees.unflatten(shapes), directory, name, fingerprint='')
 
 
 def _read_config(directory: Path) -> tuple[Family, dict[str, Any]]:

@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from adapters_jax import functional, quantize
 from adapters_jax.models.block import BlockConfig, Dense, Norm, rematerialised
-from adapters_jax.sharding import Layout
+from adapters_jax.sharding import Layout, spread_rows
 from adapters_jax.sites import IDENTITY, START, Dimensions, Place, Sites, Stream, Words
 
 
@@ -189,6 +189,7 @@ class Bert(nn.Module):
         still = deterministic or trunk.layer > 0
         stream = self.embeddings(input_ids, token_type_ids, positions, mask, tags, sites, still)
         known = None if known is None else known.astype(stream.hidden.dtype)
+        stream = stream.replace(hidden=spread_rows(stream.hidden))
         collected = [stream.hidden]
         if known is not None and trunk.layer == len(self.blocks):
             stream = self._replay(stream, known, sites)
@@ -198,6 +199,7 @@ class Bert(nn.Module):
                 stream = block(stream, sites, still, None, None, trunk)
             elif i == trunk.layer:
                 stream = block(stream, sites, deterministic, None, None, trunk, known)
+            stream = stream.replace(hidden=spread_rows(stream.hidden))
             collected.append(stream.hidden)
         stream = sites.output(stream)
         collected[-1] = stream.hidden

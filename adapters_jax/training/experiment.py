@@ -109,37 +109,50 @@ def build(
     """
     check_numbers(config)
     OptimizerConfig(**config.optimizer.to_dict())
+    HeadConfig(**config.head.to_dict())
     members = load_members(config)
-    method = members.method
-    head = HeadConfig(**config.head.to_dict())
     choose_dtype(config)
     choose_remat(config)
-    stored = choose_frozen_dtype(config)
+    choose_frozen_dtype(config)
     texts = sources.load(config.data, tasks.kind(config.task.name).label_kind)
     if 'train' not in texts:
         raise ValueError('there is no training split; set data.train, data.dir or data.name')
     task = make_task(config, texts)
     backbone = backbone or load_backbone(config.backbone, dtype=None)
-    tokenizer = tokenize.load_tokenizer(backbone.directory)
-    method = method.prepare(lambda text: tokenizer(text)['input_ids'])
+    model = make_model(config, members, task, backbone, name)
+    splits = encode_splits(config, texts, task, model, backbone)
+    return Experiment(config, backbone, task, model, splits, texts, members)
+
+
+def make_model(
+    config: Config, members: Members, task: Task, backbone: LoadedBackbone, name: str = 'default'
+) -> Model:
+    """Bind what a config names; `backbone` may hold shapes in place of parameters.
+
+    Raises:
+        ValueError: parts that do not fit one another.
+    """
+
+    def token_ids(text: str) -> list[int]:
+        return tokenize.load_tokenizer(backbone.directory)(text)['input_ids']
+
     model = Model(
         config=backbone.config,
-        method=method,
-        head_config=head,
+        method=members.method.prepare(token_ids),
+        head_config=HeadConfig(**config.head.to_dict()),
         outputs=task.num_outputs,
         name=name,
         dtype=choose_dtype(config),
         remat=choose_remat(config),
     )
     check_model(model, backbone.params)
-    if stored == jnp.int8:
+    if choose_frozen_dtype(config) == jnp.int8:
         check_frozen_matrices(model, backbone.params)
     if config.training.adapter_drop != 'none':
         shapes = jax.eval_shape(model.init, jax.random.key(0), backbone.params)
         setting = "training.adapter_drop='none'"
-        dropping.check_droppable(method, shapes['adapters'][model.name], setting)
-    splits = encode_splits(config, texts, task, model, backbone)
-    return Experiment(config, backbone, task, model, splits, texts, members)
+        dropping.check_droppable(model.method, shapes['adapters'][model.name], setting)
+    return model
 
 
 def check_model(model: Model, backbone: Tree) -> None:

@@ -1,6 +1,5 @@
 """The run of one adapter: what `run.Run` leaves open, and what a config must allow beforehand."""
 
-import functools
 import math
 from pathlib import Path
 from typing import Any
@@ -13,18 +12,18 @@ from adapters_jax import params, processes, sharding
 from adapters_jax.config import Config
 from adapters_jax.interop import adapter_folder
 from adapters_jax.training import batching, trunk
-from adapters_jax.training.experiment import Experiment, choose_frozen_dtype
+from adapters_jax.training.experiment import Experiment
 from adapters_jax.training.members import load as load_members
-from adapters_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
+from adapters_jax.training.optimizer import OptimizerConfig, make_schedule
 from adapters_jax.training.placement import Placement
 from adapters_jax.training.run import NonFiniteLossError, Progress, Results, Run, Stopped
-from adapters_jax.training.step import RobustStep, jit_outputs, jit_train_step
+from adapters_jax.training.state import prepare
 
 __all__ = ['NonFiniteLossError', 'Progress', 'Stopped', 'Trainer', 'check']
 
 
-def check(config: Config) -> None:
-    """Refuse what these devices cannot train, before data is read.
+def check(config: Config, placement: Placement | None = None) -> None:
+    """Refuse what these devices (default: JAX's) cannot train, before data is read.
 
     Raises:
         ValueError: naming the value and what was expected.
@@ -36,7 +35,7 @@ def check(config: Config) -> None:
         )
     if config.data.seed < -1:
         raise ValueError(f'data.seed is {config.data.seed}; expected -1 (as seed) or 0 or more')
-    devices = Placement.of(config).row_parts
+    devices = (placement or Placement.of(config)).row_parts
     drop = config.training.adapter_drop
     if drop not in ('none', 'robust'):
         raise ValueError(f'training.adapter_drop is {drop!r}; expected one of none, robust')
@@ -53,29 +52,14 @@ class Trainer(Run):
     """One run of an experiment in a workdir."""
 
     def _prepare_state(self) -> None:
-        config, model = self.config, self.experiment.model
         self.progress = Progress()
-        trainable, frozen = params.partition(self.experiment.init_params(), model.rules)
-        self.trainable = self.placement.trainable(trainable)
-        self.frozen = self.placement.frozen(frozen, choose_frozen_dtype(config))
-        optimizer_config = OptimizerConfig(**config.optimizer.to_dict())
-        self.schedule = make_schedule(optimizer_config, self.total_steps)
-        optimizer = model.method.optimizer(
-            make_optimizer(optimizer_config, self.total_steps), self.total_steps
-        )
-        self.opt_state = self.placement.moments(optimizer.init, self.trainable)
-        robust = config.training.adapter_drop == 'robust'
-        make = functools.partial(RobustStep, seed=config.seed) if robust else jit_train_step
-        self.train_step = make(
-            self.trainable,
-            self.opt_state,
-            model=model,
-            task=self.experiment.task,
-            optimizer=optimizer,
-            **self.step_options,
-        )
-        self.forward = jit_outputs(model)
-        self.key = self.placement.put(jax.random.fold_in(jax.random.key(config.seed), 1))
+        optimizer = OptimizerConfig(**self.config.optimizer.to_dict())
+        self.schedule = make_schedule(optimizer, self.total_steps)
+        tree = self.experiment.init_params()
+        start = prepare(self.experiment, tree, self.placement, self.total_steps)
+        self.trainable, self.frozen = start.trainable, start.frozen
+        self.opt_state, self.key = start.opt_state, start.key
+        self.train_step, self.forward = start.train_step, start.forward
 
     @property
     def state(self) -> tuple[params.Tree, Any]:

@@ -1,6 +1,7 @@
 """Where a run's arrays live: what `config.mesh` says, applied to the trees of a model."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -17,13 +18,13 @@ from adapters_jax.sharding import Layout
 FROZEN = ('sharded', 'replicated')
 
 
-def make_mesh(config: Config) -> Mesh:
-    """Return the mesh that a config asks for.
+def make_mesh(config: Config, devices: Sequence[Any] | None = None) -> Mesh:
+    """Return the mesh that a config asks for, of these devices or of JAX's.
 
     Raises:
         ValueError: devices that are not there.
     """
-    return sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+    return sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor, devices)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +63,7 @@ class Placement:
 
     def trainable(self, tree: Tree) -> Tree:
         """Place the leaves that are trained, in float32."""
-        return sharding.place(tree, np.float32, sharding.layouts(tree, self.mesh, self.rules))
+        return self._place(tree, np.float32, sharding.layouts(tree, self.mesh, self.rules))
 
     def frozen(self, tree: Tree, dtype: DTypeLike) -> Tree:
         """Place the leaves that are not, floating-point ones in `dtype`.
@@ -71,22 +72,47 @@ class Placement:
         """
         where = sharding.layouts(tree, self.mesh, () if self.frozen_whole else self.rules)
         if np.dtype(dtype) != np.int8:
-            return sharding.place(tree, dtype, where)
-        return jax.tree_util.tree_map_with_path(_place_in_8_bits, tree, where)
+            return self._place(tree, dtype, where)
+        return jax.tree_util.tree_map_with_path(self._place_in_8_bits, tree, where)
+
+    def _place_in_8_bits(self, path: Any, leaf: Any, where: NamedSharding) -> Any:
+        """Place a leaf; a matrix is in float32 only until it is there."""
+        placed = self._place(leaf, np.float32, where)
+        axis = quantize.channel_axis(sharding.name_of(path), bert.CHANNELS)
+        return placed if axis is None else self._quantize(placed, axis)
+
+    def _place(self, tree: Any, dtype: DTypeLike, where: Any) -> Any:
+        return sharding.place(tree, dtype, where)
+
+    def _quantize(self, matrix: Any, axis: int) -> Any:
+        return quantize.quantize(matrix, axis)
 
     def moments(self, init: Any, trainable: Tree) -> Any:
         """Return an optimiser's first state, born where the leaves are that it belongs to."""
+        return jax.jit(init, out_shardings=self._beside(init, trainable))(trainable)
+
+    def _beside(self, init: Any, trainable: Tree) -> Any:
         own = jax.tree.map(lambda leaf: leaf.sharding, trainable)
-        where = sharding.like(jax.eval_shape(init, trainable), own, self.everywhere)
-        return jax.jit(init, out_shardings=where)(trainable)
+        return sharding.like(jax.eval_shape(init, trainable), own, self.everywhere)
 
     def put(self, tree: Any) -> Any:
         """Place a copy of every leaf on every device."""
         return sharding.put_replicated(tree, self.mesh)
 
 
-def _place_in_8_bits(path: Any, leaf: Any, where: NamedSharding) -> Any:
-    """Place a leaf; a matrix is in float32 only until it is there."""
-    placed = sharding.place(leaf, np.float32, where)
-    axis = quantize.channel_axis(sharding.name_of(path), bert.CHANNELS)
-    return placed if axis is None else quantize.quantize(placed, axis)
+class Described(Placement):
+    """The same for trees of shapes: it says where leaves would lie, and makes no array."""
+
+    def _place(self, tree: Any, dtype: DTypeLike, where: Any) -> Any:
+        return sharding.describe(tree, where, dtype)
+
+    def _quantize(self, matrix: Any, axis: int) -> Any:
+        return sharding.describe(*quantize.describe(matrix, axis))
+
+    def moments(self, init: Any, trainable: Tree) -> Any:
+        """Return the shapes of an optimiser's first state, and where they would lie."""
+        return sharding.describe(jax.eval_shape(init, trainable), self._beside(init, trainable))
+
+    def put(self, tree: Any) -> Any:
+        """Return what every device would hold whole."""
+        return sharding.describe(tree, jax.tree.map(lambda _: self.everywhere, tree))

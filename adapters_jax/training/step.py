@@ -190,6 +190,10 @@ class RobustStep:
         dropped = dropping.draw(self._seed, int(step), self._layers)
         return self._steps[dropped](trainable, opt_state, frozen, batch, key, step)
 
+    def lower(self, *arguments: Any) -> Any:
+        """Lower the program of a step that drops no layer, which is the longest."""
+        return self._steps[0].lower(*arguments)
+
     def _cache_size(self) -> int:
         """Return how many programs have been compiled."""
         return sum(step._cache_size() for step in self._steps)

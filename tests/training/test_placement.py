@@ -9,7 +9,6 @@ import pytest
 import toy
 from jax.sharding import PartitionSpec as P
 
-from adapters_jax import sharding
 from adapters_jax.evaluate import evaluate
 from adapters_jax.params import flatten
 from adapters_jax.train import train
@@ -119,19 +118,6 @@ def test_frozen_weights_may_be_whole_and_adapters_in_parts(toys, tmp_path):
             seen += 1
             assert leaf.shape == shapes[own[0]] and leaf.sharding.spec == trainable[own[0]]
     assert seen == 2 * len(shapes)
-
-
-@pytest.mark.parametrize(('mesh', 'gathers'), [((8, 1, 1), False), ((2, 4, 1), True)])
-def test_whole_weights_are_never_gathered(toys, tmp_path, mesh, gathers):
-    trainer = built(toys, tmp_path, mesh)
-    _, batch = next(trainer.iterator)
-    rows = -(-len(batch['input_ids']) // 8) * 8
-    batch = {k: np.resize(v, (rows, *v.shape[1:])) for k, v in batch.items()}
-    placed = sharding.put_batch(batch, trainer.mesh)
-    program = trainer.train_step.lower(
-        *trainer.state, trainer.frozen, placed, trainer.key, np.int32(0)
-    )
-    assert ('all-gather' in program.compile().as_text()) == gathers
 
 
 @pytest.mark.parametrize(

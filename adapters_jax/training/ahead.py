@@ -1,0 +1,231 @@
+"""What a run would hold and send on a mesh, found by compiling it without data or weights.
+
+Trees are shapes, laid out by the very code that lays out a run's arrays (`state.prepare`); the step
+and the forward pass are compiled as they would be before the first step, and their text is read.
+"""
+
+import dataclasses
+import os
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import topologies
+
+from adapters_jax import sharding, tasks
+from adapters_jax.config import Config
+from adapters_jax.interop.backbones import describe_backbone
+from adapters_jax.params import Tree
+from adapters_jax.training import batching, collectives, loop
+from adapters_jax.training.experiment import Experiment, check_numbers, make_model, make_task
+from adapters_jax.training.members import load as load_members
+from adapters_jax.training.placement import Described, make_mesh
+from adapters_jax.training.state import Start, prepare
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Plan:
+    """Everything that a run's programs take, as shapes with shardings."""
+
+    experiment: Experiment
+    placement: Described
+    start: Start
+    batch: dict[str, jax.ShapeDtypeStruct]
+
+    @property
+    def held(self) -> dict[str, Any]:
+        """The trees that a device holds a part of, by what they are."""
+        start = self.start
+        return {
+            'frozen': start.frozen,
+            'trainable': start.trainable,
+            'optimiser': start.opt_state,
+            'batch': self.batch,
+        }
+
+
+def topology(name: str) -> Sequence[Any]:
+    """Return the devices of a TPU topology such as 'v5e:4x4', none of which need be at hand.
+
+    Raises:
+        ValueError: a topology that there is not, or the TPU compiler is not installed.
+    """
+    if not name.startswith('v'):
+        raise ValueError(
+            f'--topology={name}: expected a TPU topology such as v5e:4x4; for GPUs JAX compiles '
+            'only on a machine that has one, so run this command there, without --topology'
+        )
+    # The compiler would ask Google Cloud's metadata server what machine this is, and wait for it.
+    os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')
+    try:
+        return topologies.get_topology_desc(platform='tpu', topology_name=name).devices
+    except (RuntimeError, NotImplementedError) as error:
+        if 'libtpu' in str(error) or 'plugin' in str(error) or 'backend' in str(error):
+            raise ValueError(
+                f'--topology={name}: the TPU compiler is not here; install the libtpu that belongs '
+                f'to JAX {jax.__version__}: pip install "jax[tpu]=={jax.__version__}"'
+            ) from error
+        raise ValueError(
+            f'--topology={name} is none that the TPU compiler knows ({_first_line(error)}); '
+            'expected a generation and its chips, such as v5e:4x4, v5p:2x2x2 or v4:2x2x1'
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def plan(
+    config: Config,
+    devices: Sequence[Any] | None = None,
+    length: int = 0,
+    texts: int = 1,
+    labels: int = 0,
+) -> Plan:
+    """Lay out a run's trees over `devices` (default: JAX's).
+
+    A batch has `training.batch_size` rows of `length` tokens (0: `data.max_length`), each of which
+    holds up to `texts` texts. `labels` is the number of classes where the config does not name them
+    (0: 2).
+
+    Raises:
+        ValueError, FileNotFoundError: the first mistake found, in one sentence.
+    """
+    if config.tasks:
+        raise ValueError(
+            f'the config has several tasks ({", ".join(config.tasks)}), of which a run makes one '
+            'model; what is compiled here is a run of a single task'
+        )
+    check_numbers(config)
+    placement = Described.of(config, make_mesh(config, devices))
+    loop.check(config, placement)
+    experiment = _experiment(config, labels)
+    tree = jax.eval_shape(_initialiser(experiment), experiment.backbone.params)
+    start = prepare(experiment, tree, placement, total_steps=config.training.steps or 1000)
+    return Plan(experiment, placement, start, _batch(experiment, placement, length, texts))
+
+
+def _experiment(config: Config, labels: int) -> Experiment:
+    """Return the parts of a run, with shapes for the backbone and without any split."""
+    members = load_members(config)
+    backbone = describe_backbone(config.backbone)
+    is_class = tasks.kind(config.task.name).label_kind == 'class'
+    names = [f'label {i}' for i in range(labels or 2)] if is_class else []
+    if config.task.positive:
+        names[-1:] = [config.task.positive]
+    task = make_task(config, {'train': {'label': names}})
+    model = make_model(config, members, task, backbone)
+    return Experiment(config, backbone, task, model, {}, {}, members)
+
+
+def _initialiser(experiment: Experiment) -> Any:
+    def init(backbone: Tree) -> Tree:
+        loaded = dataclasses.replace(experiment.backbone, params=backbone)
+        return dataclasses.replace(experiment, backbone=loaded).init_params()
+
+    return init
+
+
+def _batch(
+    experiment: Experiment, placement: Described, length: int, texts: int
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """Return the columns of a batch as `data.batches.assemble` makes them."""
+    config, limit = experiment.config, experiment.model.text_positions
+    length = length or config.data.max_length
+    if not 1 <= texts <= length or length > max(limit, 2 * config.data.max_length):
+        raise ValueError(
+            f'a row of {length} tokens with {texts} texts; expected 1 to {length} texts, and '
+            f'tokens up to the {limit} positions of the backbone, or up to twice data.max_length '
+            'where texts share a row'
+        )
+    rows = batching.filled_rows(config, config.training.batch_size, placement.row_parts)
+    number = jnp.int32 if tasks.kind(config.task.name).label_kind == 'class' else jnp.float32
+    tokens = dict.fromkeys(('input_ids', 'token_type_ids', 'positions', 'segments'), jnp.int32)
+    per_text = {'starts': jnp.int32, 'example_mask': bool, 'example_id': jnp.int32, 'label': number}
+    shapes = {name: jax.ShapeDtypeStruct((rows, length), dtype) for name, dtype in tokens.items()}
+    shapes |= {name: jax.ShapeDtypeStruct((rows, texts), dtype) for name, dtype in per_text.items()}
+    where = sharding.by_rows(placement.mesh)
+    return sharding.describe(shapes, jax.tree.map(lambda _: where, shapes))
+
+
+def lower_step(plan: Plan) -> jax.stages.Lowered:
+    """Lower the step that training takes."""
+    start, number = plan.start, jax.ShapeDtypeStruct((), jnp.int32)
+    key = plan.placement.put(jax.eval_shape(lambda: start.key))
+    number = plan.placement.put(number)
+    return start.train_step.lower(
+        start.trainable, start.opt_state, start.frozen, plan.batch, key, number
+    )
+
+
+def lower_forward(plan: Plan) -> jax.stages.Lowered:
+    """Lower the forward pass of an evaluation, on a batch of training."""
+    return plan.start.forward.lower(plan.start.trainable, plan.start.frozen, plan.batch)
+
+
+# Simulated devices run nothing, so their programs need not be fast.
+QUICK = {'xla_backend_optimization_level': 0, 'xla_llvm_disable_expensive_passes': True}
+
+
+def measure(
+    lowered: jax.stages.Lowered, mesh: Mapping[str, int], other: str = 'update', quick: bool = False
+) -> dict[str, Any]:
+    """Compile a program and return what it costs a device, as JSON values.
+
+    `memory` is in bytes, `flops` are those of one device, `collectives` as `summarise` returns.
+    `quick` leaves out what the CPU's compiler does after everything is known that is returned here.
+    """
+    started = time.monotonic()
+    compiled = lowered.compile(compiler_options=QUICK if quick else None)
+    seconds = time.monotonic() - started
+    memory, found = compiled.memory_analysis(), collectives.read(compiled.as_text())
+    return {
+        'seconds': round(seconds, 2),
+        'memory': {
+            name: getattr(memory, f'{name}_size_in_bytes')
+            for name in ('argument', 'output', 'alias', 'temp')
+        },
+        'flops': (compiled.cost_analysis() or {}).get('flops', 0.0),
+        'sent': collectives.total(found),
+        'collectives': collectives.summarise(found, mesh, other),
+    }
+
+
+def report(plan: Plan) -> dict[str, Any]:
+    """Compile the step and the forward pass; return what they hold, compute and send a device."""
+    mesh = dict(plan.placement.mesh.shape)
+    quick = plan.placement.mesh.devices.flat[0].platform == 'cpu'
+    rows, length = plan.batch['input_ids'].shape
+    return {
+        'backbone': plan.experiment.config.backbone,
+        'method': plan.experiment.config.method,
+        'mesh': mesh,
+        'device': plan.placement.mesh.devices.flat[0].device_kind,
+        'rows': rows,
+        'length': length,
+        'texts': plan.batch['starts'].shape[1],
+        'held': {name: sharding.bytes_per_device(tree) for name, tree in plan.held.items()},
+        'step': measure(lower_step(plan), mesh, quick=quick),
+        'forward': measure(lower_forward(plan), mesh, 'forward pass', quick),
+    }
+
+
+def shardings(plan: Plan) -> str:
+    """Return one line for every leaf: path, number format, shape, where it lies, bytes a device."""
+    lines = []
+    for name, tree in plan.held.items():
+        leaves = jax.tree_util.tree_leaves_with_path(tree)
+        lines.append(f'# {name}: {sharding.bytes_per_device(tree):,} bytes a device')
+        for path, leaf in leaves:
+            named = jax.tree_util.keystr(path, simple=True, separator='/')
+            shape = ', '.join(map(str, leaf.shape))
+            spec = ', '.join(map(_axes, leaf.sharding.spec))
+            size = sharding.bytes_per_device(leaf)
+            lines.append(f'{name}/{named} {leaf.dtype}[{shape}] ({spec}) {size}')
+    return '\n'.join(lines) + '\n'
+
+
+def _axes(axis: str | tuple[str, ...] | None) -> str:
+    return '-' if axis is None else axis if isinstance(axis, str) else '+'.join(axis)
