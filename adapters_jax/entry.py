@@ -5,6 +5,7 @@ import faulthandler
 import logging
 import os
 import runpy
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +18,7 @@ from absl import logging as absl_logging
 
 from adapters_jax import processes
 from adapters_jax.config import Config
+from adapters_jax.data.pipeline import HungWorkerError, WorkerError
 from adapters_jax.files import InUseError
 
 # What a mistake in a config, a file or a folder raises; anything else is a defect of ours and
@@ -26,6 +28,7 @@ MISTAKES = (
     OSError,
     FloatingPointError,
     InUseError,
+    WorkerError,
     processes.ElsewhereError,
     flags.Error,
 )
@@ -120,6 +123,8 @@ def run(define: Define, main: Callable[..., None]) -> None:
             return rest
 
     def guarded(_: Sequence[str]) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, _end)
         _set_up_logging()
         with _told(lambda: show.value):
             absent = [f'--{name}' for name, holder in holders.items() if holder.value is None]
@@ -129,6 +134,18 @@ def run(define: Define, main: Callable[..., None]) -> None:
 
     sys.unraisablehook = _report_unless_late
     app.run(guarded, flags_parser=parse)
+
+
+def _end(number: int, _: Any) -> None:
+    """End the process in order, so that temporary files go: it has no state to save by now."""
+    name = signal.Signals(number).name
+    # Not `print`: the signal may have come in the middle of one.
+    os.write(2, f'stopped by {name}; the same command begins where nothing is lost\n'.encode())
+    if jax.distributed.is_initialized():
+        # In order would be together with the others, who know nothing of it.
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+    sys.exit(128 + number)
 
 
 @contextlib.contextmanager
@@ -141,7 +158,9 @@ def _told(show_traceback: Callable[[], bool]) -> Iterator[None]:
             traceback.print_exc()
         # What another process has told, one of those that were told it repeats.
         if not isinstance(error, processes.ElsewhereError) or processes.is_writer():
-            print(f'error: {str(error) or type(error).__name__}', file=sys.stderr)
+            print(f'error: {str(error) or type(error).__name__}', file=sys.stderr, flush=True)
+        if isinstance(error, HungWorkerError):
+            os._exit(2)  # sys.exit would wait for the worker
         sys.exit(2)
 
 

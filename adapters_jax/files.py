@@ -6,6 +6,7 @@ Everything is written under a temporary name beside its final one, brought to th
 import contextlib
 import errno
 import fcntl
+import glob
 import json
 import logging
 import math
@@ -25,6 +26,7 @@ _FORBIDDEN = (errno.EROFS, errno.EACCES, errno.EPERM)
 _NO_LOCKS_HERE = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
 # Locks that this process holds: record locks do not exclude their own process.
 _held: set[Path] = set()
+_OWN_HOST = f'{socket.gethostname()}-'  # of a temporary name; the process's number follows
 
 
 class DiskError(OSError):
@@ -69,18 +71,20 @@ def refusal(code: int, path: Path | str) -> DiskError:
 def atomic(path: Path | str) -> Iterator[Path]:
     """Give a name beside `path` to write a file or a directory to; it becomes `path` at the end.
 
-    If the block fails, nothing of it remains and what was at `path` stays. A directory that takes
-    the place of another is renamed in two steps; `recover` mends a kill between the two.
+    If the block fails, nothing of it remains and what was at `path` stays; what a killed process
+    left of its own attempt at `path` is removed. A directory that takes the place of another is
+    renamed in two steps; `recover` mends a kill between the two.
 
     Raises:
         DiskError: the disk is full, or the directory may not be written to.
         FileExistsError: a file is to replace a directory, or a directory a file.
     """
     path = Path(path)
-    temporary = path.with_name(f'.{path.name}.{secrets.token_hex(4)}.tmp')
+    temporary = path.with_name(f'.{path.name}.{_OWN_HOST}{os.getpid()}-{secrets.token_hex(4)}.tmp')
     with explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         recover(path)
+        _remove_leftovers(path)
         try:
             yield temporary
             _sync_tree(temporary)
@@ -177,14 +181,24 @@ def lock(directory: Path | str) -> Iterator[None]:
         raise InUseError(_in_use(directory, 'this process'))
     with explained(directory):
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open('a+', encoding='utf-8')
+        # Without a buffer: what could not be written would be tried again on closing.
+        file = path.open('a+b', buffering=0)
     with file:
-        _lock_or_refuse(file, directory)
+        with explained(directory):
+            _lock_or_refuse(file, directory)
         _held.add(path)
         try:
             yield
         finally:
             _held.remove(path)
+
+
+def holder() -> str:
+    """Return what a lock that this process holds says of it.
+
+    The process must not read that from the file: with its closing the lock would be gone.
+    """
+    return f'process {os.getpid()} on {socket.gethostname()}'
 
 
 def _lock_or_refuse(file: Any, directory: Path | str) -> None:
@@ -197,11 +211,10 @@ def _lock_or_refuse(file: Any, directory: Path | str) -> None:
         if error.errno not in (errno.EACCES, errno.EAGAIN):
             raise
         file.seek(0)
-        holder = file.read().strip() or 'another process'
-        raise InUseError(_in_use(directory, holder)) from error
+        other = file.read().decode(errors='replace').strip() or 'another process'
+        raise InUseError(_in_use(directory, other)) from error
     file.truncate(0)
-    file.write(f'process {os.getpid()} on {socket.gethostname()}')
-    file.flush()
+    file.write(holder().encode())
 
 
 def _in_use(directory: Path | str, holder: str) -> str:
@@ -226,6 +239,25 @@ def _replace(temporary: Path, path: Path) -> None:
     path.rename(previous)
     temporary.rename(path)
     shutil.rmtree(previous)
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Remove the temporary files and directories for `path` of processes that are no more."""
+    own = f'.{path.name}.{_OWN_HOST}'
+    for left in path.parent.glob(f'{glob.escape(own)}*.tmp'):
+        process = left.name.removeprefix(own).partition('-')[0]
+        if process.isdecimal() and not _runs(int(process)):
+            _remove(left)
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # of another user
+        return True
+    return True
 
 
 def _remove(path: Path) -> None:

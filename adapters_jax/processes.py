@@ -182,7 +182,8 @@ def _check_shared(directory: Path) -> None:
     if jax.process_count() == 1:
         return
     path = directory / files.LOCK_FILE
-    seen = gather(path.read_text('utf-8') if path.is_file() else '')
+    there = files.holder() if is_writer() else path.read_text('utf-8') if path.is_file() else ''
+    seen = gather(there)
     if seen[jax.process_index()] != seen[0]:
         raise ValueError(
             f'{directory} is not the same directory for process 0 and process '

@@ -80,7 +80,8 @@ def product(
 
 # What the backward pass needs of a matrix is made of the stored numbers there again. Without this
 # the copy in the activations' format, made for the forward pass, would be kept for all layers. (A
-# CPU makes one of bfloat16, too: it multiplies in float32.)
+# CPU makes one of bfloat16, too: it multiplies in float32; and its compiler may yet find that both
+# passes make the same copy.)
 @jax.checkpoint
 def _converted_product(
     x: Float[Array, '... I'], matrix: Float[Array, 'I O'] | Quantized

@@ -5,6 +5,9 @@
 Writes `W/members/NAME` (each the workdir of a run, as `train` leaves it), `W/sweep.json` and
 `W/sweep.md` (what came of each), and `W/best`: the adapter with the best score on the validation
 split. Run again with the same workdir, it goes on where it was.
+
+Many jobs may work in one workdir: `--shard=I/N` trains every N-th population, and the same sweep
+without it ranks what they have left, and trains what is missing.
 """
 
 import dataclasses
@@ -60,13 +63,39 @@ def sweep(config: Config, workdir: str | Path) -> dict[str, Any]:
         # Written only now: a config with a mistake in it makes no claim on the workdir.
         if processes.is_writer():
             files.write_json(workdir / CONFIG, configs.to_json(config))
-        for number, group in enumerate(groups):
-            _LOG.info('population %d of %d: %d members', number + 1, len(groups), len(group))
-            _train(build, group, workdir, number, config.sweep.chunk)
+        for number in range(len(groups)):
+            _train(build, groups, workdir, number, config.sweep.chunk)
         with processes.together():
             if processes.is_writer():
                 _conclude(members, workdir, task)
         return json.loads((workdir / RESULT).read_text('utf-8'))
+
+
+def sweep_shard(config: Config, workdir: str | Path, shard: grid.Shard) -> list[str]:
+    """Train the populations of one of the jobs that share a workdir; return their members' names.
+
+    Any number of jobs, each with its own shard, may do this at once, and again after a kill: a job
+    holds the population that it trains, not the workdir.
+
+    Raises:
+        ValueError, FileNotFoundError: as `sweep`.
+        InUseError: another job trains one of these populations.
+    """
+    workdir = Path(workdir)
+    groups = grid.populations(expand(config), config.sweep.size)
+    mine = shard.numbers(len(groups))
+    build = _Builder()
+    with processes.together():
+        check_same_run(config, workdir)
+        _common_task([_check_data(build(groups[number][0].config)) for number in mine or [0]])
+    if processes.is_writer():
+        files.write_json(workdir / CONFIG, configs.to_json(config))
+    if not mine:
+        counts = f'{len(groups)} population(s), {shard.count} shards'
+        _LOG.info('nothing to train for this one: %s; a lower sweep.size makes more', counts)
+    for number in mine:
+        _train(build, groups, workdir, number, config.sweep.chunk)
+    return [member.name for number in mine for member in groups[number]]
 
 
 def expand(config: Config) -> list[grid.Member]:
@@ -156,14 +185,15 @@ def _common_task(found: Sequence[Task]) -> Task:
 
 
 def _train(
-    build: _Builder, group: Sequence[grid.Member], workdir: Path, number: int, chunk: int
+    build: _Builder, groups: Sequence[Sequence[grid.Member]], workdir: Path, number: int, chunk: int
 ) -> None:
     """Train a population, unless each of its members is finished."""
-    folder = workdir / MEMBERS
-    if all((folder / member.name / SUMMARY).exists() for member in group):
-        return
-    own = files.make_directory(workdir / POPULATIONS / str(number))
-    PopulationRun(build(group[0].config), group, own, folder, chunk).run()
+    group, folder = groups[number], workdir / MEMBERS
+    _LOG.info('population %d of %d: %d members', number + 1, len(groups), len(group))
+    own = workdir / POPULATIONS / str(number)
+    with processes.locked(own):
+        if not all((folder / member.name / SUMMARY).exists() for member in group):
+            PopulationRun(build(group[0].config), group, own, folder, chunk).run()
 
 
 def _conclude(members: Sequence[grid.Member], workdir: Path, task: Task) -> None:
@@ -203,8 +233,13 @@ def _row(member: grid.Member, workdir: Path) -> ranking.Row:
     )
 
 
-def main(config: Config, workdir: str) -> None:
+def main(config: Config, workdir: str, shard: str) -> None:
     """Sweep, and print what was reached by which settings, and what was written."""
+    if shard:
+        names = sweep_shard(config, workdir, grid.Shard.parse(shard))
+        print(f'wrote {len(names)} of the members in {workdir}/{MEMBERS}')
+        print('when all shards are done, the same sweep without --shard ranks them')
+        return
     result = sweep(config, workdir)
     print(f'{result["primary"]} on validation, mean over seeds:')
     print(ranking.text(result['settings'], result['primary']))
@@ -216,7 +251,10 @@ def main(config: Config, workdir: str) -> None:
 def _define() -> dict[str, flags.FlagHolder]:
     config = config_flags.DEFINE_config_file('config', None, 'FILE.py[:key=value,...]')
     workdir = flags.DEFINE_string('workdir', None, 'Directory of the sweep.')
-    return {'config': config, 'workdir': workdir}
+    shard = flags.DEFINE_string(
+        'shard', '', 'INDEX/COUNT: train this part of the grid, beside the jobs that train others.'
+    )
+    return {'config': config, 'workdir': workdir, 'shard': shard}
 
 
 if __name__ == '__main__':

@@ -1,15 +1,17 @@
-# The virtual environment of this checkout. Sourced by the scripts beside it, which then call
+# shellcheck shell=bash
+# The virtual environment of this checkout, and its settings. Sourced by the scripts beside it, which
+# then call
 #   make_environment REQUIREMENTS_FILE [pip options]
 # and find the environment's interpreter in $python.
 #
 # $PYTHON chooses the interpreter that the environment is made from, $ADAPTERS_JAX_VENV its place
 # (default: .venv in the checkout). The environment keeps the text of the requirements it has, so
 # that nothing is installed again until they change.
+#
+# Settings come from launch/env where there is one (see launch/env.example), or from the file that
+# $ADAPTERS_JAX_ENV names; what is in the environment already takes precedence.
 
-ROOT=$(CDPATH= cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-VENV=${ADAPTERS_JAX_VENV:-$ROOT/.venv}
-case $VENV in /*) ;; *) VENV=$PWD/$VENV ;; esac
-python=$VENV/bin/python
+ROOT=$(CDPATH='' cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
 say() { printf '[adapters_jax] %s\n' "$*" >&2; }
 
@@ -17,6 +19,22 @@ fail() {
   say "error: $*"
   exit 1
 }
+
+settings=${ADAPTERS_JAX_ENV:-$ROOT/launch/env}
+if [ -f "$settings" ]; then
+  given=$(export -p)
+  set -a
+  # shellcheck disable=SC1090  # whatever file the user names
+  source "$settings"
+  set +a
+  eval "$given"
+elif [ -n "${ADAPTERS_JAX_ENV:-}" ]; then
+  fail "ADAPTERS_JAX_ENV names $settings, which is no file: name one like launch/env.example"
+fi
+
+VENV=${ADAPTERS_JAX_VENV:-$ROOT/.venv}
+case $VENV in /*) ;; *) VENV=$PWD/$VENV ;; esac
+python=$VENV/bin/python
 
 # Prints the interpreter's version, and succeeds where it can make an environment. Only running it
 # tells: version managers put commands on the PATH that do nothing but print an error, and Debian
@@ -68,13 +86,15 @@ make_venv() {
 requirements_files() {
   local included
   echo "$1"
-  for included in $(sed -n 's/^-r *//p' "$ROOT/$1"); do
+  sed -n 's/^-r *//p' "$ROOT/$1" | while read -r included; do
     requirements_files "$included"
   done
 }
 
 requirements_text() {
-  (cd "$ROOT" && cat $(requirements_files "$1"))
+  requirements_files "$1" | while read -r name; do
+    cat "$ROOT/$name"
+  done
 }
 
 # Takes away the metadata of packages that an interrupted installation left incomplete (pip writes

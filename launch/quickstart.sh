@@ -3,6 +3,7 @@
 #   bash launch/quickstart.sh [workdir]      (default: runs/quickstart in the checkout)
 # A second run on the same workdir trains nothing again.
 set -euo pipefail
+# shellcheck source=launch/environment.sh
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
 workdir=${1:-$ROOT/runs/quickstart}

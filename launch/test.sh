@@ -3,6 +3,7 @@
 #   bash launch/test.sh [--slow] [pytest arguments]
 # --slow also runs the tests that take minutes, the network or a package index.
 set -euo pipefail
+# shellcheck source=launch/environment.sh
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
 slow=no

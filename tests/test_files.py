@@ -3,7 +3,6 @@
 import errno
 import json
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -11,10 +10,12 @@ from pathlib import Path
 
 import hypothesis
 import hypothesis.strategies as st
+import jax
 import numpy as np
 import pytest
+from full_disk import file_size
 
-from adapters_jax import files
+from adapters_jax import files, processes
 
 ROOT = Path(__file__).parents[1]
 
@@ -135,6 +136,36 @@ with files.atomic(sys.argv[1]) as temporary:
     assert not any('previous' in name for name in names(tmp_path))
 
 
+WRITE = """
+import sys, time
+from adapters_jax import files
+with files.atomic(sys.argv[1]) as temporary:
+    temporary.write_text('half')
+    print('writing', flush=True)
+    time.sleep(60)
+"""
+
+
+def test_what_a_killed_process_left_goes_with_the_next_writing_and_what_a_live_one_writes_stays(
+    tmp_path,
+):
+    with run(WRITE, tmp_path / 'file') as killed, run(WRITE, tmp_path / 'file') as live:
+        for process in (killed, live):
+            assert process.stdout.readline() == 'writing\n'
+        killed.kill()
+        killed.wait()
+        assert len(names(tmp_path)) == 2
+        files.write_text(tmp_path / 'file', 'whole')
+        left = names(tmp_path)
+        live.kill()
+    assert left[1:] == ['file']
+    assert f'{live.pid}-' in left[0] and left[0].endswith('.tmp')
+    files.write_text(tmp_path / 'other', 'whole')
+    assert names(tmp_path) == [left[0], 'file', 'other']
+    files.write_text(tmp_path / 'file', 'again')
+    assert names(tmp_path) == ['file', 'other']
+
+
 def test_recover_leaves_a_whole_directory_alone(tmp_path):
     write_tree(tmp_path / 'adapter', 'kept')
     files.recover(tmp_path / 'adapter')
@@ -144,15 +175,8 @@ def test_recover_leaves_a_whole_directory_alone(tmp_path):
 
 def test_a_full_disk_is_said_in_a_sentence(tmp_path):
     files.write_text(tmp_path / 'file', 'old')
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    try:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
-        with pytest.raises(files.DiskError) as caught:
-            files.write_text(tmp_path / 'file', 'x' * 5000)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-        signal.signal(signal.SIGXFSZ, ignored)
+    with file_size(1000), pytest.raises(files.DiskError) as caught:
+        files.write_text(tmp_path / 'file', 'x' * 5000)
     assert str(caught.value) == (
         f'no room to write {tmp_path}/file (file too large): free some space, '
         'or choose another directory'
@@ -279,6 +303,21 @@ def test_workers_of_a_killed_run_do_not_hold_its_lock(tmp_path):
                 pass
         finally:
             os.kill(child, signal.SIGKILL)
+
+
+def test_a_full_disk_cannot_be_locked(tmp_path):
+    message = rf'no room to write {tmp_path} .*free some space'
+    with file_size(0), pytest.raises(files.DiskError, match=message), files.lock(tmp_path):
+        raise AssertionError('went on')
+
+
+def test_processes_that_check_the_directory_do_not_lose_its_lock(tmp_path, monkeypatch):
+    """A record lock goes as soon as its process closes the file, however often it is open."""
+    monkeypatch.setattr(jax, 'process_count', lambda: 2)
+    monkeypatch.setattr(processes, 'gather', lambda value: [value])
+    with processes.locked(tmp_path), run(HOLD, tmp_path, stderr=subprocess.PIPE) as process:
+        _, errors = process.communicate(timeout=60)
+    assert 'InUseError' in errors
 
 
 def test_one_process_does_not_lock_twice(tmp_path):

@@ -123,6 +123,7 @@ def test_a_member_of_a_population_is_the_run_done_alone(place, run):
     np.testing.assert_allclose(found, losses(place / 'alone'), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_on_a_mesh_the_losses_are_those_of_one_device(place, run):
     given = config(place)
     given.mesh.data, given.mesh.fsdp, given.mesh.tensor = 2, 2, 2

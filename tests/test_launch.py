@@ -4,25 +4,12 @@ import os
 import re
 import shutil
 import subprocess
-from pathlib import Path
 
 import pytest
+from machine import FAKE_PYTHON, ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = [*sorted((ROOT / 'launch').glob('*.sh')), ROOT / '.ci' / 'run']
 REQUIREMENTS = ['requirements.txt', 'requirements-test.txt']
-
-# `-m venv DIR` makes DIR/bin/python a copy of the fake; each call of venv or pip is written to
-# $CALLS, and pip fails where $BROKEN is set.
-FAKE_PYTHON = r"""#!/usr/bin/env bash
-case "$*" in
-  *"-m venv"*) for folder; do :; done
-    mkdir -p "$folder/bin" && touch "$folder/pyvenv.cfg" && cp "$0" "$folder/bin/python"
-    echo "venv" >>"$CALLS" ;;
-  *"pip install"*) echo "install $*" >>"$CALLS"; [ -z "${BROKEN:-}" ] || exit 1 ;;
-  *version_info*) echo 3.11.7 ;;
-esac
-"""
 
 SCRIPT = """
 set -euo pipefail

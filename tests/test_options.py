@@ -39,8 +39,8 @@ STILL = {'training__dropout': False}
 
 @pytest.mark.parametrize(
     'options',
-    [{'training__remat': 'full'}, {'training__accumulate': 2}],
-    ids=['remat', 'accumulation'],
+    [{'training__remat': 'full'}, {'training__remat': 'dots'}, {'training__accumulate': 2}],
+    ids=['remat', 'dots', 'accumulation'],
 )
 def test_memory_savers_change_no_loss(losses_of, options):
     # Batches of buckets, so that two accumulation steps have the very rows that one has.

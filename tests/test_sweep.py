@@ -12,6 +12,7 @@ import pytest
 import toy
 
 from adapters_jax import config as configs
+from adapters_jax import files
 from adapters_jax import sweep as sweeps
 from adapters_jax.evaluate import evaluate
 from adapters_jax.interop import adapter_folder
@@ -216,7 +217,60 @@ def test_members_begin_where_the_trunk_ends_and_read_it_from_the_disk(toys, tmp_
     np.testing.assert_allclose(scores[1], scores[0], atol=1e-5)
 
 
-def arguments(toys, workdir):
+def test_shards_together_leave_what_one_sweep_does(toys, tmp_path):
+    """Two shards at once, one of which is killed and run again, and ranked at the end."""
+    axes = ('optimizer.learning_rate=2e-2,1e-2', 'seed=0,1')
+    given = [*arguments(toys, tmp_path / 'w', axes), '--config.sweep.size=2']
+    jobs = [shard(given, tmp_path, number, f'{number}/2') for number in range(2)]
+    assert jobs[1].wait_for(lambda: taken(tmp_path / 'w', 1) >= 24), 'ended before'
+    jobs[1].signal(signal.SIGKILL)
+    assert jobs[1].finish().status == -signal.SIGKILL
+    again = shard(given, tmp_path, 'again', '1/2')
+    done = [jobs[0].finish(), again.finish()]
+    assert [job.status for job in done] == [0, 0], [job.err for job in done]
+    assert 'continuing from the checkpoint of step' in done[1].err
+    assert done[0].out.startswith(f'wrote 2 of the members in {tmp_path / "w"}/members\n')
+    assert not (tmp_path / 'w' / 'sweep.json').exists()
+
+    given = configs.read(tmp_path / 'w' / 'config.json')
+    expected = sweep(given, tmp_path / 'whole')
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / 'w' / 'members').rglob('*')}
+    ranked = sweep(given, tmp_path / 'w')
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path / 'w' / 'members').rglob('*')} == before
+    assert all(ranked[key] == expected[key] for key in ('best', 'members', 'settings'))
+    names = {path.name for path in (tmp_path / 'whole' / 'members').iterdir()}
+    assert {path.name for path in (tmp_path / 'w' / 'members').iterdir()} == names
+    for name in names:
+        check_same(tmp_path / 'w' / 'members' / name, tmp_path / 'whole' / 'members' / name)
+
+
+def shard(given, folder, number, part):
+    return command.Command('sweep', [*given, f'--shard={part}'], folder / f'out{number}')
+
+
+def test_a_population_is_trained_by_one_job_at_a_time(toys, tmp_path):
+    given = config(toys, 'seed=0,1', method='head', training__steps=2)
+    given.sweep.size = 1
+    with files.lock(tmp_path / 'populations' / '1'):
+        assert sweeps.sweep_shard(given, tmp_path, grid.Shard(0, 2)) == ['seed-0']
+        with pytest.raises(files.InUseError, match='populations/1 is in use'):
+            sweeps.sweep_shard(given, tmp_path, grid.Shard(1, 2))
+        with pytest.raises(files.InUseError, match='populations/1 is in use'):
+            sweep(given, tmp_path)
+    assert sweeps.sweep_shard(given, tmp_path, grid.Shard(2, 3)) == []
+    given.sweep.size = 2
+    with pytest.raises(ValueError, match=r'another config \(sweep.size was 1'):
+        sweeps.sweep_shard(given, tmp_path, grid.Shard(0, 2))
+
+
+@pytest.mark.parametrize('populations', [1, 5, 8])
+@pytest.mark.parametrize('count', [1, 2, 3, 8, 13])
+def test_each_population_is_in_one_shard(populations, count):
+    found = [n for i in range(count) for n in grid.Shard(i, count).numbers(populations)]
+    assert sorted(found) == list(range(populations))
+
+
+def arguments(toys, workdir, axes=GRID[:2]):
     return [
         '--config=configs/text_classification.py:method=pfeiffer[size=4,dropout=0.1]',
         f'--config.backbone={toys / "bert"}',
@@ -226,7 +280,7 @@ def arguments(toys, workdir):
         f'--config.training.steps={STEPS}',
         '--config.training.evaluate_every=20',
         f'--config.training.checkpoint_every={EVERY}',
-        f'--config.sweep.grid={GRID[:2]!r}',
+        f'--config.sweep.grid={axes!r}',
         f'--workdir={workdir}',
     ]
 
@@ -262,8 +316,8 @@ def start(toys, folder, number):
     return command.Command('sweep', line, folder / f'out{number}')
 
 
-def taken(workdir):
-    path = workdir / 'populations' / '0' / 'metrics.jsonl'
+def taken(workdir, population=0):
+    path = workdir / 'populations' / str(population) / 'metrics.jsonl'
     return path.read_bytes().count(b'"split": "train"') if path.exists() else 0
 
 
@@ -294,6 +348,9 @@ def check_same(one, other):
             ["--config.sweep.grid=('training.adapter_drop=none,robust',)"],
             "adapter_drop is 'robust'.*set 'none'",
         ),
+        (["--config.sweep.grid=('seed=0,1',)", '--shard=2/2'], 'shard=2/2: .* below their count'),
+        (["--config.sweep.grid=('seed=0,1',)", '--shard=0/0'], 'shard=0/0: .* below their count'),
+        (["--config.sweep.grid=('seed=0,1',)", '--shard=1'], "shard is '1'; expected INDEX/COUNT"),
     ],
 )
 def test_a_mistake_anywhere_in_the_grid_is_told_before_anything_is_trained(

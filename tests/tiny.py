@@ -5,21 +5,19 @@ the identity and no comparison succeeds because all numbers are near zero.
 """
 
 import dataclasses
-import functools
-import math
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from adapters_jax.adapters.method import Change, Method
 from adapters_jax.model import Model
-from adapters_jax.models.bert import Bert, BertConfig
+from adapters_jax.models.bert import BertConfig
 from adapters_jax.models.block import BlockConfig
 from adapters_jax.models.heads import HeadConfig
 from adapters_jax.params import Tree, map_with_path, train
+from experiments.toy import random_backbone, random_leaf
 
 CONFIG = BertConfig(
     family='bert',
@@ -57,31 +55,9 @@ class Shift(Method):
         return Change(end.output + shift, shift)
 
 
-def random_leaf(rng: np.random.Generator, path: str, shape: Sequence[int]) -> np.ndarray:
-    """Return weights as large as those of a trained model, or larger."""
-    noise = rng.standard_normal(shape)
-    if path.endswith('scale'):
-        noise = 1 + 0.3 * noise
-    elif path.endswith('kernel'):
-        noise *= 1.5 / math.sqrt(shape[0])
-    elif path.endswith('bias'):
-        noise *= 0.3
-    return noise.astype(np.float32)
-
-
 def backbone(config: BertConfig = CONFIG, seed: int = 0) -> Tree:
     """Return random parameters of a backbone."""
-    rng = np.random.default_rng(seed)
-    return map_with_path(lambda path, leaf: random_leaf(rng, path, leaf.shape), _shapes(config))
-
-
-@functools.cache
-def _shapes(config: BertConfig) -> Tree:
-    """Trace the initialisation, once for all the tests of a process that use the backbone."""
-    ids = jnp.ones((1, 1), jnp.int32)
-    return jax.eval_shape(
-        lambda: Bert(config).init(jax.random.key(0), ids, method='initialise')['params']
-    )
+    return random_backbone(config, seed)
 
 
 def model(method: Method | None = None, head: HeadConfig | None = None, **options: Any) -> Model:

@@ -1,100 +1,33 @@
-"""A toy backbone and toy data, as files on the disk: what whole runs are tested on.
-
-The backbone is a real checkpoint folder (config.json, model.safetensors, a fast WordPiece
-tokenizer) of a tiny random BERT; the data can be learned from single words, so a few hundred steps
-reach a known result.
-"""
+"""Toy data beside those of `experiments.toy`, and what the tests of whole runs need besides."""
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import tiny
-import tokenizers
-from safetensors.numpy import save_file
 
 from adapters_jax.config import Config, base
 from adapters_jax.data import glue
-from adapters_jax.models.bert import BertConfig, tensor_names
 from adapters_jax.params import flatten
+from experiments.toy import (
+    BAD,
+    FILLERS,
+    GOOD,
+    TOPICS,
+    Rows,
+    fillers,
+    ratings,
+    texts,
+    write_backbone,
+    write_ratings,
+    write_table,
+    write_texts,
+)
 
-TOPICS = {
-    'animal': ('cat', 'dog', 'horse', 'owl', 'fox'),
-    'food': ('bread', 'soup', 'rice', 'apple', 'cheese'),
-    'weather': ('rain', 'snow', 'wind', 'sun', 'storm'),
-}
-FILLERS = ('the', 'a', 'this', 'that', 'was', 'is', 'very', 'near', 'with', 'and', 'but', 'so')
-GOOD, BAD = ('good', 'great', 'fine'), ('bad', 'awful', 'poor')
-LETTERS = 'abcdefghijklmnopqrstuvwxyz0123456789.,!?\'"'
-SPECIALS = ('[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]')
-
-
-def vocabulary() -> list[str]:
-    """Return the words above, and letters to spell every other one with."""
-    words = [word for topic in TOPICS.values() for word in topic]
-    pieces = [*LETTERS, *('##' + letter for letter in LETTERS)]
-    return list(dict.fromkeys([*SPECIALS, *words, *FILLERS, *GOOD, *BAD, *pieces]))
-
-
-def write_backbone(
-    folder: Path, *, layers: int = 1, hidden: int = 32, positions: int = 128, seed: int = 0
-) -> str:
-    """Write a random BERT as a checkpoint folder; return its name, for `config.backbone`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    hf = {
-        'model_type': 'bert',
-        'architectures': ['BertModel'],
-        'vocab_size': len(vocabulary()),
-        'hidden_size': hidden,
-        'num_hidden_layers': layers,
-        'num_attention_heads': 2,
-        'intermediate_size': 2 * hidden,
-        'max_position_embeddings': positions,
-        'type_vocab_size': 2,
-        'pad_token_id': 0,
-    }
-    (folder / 'config.json').write_text(json.dumps(hf))
-    config = BertConfig.from_hf(hf)
-    leaves = {path: _calm(path, x) for path, x in flatten(tiny.backbone(config, seed)).items()}
-    tensors = {
-        theirs: np.ascontiguousarray(leaves[ours].T if transposed else leaves[ours])
-        for theirs, (ours, transposed) in tensor_names(config).items()
-    }
-    save_file(tensors, folder / 'model.safetensors')
-    _write_tokenizer(folder, positions)
-    return str(folder)
+__all__ = ['TOPICS', 'write_backbone', 'write_ratings', 'write_texts']
 
 
-def _calm(path: str, leaf: np.ndarray) -> np.ndarray:
-    """Weaken everything but the word vectors, so that the last layer still knows the words."""
-    if 'word' in path:
-        return leaf
-    centre = np.float32(path.endswith('scale'))
-    return centre + np.float32(0.3) * (leaf - centre)
-
-
-def _write_tokenizer(folder: Path, positions: int) -> None:
-    ids = {word: number for number, word in enumerate(vocabulary())}
-    tokenizers.BertWordPieceTokenizer(ids).save(str(folder / 'tokenizer.json'))
-    settings = {'tokenizer_class': 'BertTokenizer', 'model_max_length': positions}
-    (folder / 'tokenizer_config.json').write_text(json.dumps(settings))
-
-
-Rows = list[tuple[str, ...]]
-
-
-def texts(count: int, seed: int = 0, mean: float = 6.0) -> Rows:
-    """Return (text, topic); lengths are skewed as those of real sentences."""
-    rng = np.random.default_rng(seed)
-    rows = []
-    for i in range(count):
-        topic = list(TOPICS)[i % len(TOPICS)]
-        words = _fillers(rng, mean)
-        for place in rng.choice(len(words), -(-len(words) // 4), replace=False):
-            words[place] = str(rng.choice(TOPICS[topic]))
-        rows.append((' '.join(words), topic))
-    return rows
+def _text(rng: np.random.Generator) -> str:
+    return ' '.join(fillers(rng, 6.0))
 
 
 def pairs(count: int, seed: int = 0) -> Rows:
@@ -103,53 +36,14 @@ def pairs(count: int, seed: int = 0) -> Rows:
     rows = []
     for i in range(count):
         first, *rest = (str(word) for word in rng.choice(GOOD if i % 2 else BAD, 3))
-        second = ' '.join([first, *_fillers(rng, 4.0), *rest])
+        second = ' '.join([first, *fillers(rng, 4.0), *rest])
         rows.append((_text(rng), second, 'yes' if i % 2 else 'no'))
     return rows
-
-
-def ratings(count: int, seed: int = 0) -> Rows:
-    """Return (text, number): the share of praise among the words that judge, in [-1, 1]."""
-    rng = np.random.default_rng(seed)
-    rows = []
-    for _ in range(count):
-        good = int(rng.integers(0, 5))
-        words = [*rng.choice(GOOD, good), *rng.choice(BAD, 4 - good)]
-        rows.append((' '.join(map(str, rng.permutation(words))), f'{good / 2 - 1:.2f}'))
-    return rows
-
-
-def _fillers(rng: np.random.Generator, mean: float) -> list[str]:
-    size = int(np.clip(rng.lognormal(np.log(mean), 0.5), 2, 10 * mean))
-    return [str(word) for word in rng.choice(FILLERS, size)]
-
-
-def _text(rng: np.random.Generator) -> str:
-    return ' '.join(_fillers(rng, 6.0))
-
-
-def write_table(path: Path, header: Sequence[str], rows: Rows) -> str:
-    """Write a CSV file, or a TSV file if the path says so; return the path."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    separator = '\t' if path.suffix == '.tsv' else ','
-    lines = [separator.join(row) for row in ([header] if header else []) + [*rows]]
-    path.write_text('\n'.join(lines) + '\n', 'utf-8')
-    return str(path)
-
-
-def write_texts(path: Path, count: int = 240, seed: int = 0, mean: float = 6.0) -> str:
-    """Write a classification data set as a CSV file; return its path."""
-    return write_table(path, ('text', 'label'), texts(count, seed, mean))
 
 
 def write_pairs(path: Path, count: int = 240, seed: int = 0) -> str:
     """Write a data set of pairs as a TSV file; return its path."""
     return write_table(path, ('sentence1', 'sentence2', 'label'), pairs(count, seed))
-
-
-def write_ratings(path: Path, count: int = 240, seed: int = 0) -> str:
-    """Write a regression data set as a CSV file; return its path."""
-    return write_table(path, ('text', 'label'), ratings(count, seed))
 
 
 def trec_like(_: str) -> dict[str, list[str]]:

@@ -5,9 +5,12 @@ number. It says nothing of processes, threads or prefetched batches, and restori
 later batch bit by bit, on any number of processes.
 """
 
+import contextlib
 import functools
+import signal
 import threading
-from typing import NamedTuple
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import grain
 
@@ -15,6 +18,9 @@ from adapters_jax.data.batches import Batch, Plan, assemble, plan_epoch
 from adapters_jax.data.encoded import Encoded
 from adapters_jax.data.mixing import Mixer, Mixing
 from adapters_jax.data.policies import Packed, Policy
+from adapters_jax.data.stored import check_mapped
+
+PATIENCE = 600.0  # seconds that a batch may take; it takes milliseconds
 
 
 class Position(NamedTuple):
@@ -22,6 +28,74 @@ class Position(NamedTuple):
 
     epoch: int
     index: int
+
+
+class WorkerError(RuntimeError):
+    """A thread that assembles batches failed."""
+
+
+class HungWorkerError(WorkerError):
+    """It does not come to an end, so the process will not either, unless it is ended (os._exit)."""
+
+
+class Stream(grain.DatasetIterator):
+    """An iterator over batches that tells of a worker that fails or hangs."""
+
+    def __next__(self) -> Any:
+        """The next batch.
+
+        Raises:
+            WorkerError: a worker failed, with the error that is its cause.
+            HungWorkerError: it took longer than PATIENCE.
+        """
+        with _patience(PATIENCE):
+            try:
+                return next(self._parent)
+            except (StopIteration, WorkerError):
+                raise
+            except Exception as error:
+                what = f'{type(error).__name__}: {error}'
+                raise WorkerError(f'a data worker failed ({what}); {_REMEDY}') from error
+
+    def get_state(self) -> Any:
+        """The position, as JSON values."""
+        return self._parent.get_state()
+
+    def set_state(self, state: Any) -> None:
+        """Go on from a position."""
+        self._parent.set_state(state)
+
+
+_REMEDY = 'the same command goes on from the last checkpoint'
+
+
+@contextlib.contextmanager
+def _patience(seconds: float) -> Iterator[None]:
+    """End a block with a HungWorkerError where it takes longer; in the main thread only."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def give_up(*_: Any) -> None:
+        raise HungWorkerError(f'no data worker made a batch in {seconds:g} s; {_REMEDY}')
+
+    before = signal.signal(signal.SIGALRM, give_up)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+class Batches:
+    """Batches to be iterated over as often as needed."""
+
+    def __init__(self, batches: grain.IterDataset) -> None:
+        self._batches = batches
+
+    def __iter__(self) -> Stream:
+        return Stream(iter(self._batches))
 
 
 def train_batches(
@@ -34,13 +108,13 @@ def train_batches(
     rows: tuple[int, int] | None = None,
     threads: int = 2,
     prefetch: int = 8,
-) -> grain.DatasetIterator:
+) -> Stream:
     """An endless iterator over (Position, batch): epoch after epoch, each in its own order.
 
     mixing: how the tasks of `encoded` (its example column `task`) share the batches; None where all
     examples are of one task, which each epoch then has once.
-    get_state and set_state (and grain.checkpoint.CheckpointSave and CheckpointRestore) save and
-    restore the position; the state is the same on every process. rows: which of the rows of every
+    get_state and set_state save and restore the position; the state is the same on every process.
+    rows: which of the rows of every
     batch this process has, from, to before; all by default. threads assemble up to `prefetch`
     batches ahead.
     """
@@ -49,11 +123,12 @@ def train_batches(
 
     def make(number: int, _: int) -> tuple[Position, Batch]:
         epoch, index = divmod(number, batches)
+        check_mapped(encoded.tokens.values())
         return Position(epoch, index), assemble(encoded, plans(epoch), index, pad_id, rows)
 
     # `repeat` numbers on through the epochs, so the number alone gives epoch and place.
     numbers = grain.MapDataset.source(range(batches)).repeat().map_with_index(make)
-    return iter(numbers.to_iter_dataset(_read_options(threads, prefetch)))
+    return Stream(iter(numbers.to_iter_dataset(_read_options(threads, prefetch))))
 
 
 def eval_batches(
@@ -64,7 +139,7 @@ def eval_batches(
     rows: tuple[int, int] | None = None,
     threads: int = 2,
     prefetch: int = 8,
-) -> grain.IterDataset:
+) -> Batches:
     """Every example once, in an order that is always the same; to be iterated as often as needed.
 
     Yields batches only: example_id says which examples they hold, example_mask which slots are
@@ -72,8 +147,12 @@ def eval_batches(
     """
     plan = plan_epoch(encoded.lengths, policy, seed=0, epoch=0, shuffle=False)
     numbers = grain.MapDataset.source(range(len(plan)))
-    batches = numbers.map(lambda index: assemble(encoded, plan, index, pad_id, rows))
-    return batches.to_iter_dataset(_read_options(threads, prefetch))
+
+    def make(index: int) -> Batch:
+        check_mapped(encoded.tokens.values())
+        return assemble(encoded, plan, index, pad_id, rows)
+
+    return Batches(numbers.map(make).to_iter_dataset(_read_options(threads, prefetch)))
 
 
 class Plans:

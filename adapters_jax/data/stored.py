@@ -14,7 +14,7 @@ import os
 import shutil
 import time
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +111,25 @@ class Stored:
         places = np.unique(np.linspace(0, last, SAMPLES).astype(np.int64))
         with path.open('rb') as file:
             return [zlib.crc32(_page(file, int(place))) for place in places]
+
+
+def check_mapped(columns: Iterable[np.ndarray]) -> None:
+    """Look whether arrays that are mapped from files can be read.
+
+    Reading on where a file was cut would end the process (SIGBUS) without a word.
+
+    Raises:
+        OSError: a file that is shorter than it was.
+    """
+    for column in columns:
+        if isinstance(column.base, np.memmap):
+            with contextlib.suppress(FileNotFoundError):  # what was mapped of it stays readable
+                size = Path(column.base.filename).stat().st_size
+                if size < column.nbytes:
+                    raise OSError(
+                        f'{column.base.filename} has been cut to {size} bytes of {column.nbytes} '
+                        'while it was read; the same command computes it again'
+                    )
 
 
 def check_room(directory: Path, needed: int, what: str, remedy: str) -> None:

@@ -9,7 +9,6 @@ import json
 import logging
 import os
 import pathlib
-import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -18,6 +17,7 @@ import datasets
 import numpy as np
 import transformers
 
+from adapters_jax import files
 from adapters_jax.data.encoded import Encoded
 
 BATCH = 1000  # texts a call: enough for the tokenizer's threads, little memory
@@ -164,13 +164,6 @@ def _read(path: pathlib.Path) -> dict[str, np.ndarray] | None:
 
 
 def _write(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Renamed when complete: a reader never sees a part, and of two writers the last one wins.
-    with tempfile.NamedTemporaryFile(dir=path.parent, suffix='.part', delete=False) as file:
-        temporary = pathlib.Path(file.name)
-        try:
-            np.savez(file, **arrays)
-            file.close()
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+    # A reader never sees a part, and of two writers the last one wins.
+    with files.atomic(path) as temporary, temporary.open('wb') as file:
+        np.savez(file, **arrays)

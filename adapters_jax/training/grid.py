@@ -42,6 +42,41 @@ class Member:
     config: Config
 
 
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """One of `count` jobs that share a sweep: it trains every count-th population from `index` on.
+
+    Raises:
+        ValueError: there is no such part.
+    """
+
+    index: int
+    count: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.index < self.count:
+            raise ValueError(
+                f'--shard={self.index}/{self.count}: parts are numbered from 0; expected a number '
+                'below their count'
+            )
+
+    @classmethod
+    def parse(cls, text: str) -> 'Shard':
+        """Parse 'INDEX/COUNT'.
+
+        Raises:
+            ValueError: it is not written so, or there is no such part.
+        """
+        found = re.fullmatch(r'(\d+)/(\d+)', text)
+        if not found:
+            raise ValueError(f'--shard is {text!r}; expected INDEX/COUNT, such as 0/4')
+        return cls(int(found[1]), int(found[2]))
+
+    def numbers(self, populations: int) -> range:
+        """Return which of so many populations are this part's."""
+        return range(self.index, populations, self.count)
+
+
 def parse_axis(text: str) -> Axis:
     """Parse 'KEY=VALUE,VALUE,...'; commas inside brackets do not separate.
 

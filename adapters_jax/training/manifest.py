@@ -73,7 +73,7 @@ def set_damaged_aside(directory: Path) -> None:
     """
     sound = False
     for step, path in sorted(_steps(directory).items(), reverse=True):
-        fault = _fault(path)
+        fault = find_fault(path)
         if fault is None:
             sound = True
         elif sound:
@@ -86,7 +86,7 @@ def set_damaged_aside(directory: Path) -> None:
             _log.warning(message + '; it is kept as %s', step, fault, aside)
 
 
-def _fault(path: Path) -> str | None:
+def find_fault(path: Path) -> str | None:
     """Return what is wrong with a checkpoint, or None."""
     try:
         expected, found = read(path)['files'], _digests(path)

@@ -9,8 +9,10 @@
 """
 
 import collections
+import contextlib
 import json
 import logging
+import os
 import resource
 import sys
 import time
@@ -21,7 +23,9 @@ from typing import Any
 import jax
 import rich.console
 import rich.progress
-import tensorboardX
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.summary import scalar
 
 from adapters_jax import files
 
@@ -57,15 +61,16 @@ class Monitor:
         self._workdir, self._total, self._metric = Path(workdir), total_steps, metric
         self._every = every or max(1, total_steps // _LINES_PER_RUN)
         self._writes = jax.process_index() == 0
-        self._console = console or rich.console.Console(stderr=True)
+        self._console = console or _Screen(stderr=True)
         self._pace, self._started = _Pace(), time.monotonic()
         self._shown: dict[str, str] = {}
         self._split: str | None = None
-        self._log = self._metrics = self._tensorboard = self._bar = None
+        self._bar: rich.progress.Progress | None = None
+        self._open = contextlib.ExitStack()
 
     def __enter__(self) -> 'Monitor':
         if self._writes:
-            self._log = _Lines(self._workdir / LOG)
+            self._log = self._open.enter_context(_Lines(self._workdir / LOG))
             self._handler = _Handler(self)
             logger = logging.getLogger('adapters_jax')
             # In place of the outer handlers: a message is shown once, above the bar.
@@ -76,9 +81,7 @@ class Monitor:
         if not self._writes:
             return
         logging.getLogger('adapters_jax').handlers = self._outer
-        for part in (self._bar, self._tensorboard, self._metrics, self._log):
-            if part is not None:
-                (part.stop if part is self._bar else part.close)()
+        self._open.close()
 
     def start(self, step: int = 0) -> None:
         """Begin after `step` steps: what an earlier run recorded of later ones is dropped.
@@ -88,16 +91,12 @@ class Monitor:
         if not self._writes:
             return
         drop_later_lines(self._workdir / METRICS, step)
-        self._metrics = _Lines(self._workdir / METRICS)
-        directory = self._workdir / TENSORBOARD
-        with files.explained(directory):
-            self._tensorboard = tensorboardX.SummaryWriter(
-                str(directory), purge_step=step + 1 if step else 0
-            )
+        self._metrics = self._open.enter_context(_Lines(self._workdir / METRICS))
+        self._events = self._open.enter_context(_Events(self._workdir / TENSORBOARD, step))
         if self._console.is_terminal and not self._console.is_dumb_terminal:
             self._bar = _make_bar(self._console)
             self._task = self._bar.add_task('train', total=self._total, completed=step, facts='')
-            self._bar.start()
+            self._open.enter_context(self._bar)
 
     def train(self, step: int, values: Mapping[str, Any]) -> None:
         """Record a training step.
@@ -114,7 +113,8 @@ class Monitor:
             self._shown = {'loss': ''} | self._shown | {'loss': _number(values['loss'])}
         facts = self._update_bar(step)
         if step % self._every == 0 or step == self._total:
-            self._tensorboard.add_scalar('train/examples_per_second', self._pace.examples, step)
+            self._events.add('train/examples_per_second', self._pace.examples, step)
+            self._events.flush()
             share = f'{100 * step // self._total} %'
             self._write(f'step {step:,}/{self._total:,} ({share})  {facts}', self._bar is None)
 
@@ -124,7 +124,7 @@ class Monitor:
             return
         values = files.plain(values)
         self._record(step, split, values)
-        self._tensorboard.flush()
+        self._events.flush()
         self._pace.pause()
         self._split = self._split or split
         name = self._metric or next(iter(values), None)
@@ -144,7 +144,7 @@ class Monitor:
         self._metrics.append(json.dumps({'step': step, 'split': split, 'values': values}))
         for name, value in values.items():
             if isinstance(value, int | float | str) and _is_number(value):
-                self._tensorboard.add_scalar(f'{split}/{name}', float(value), step)
+                self._events.add(f'{split}/{name}', float(value), step)
 
     def _update_bar(self, step: int) -> str:
         facts = self._facts(step)
@@ -189,22 +189,73 @@ def peak_memory_bytes() -> dict[str, int]:
     return peaks | ({'device': device} if device else {})
 
 
-class _Lines:
+class _Lines(contextlib.AbstractContextManager):
     """A file that whole lines are appended to, each given to the system at once."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         with files.explained(path):
-            self._file = path.open('a', encoding='utf-8')
+            self._file = path.open('a+b', buffering=0)
+            self._end_last_line()
+
+    def _end_last_line(self) -> None:
+        """Begin a new line where a kill or a full disk has cut the last one."""
+        if self._file.tell():
+            self._file.seek(-1, os.SEEK_END)
+            if self._file.read() != b'\n':
+                self.append('')
 
     def append(self, line: str) -> None:
+        rest = f'{line}\n'.encode()
         with files.explained(self._path):
-            self._file.write(line + '\n')
+            while rest:
+                rest = rest[self._file.write(rest) :]
+
+    def __exit__(self, *_: Any) -> None:
+        self._file.close()
+
+
+class _Events(contextlib.AbstractContextManager):
+    """TensorBoard's file of scalars, from `step` on.
+
+    It is written here and now. tensorboardX's own writer does that in a thread, which dies where
+    the disk is full, whereupon the run would wait forever for room in its queue.
+    """
+
+    def __init__(self, directory: Path, step: int) -> None:
+        self._directory = directory
+        with files.explained(directory):
+            directory.mkdir(exist_ok=True)
+            self._file = EventsWriter(str(directory / 'events'), f'.{os.getpid()}')
+            # TensorBoard forgets what earlier files hold of this step and later ones.
+            purged = step + 1 if step else 0
+            self._write(step=purged, session_log=SessionLog(status=SessionLog.START))
+
+    def _write(self, **what: Any) -> None:
+        self._file.write_event(Event(wall_time=time.time(), **what))
+
+    def add(self, name: str, value: float, step: int) -> None:
+        with files.explained(self._directory):
+            self._write(step=step, summary=scalar(name, value))
+
+    def flush(self) -> None:
+        with files.explained(self._directory):
             self._file.flush()
 
-    def close(self) -> None:
-        with files.explained(self._path):
+    def __exit__(self, *_: Any) -> None:
+        with files.explained(self._directory):
             self._file.close()
+
+
+class _Screen(rich.console.Console):
+    """A terminal, or what stderr goes to; a run outlives it, and goes on unseen."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        with contextlib.suppress(OSError):
+            super().print(*objects, **options)
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
 
 
 class _Pace:

@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import math
 import signal
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -32,6 +33,8 @@ from adapters_jax.training.placement import Placement
 from adapters_jax.training.state import step_options
 
 Results = Mapping[str, Mapping[str, float]]  # the metrics of each validation split
+# A scheduler's way to end a process, Ctrl-C, and the end of the terminal.
+STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class NonFiniteLossError(FloatingPointError):
@@ -39,7 +42,7 @@ class NonFiniteLossError(FloatingPointError):
 
 
 class Stopped(SystemExit):
-    """The process was asked to end (SIGTERM) and has saved its state."""
+    """The process was asked to end by a signal and has saved its state."""
 
 
 @dataclasses.dataclass
@@ -95,6 +98,7 @@ class Run(abc.ABC):
         self._prepare_state()
         self.step = self.saved = 0
         self._stop = processes.Request(self.mesh)
+        self._stop_signal: signal.Signals | None = None
 
     def _prepare_data(self, devices: int) -> None:
         config, model = self.config, self.experiment.model
@@ -181,18 +185,39 @@ class Run(abc.ABC):
 
     def run(self) -> dict[str, Any]:
         """Train to the end (from the last checkpoint, where there is one); return the summary."""
-        previous = signal.signal(signal.SIGTERM, self._stop.make)
-        try:
-            with (
-                Checkpoints(self.workdir / 'checkpoints', self.identity) as self.checkpoints,
-                self._monitored(),
-            ):
-                self._announce()
-                self._resume()
-                self._train()
-        finally:
-            signal.signal(signal.SIGTERM, previous)
+        with (
+            self._stoppable(),
+            Checkpoints(self.workdir / 'checkpoints', self.identity) as self.checkpoints,
+            self._monitored(),
+        ):
+            self._announce()
+            self._resume()
+            self._train()
         return self._finish()
+
+    @contextlib.contextmanager
+    def _stoppable(self) -> Iterator[None]:
+        """Let the first signal end the run after its step, and a second Ctrl-C at once."""
+        if threading.current_thread() is not threading.main_thread():
+            yield  # others may not handle signals
+            return
+        before = {number: signal.getsignal(number) for number in STOPPING}
+
+        def request(number: int, frame: Any) -> None:
+            if self._stop_signal and number == signal.SIGINT and callable(before[number]):
+                before[number](number, frame)
+            self._stop_signal = signal.Signals(number)
+            self._stop.make()
+
+        # What was ignored stays so: that is how `nohup` works.
+        handled = {n: handler for n, handler in before.items() if handler != signal.SIG_IGN}
+        for number in handled:
+            signal.signal(number, request)
+        try:
+            yield
+        finally:
+            for number, handler in handled.items():
+                signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     @contextlib.contextmanager
     def _monitored(self) -> Iterator[None]:
@@ -285,10 +310,11 @@ class Run(abc.ABC):
 
     def _leave(self) -> None:
         self.checkpoints.wait()
+        number = self._stop_signal or signal.SIGTERM  # another process may have had it
         self.monitor.message(
-            f'stopped by SIGTERM after step {self.step}; the same command goes on from there'
+            f'stopped by {number.name} after step {self.step}; the same command goes on from there'
         )
-        raise Stopped(128 + signal.SIGTERM)
+        raise Stopped(128 + number)
 
     def _summary(self, progress: Progress, tuned: int, seed: int) -> dict[str, Any]:
         """Return the summary of one adapter with `tuned` trainable parameters."""

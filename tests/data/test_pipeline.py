@@ -1,5 +1,9 @@
+import dataclasses
 import itertools
 import json
+import os
+import signal
+import threading
 
 import grain
 import numpy as np
@@ -9,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ragged import ragged
 
+from adapters_jax.data import pipeline
 from adapters_jax.data.batches import Buckets, Packed, plan_epoch
 from adapters_jax.data.pipeline import Position, eval_batches, rows_of, train_batches
 
@@ -130,3 +135,63 @@ def test_evaluation_on_several_processes_is_exact(policy):
 def test_a_process_may_have_no_row():
     _, batch = next(train_batches(ENCODED, POLICIES[0], 3, pad_id=0, rows=(4, 4)))
     assert {len(column) for column in batch.values()} == {0}
+
+
+def spoilt(monkeypatch, at, become):
+    """Let the assembling of batch number `at` become something else."""
+    assemble = pipeline.assemble
+
+    def spoil(encoded, plan, index, *rest):
+        return become() if index == at else assemble(encoded, plan, index, *rest)
+
+    monkeypatch.setattr(pipeline, 'assemble', spoil)
+
+
+def fail():
+    raise MemoryError('no memory left')
+
+
+@pytest.mark.parametrize('make', [lambda *given: iter(eval_batches(*given)), None])
+def test_a_worker_that_fails_is_told_of(monkeypatch, make):
+    spoilt(monkeypatch, 3, fail)
+    stream = make(ENCODED, POLICIES[0], 0) if make else train_batches(ENCODED, POLICIES[0], 1, 0)
+    assert len(take(stream, 3)) == 3
+    expected = r'a data worker failed \(MemoryError: no memory left\); the same command goes on'
+    with pytest.raises(pipeline.WorkerError, match=expected) as caught:
+        next(stream)
+    assert isinstance(caught.value.__cause__, MemoryError)
+
+
+def test_a_worker_that_hangs_is_not_waited_for_forever(monkeypatch):
+    release = threading.Event()
+    monkeypatch.setattr(pipeline, 'PATIENCE', 0.3)
+    spoilt(monkeypatch, 3, release.wait)
+    before = signal.getsignal(signal.SIGALRM)
+    stream = train_batches(ENCODED, POLICIES[0], 1, 0)
+    try:
+        assert len(take(stream, 3)) == 3
+        with pytest.raises(pipeline.HungWorkerError, match=r'no data worker made a batch in 0.3 s'):
+            next(stream)
+    finally:
+        release.set()
+    assert signal.getsignal(signal.SIGALRM) is before
+    assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
+
+
+def test_a_mapped_file_that_is_cut_while_it_is_read(tmp_path):
+    """Reading it on would end the process with SIGBUS; one that is deleted can be read on."""
+    values = np.arange(LENGTHS.sum() * 1024, dtype=np.float32).reshape(-1, 1024)
+    path = tmp_path / 'numbers'
+    values.tofile(path)
+    mapped = np.memmap(path, np.float32, 'r', shape=values.shape).view(np.ndarray)
+    stored = dataclasses.replace(ENCODED, tokens=ENCODED.tokens | {'trunk': mapped})
+    path.unlink()
+    assert len(list(eval_batches(stored, POLICIES[0], 0))) > 4
+    values.tofile(path)
+    mapped = np.memmap(path, np.float32, 'r', shape=values.shape).view(np.ndarray)
+    stored = dataclasses.replace(ENCODED, tokens=ENCODED.tokens | {'trunk': mapped})
+    stream = train_batches(stored, POLICIES[0], 1, 0, prefetch=1)
+    next(stream)
+    os.truncate(path, 4096)
+    with pytest.raises(pipeline.WorkerError, match=r'numbers has been cut to 4096 bytes of \d+'):
+        take(stream, 3)

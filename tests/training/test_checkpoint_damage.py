@@ -4,9 +4,7 @@ import errno
 import json
 import os
 import random
-import resource
 import shutil
-import signal
 import subprocess
 from pathlib import Path
 
@@ -23,6 +21,7 @@ from checkpointing import (
     save_steps,
     steps_in,
 )
+from full_disk import file_size
 
 from adapters_jax import files
 from adapters_jax.training import manifest
@@ -164,18 +163,12 @@ def test_a_full_disk_is_said_in_a_sentence(small_disk):
 def test_a_file_that_cannot_be_finished(tmp_path):
     """The same without a mount: the system refuses to let a file grow."""
     save_steps(tmp_path / 'c', [1])
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     big = {'x': jax.random.normal(jax.random.key(0), (1_000_000,))}
-    try:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, before[1]))
+    with file_size(500_000):
         checkpoints = Checkpoints(tmp_path / 'c', IDENTITY)
         checkpoints.save(2, big, None, {})
         with pytest.raises(files.DiskError) as caught:
             checkpoints.close()
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-        signal.signal(signal.SIGXFSZ, ignored)
     assert caught.value.errno == errno.EFBIG
     assert restore(tmp_path / 'c').step == 1
 

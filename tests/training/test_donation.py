@@ -25,7 +25,6 @@ TASK = tasks.Classification(labels=('a', 'b', 'c'))
 BATCH = tiny.batch([[3, 4], [8], [2, 2], [5]], 8)
 # A method, what frozen weights are stored in, and the mesh.
 CASES = {
-    'adapters': ('houlsby[size=4]', np.float32, (1, 1, 1)),
     'int8': ('lora[r=2]', np.int8, (1, 1, 1)),
     'full': ('full', np.float32, (1, 1, 1)),
     'mesh': ('houlsby[size=4]', np.int8, (1, 2, 2)),

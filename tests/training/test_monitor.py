@@ -1,8 +1,10 @@
 """What a run leaves on disk and shows."""
 
+import errno
 import io
 import json
 import logging
+import os
 import struct
 
 import hypothesis
@@ -11,6 +13,7 @@ import jax
 import numpy as np
 import pytest
 import rich.console
+from full_disk import file_size
 from tensorboardX.proto import event_pb2
 
 from adapters_jax import files
@@ -227,6 +230,46 @@ def test_a_full_disk_is_said_in_a_sentence(tmp_path):
         open_monitor(tmp_path) as run,
     ):
         run.message('hello')
+
+
+def test_a_disk_that_fills_up_under_tensorboard_ends_the_run(tmp_path):
+    """It did not: a thread died of it, and the run waited for that thread forever."""
+    with (
+        pytest.raises(files.DiskError, match=r'no room to write .*tensorboard .*free some space'),
+        open_monitor(tmp_path, 10**6) as run,
+        file_size(3000),
+    ):
+        run.start()
+        run._metrics.append = lambda line: None  # that file would be full first
+        for step in range(1, 1000):
+            run.train(step, {'loss': 1.0, 'norm': 2.0, 'rate': 3.0})
+
+
+def test_a_line_that_was_cut_off_does_not_spoil_the_next(tmp_path):
+    (tmp_path / monitor.LOG).write_text('whole\n2026-01-01 this was wr')
+    with open_monitor(tmp_path) as run:
+        run.message('hello')
+    first, cut, line = (tmp_path / monitor.LOG).read_text().splitlines()
+    assert (first, cut) == ('whole', '2026-01-01 this was wr') and line.endswith(' hello')
+
+
+@pytest.mark.parametrize('code', [errno.EPIPE, errno.EIO])
+def test_a_screen_that_is_gone_ends_nothing(tmp_path, code):
+    """As with `train 2>&1 | head`, or after the terminal was closed."""
+
+    class Gone(io.StringIO):
+        def write(self, text):
+            raise OSError(code, os.strerror(code))
+
+        flush = write
+
+    with Monitor(tmp_path, 10, console=monitor._Screen(file=Gone())) as run:
+        run.start()
+        for step in (1, 2):
+            run.train(step, {'loss': 0.5})
+            run.message('seen by nobody')
+    assert len(lines(tmp_path)) == 2
+    assert (tmp_path / monitor.LOG).read_text().count('seen by nobody') == 2
 
 
 def test_peak_memory():
