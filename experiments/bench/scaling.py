@@ -217,7 +217,9 @@ def render(result: dict[str, Any]) -> str:
     lines = ['| mesh | devices | step, one device = 1 |', '|---|---|---|']
     for name, row in result['steps'].items():
         lines.append(f'| {name} | {row["devices"]} | {Ratio(**row["ratio"])} |')
-    lines += ['', _how(result), '', *_sent(result['programs']), '', *_pods(result['programs'])]
+    lines += ['', _how(result)]
+    if result['programs']:
+        lines += ['', *_sent(result['programs']), '', *_pods(result['programs'])]
     return '\n'.join(lines)
 
 
@@ -225,8 +227,8 @@ def _how(result: Mapping[str, Any]) -> str:
     return (
         f'The same {result["rows"]} rows of {LENGTH} tokens, `{result["timed"]["method"]}` on '
         f'{result["timed"]["size"]} without dropout, over devices simulated on '
-        f'{result["hardware"]}, so that 1 is ideal and the rest is overhead; in brackets the '
-        f'middle half of {result["repeats"]} rounds in turns.'
+        f'{result["hardware"]} (all of which one device uses, too), so that 1 is ideal and '
+        f'the rest is overhead; in brackets the middle half of {result["repeats"]} rounds in turns.'
     )
 
 
@@ -255,8 +257,7 @@ def _sent(rows: list[dict[str, Any]]) -> list[str]:
 
 def _pods(rows: list[dict[str, Any]]) -> list[str]:
     """Return the table of estimates."""
-    found = rows[0]['estimates'] if rows else []
-    titles = [f'{e["pod"]}, {e["chips"]}' for e in found]
+    titles = [f'{e["pod"]}, {e["chips"]}' for e in rows[0]['estimates']]
     lines = [f'| backbone | method | {" | ".join(titles)} |', f'|---|---|{"---|" * len(titles)}']
     for row in rows:
         cells = [f'{1e3 * e["compute"]:.1f} + {1e3 * e["send"]:.2f}' for e in row['estimates']]
