@@ -158,7 +158,8 @@ def _told(show_traceback: Callable[[], bool]) -> Iterator[None]:
             traceback.print_exc()
         # What another process has told, one of those that were told it repeats.
         if not isinstance(error, processes.ElsewhereError) or processes.is_writer():
-            print(f'error: {str(error) or type(error).__name__}', file=sys.stderr, flush=True)
+            with contextlib.suppress(OSError):  # stderr may be a file on the disk that is full
+                print(f'error: {str(error) or type(error).__name__}', file=sys.stderr, flush=True)
         if isinstance(error, HungWorkerError):
             os._exit(2)  # sys.exit would wait for the worker
         sys.exit(2)

@@ -20,6 +20,7 @@ BENCHES = {
     'scaling': 'experiments.bench.scaling',
     'memory': 'experiments.bench.memory',
     'frozen_dtype_scores': 'experiments.frozen_dtype_scores',
+    'faults': 'experiments.faults.report',
 }
 TITLES = {'trec': 'TREC questions, 6 classes', 'rte': 'RTE (GLUE)', 'stsb': 'STS-B, English'}
 

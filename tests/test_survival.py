@@ -82,7 +82,11 @@ def hang():
     'how, told',
     [
         (fail, r'a data worker failed \(MemoryError: no memory left\); the same command goes on'),
-        (hang, r'no data worker made a batch in 3 s; the same command goes on from the last'),
+        pytest.param(
+            hang,
+            r'no data worker made a batch in 3 s; the same command goes on from the last',
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_a_worker_that_fails_or_hangs_ends_the_run_in_a_sentence(toys, tmp_path, how, told):
@@ -95,6 +99,7 @@ def test_a_worker_that_fails_or_hangs_ends_the_run_in_a_sentence(toys, tmp_path,
     )
 
 
+@pytest.mark.slow
 def test_a_trunk_cut_off_under_a_run_is_told_of_and_made_again(toys, tmp_path):
     process = command.Command('train', arguments(toys, tmp_path), tmp_path / 'first')
     assert process.wait_for(lambda: steps_taken(tmp_path) >= 6)
@@ -108,6 +113,7 @@ def test_a_trunk_cut_off_under_a_run_is_told_of_and_made_again(toys, tmp_path):
     assert 'is damaged' in check_the_same_command_finishes(toys, tmp_path)
 
 
+@pytest.mark.slow
 def test_ctrl_c_saves_and_says_so(toys, tmp_path):
     process = command.Command('train', arguments(toys, tmp_path), tmp_path / 'first')
     assert process.wait_for(lambda: steps_taken(tmp_path) >= 6)
@@ -119,6 +125,7 @@ def test_ctrl_c_saves_and_says_so(toys, tmp_path):
     assert f'continuing from the checkpoint of step {step}' in said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_before_the_first_step_ends_the_process_at_once(toys, tmp_path, number):
     prepare = functools.partial(stop_in_build, number)
@@ -142,6 +149,7 @@ def stop_in_build(number):
     experiment.build = stopping
 
 
+@pytest.mark.slow
 def test_a_pipe_that_ends_does_not_end_the_run(toys, tmp_path):
     """As `train ... 2>&1 | head -1` does it."""
     line = [sys.executable, '-m', 'adapters_jax.train', *arguments(toys, tmp_path)]
@@ -160,7 +168,8 @@ def read_only(tmp_path):
     place = tmp_path / 'place'
     place.mkdir()
     mount = functools.partial(subprocess.run, capture_output=True, check=False)
-    if os.geteuid() or mount(['mount', '-t', 'tmpfs', '-o', 'size=64m', 'tmpfs', place]).returncode:
+    disk = ['mount', '-t', 'tmpfs', '-o', 'size=600m', 'tmpfs', place]
+    if os.geteuid() or mount(disk).returncode:
         pytest.skip('needs the right to mount a file system')
 
     def switch(how):
@@ -170,6 +179,7 @@ def read_only(tmp_path):
     subprocess.run(['umount', '-l', place], check=True)
 
 
+@pytest.mark.slow
 def test_a_workdir_that_becomes_read_only(toys, tmp_path, read_only):
     place, switch = read_only
     switch('ro')

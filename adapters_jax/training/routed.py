@@ -48,6 +48,11 @@ class Routed:
         return self.members[0].config
 
     @property
+    def remat(self) -> str:
+        """What of a layer is kept for the backward pass."""
+        return self.members[0].remat
+
+    @property
     def rules(self) -> tuple[Rule, ...]:
         """What is trained: all that is trained of a member."""
         *own, last = (rule for model in self.members for rule in model.rules)

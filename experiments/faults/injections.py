@@ -153,8 +153,11 @@ def clear_away(attempt: Attempt) -> Ended:
 
 
 def fill_disk(attempt: Attempt) -> Ended:
-    """No file may grow beyond a random size: what a full disk does, without filling one."""
-    size = int(2 ** attempt.random.uniform(7, 16))
+    """No file may grow beyond a random size: what a full disk does, without filling one.
+
+    There is always room for what the command says, which goes to a file, too.
+    """
+    size = int(2 ** attempt.random.uniform(12, 16))
     attempt.moment = f'files of {size:,} bytes at most'
     done = attempt.start(file_size=size).finish(_LONGEST)
     if done.status == 0:
