@@ -114,7 +114,7 @@ class Slurm:
         words = self.run('scontrol', '--oneliner', 'show', 'job', job).split()
         return dict(word.split('=', 1) for word in words if '=' in word)
 
-    def wait(self, job: str, *states: str, seconds: float = 300) -> dict[str, str]:
+    def wait(self, job: str, *states: str, seconds: float = 600) -> dict[str, str]:
         """Wait until a job is in one of these states."""
         wait_for(lambda: self.state(job)['JobState'] in states, seconds, lambda: self.tell(job))
         return self.state(job)

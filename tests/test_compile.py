@@ -5,6 +5,7 @@
 
 import json
 import re
+from importlib.util import find_spec
 from pathlib import Path
 
 import command
@@ -211,6 +212,29 @@ def test_the_command_reads_no_weights_and_writes_what_it_says(tmp_path):
 def test_what_cannot_be_checked_is_one_sentence(tmp_path, options, sentence):
     config = f'--config={GOLDENS / "small.py"}'
     assert sentence in command.refused('compile', config, *options, folder=tmp_path)
+
+
+@pytest.mark.skipif(find_spec('libtpu') is not None, reason='the TPU compiler is here')
+def test_without_the_tpu_compiler_it_says_what_to_install():
+    with pytest.raises(ValueError, match=r'v5e:2x2: the TPU compiler is not here; .*pip install'):
+        ahead.topology('v5e:2x2')
+
+
+@pytest.mark.slow
+def test_tpus_that_are_not_at_hand(tmp_path):
+    pytest.importorskip('libtpu')
+    config = f'--config={GOLDENS / "small.py"}'
+    options = ['--config.mesh.fsdp=2', '--topology=v5e:2x2', f'--output={tmp_path / "out"}']
+    done = command.run('compile', config, *options, folder=tmp_path / 'run')
+    assert done.status == 0, done.err
+    report = json.loads((tmp_path / 'out' / 'compiled.json').read_text())
+    assert report['device'] == 'TPU v5 lite' and report['mesh']['data'] == 2
+    kinds = {(row['kind'], row['for']) for row in report['step']['collectives']}
+    assert ('all-gather', 'frozen weights') in kinds and ('all-reduce', 'backward pass') in kinds
+    bad = [config, '--topology=v5e:8x9']
+    assert 'is none that the TPU compiler knows' in command.refused(
+        'compile', *bad, folder=tmp_path
+    )
 
 
 def test_more_devices_than_jax_has_found_already():

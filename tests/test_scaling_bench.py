@@ -38,7 +38,9 @@ def test_adapters_send_their_own_gradients_only(small):
     for row in rows:
         trained = row['data']['held']['trainable']
         # The gradients, and with them a few numbers such as the loss.
-        assert 0 <= row['data']['sent'] / (2 * 7 / 8) - trained < 100, row['method']
+        more = row['data']['sent'] / (2 * 7 / 8) - trained
+        # Full fine-tuning has a pooler that the head does not use: its gradient is zero everywhere.
+        assert (-0.01 * trained if row['method'] == 'full' else 0) <= more < 100, row['method']
         assert row['fsdp']['held']['frozen'] <= row['data']['held']['frozen']
     full, lora = (next(r for r in rows if r['method'] == name) for name in ('full', 'lora'))
     assert lora['data']['sent'] < full['data']['sent'] / 10

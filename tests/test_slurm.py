@@ -96,7 +96,7 @@ def test_a_killed_task_and_a_stop_leave_no_trace_in_the_numbers(slurm, toys):
     workdir = toys / 'disturbed'
     job = submit(slurm, toys, 'train', *arguments(toys, workdir), devices)
     for restarts, step in enumerate((3 * EVERY, 8 * EVERY)):
-        clusters.wait_for(lambda: taken(workdir) >= step, 200, lambda: slurm.tell(job))  # noqa: B023
+        clusters.wait_for(lambda: taken(workdir) >= step, 600, lambda: slurm.tell(job))  # noqa: B023
         assert slurm.state(job)['JobState'] == 'RUNNING', slurm.tell(job)
         if restarts == 0:
             os.kill(process_of(job, 1), signal.SIGKILL)
@@ -128,7 +128,7 @@ def test_a_mistake_is_not_repeated(slurm, toys):
     given = [x for x in arguments(toys, toys / 'mistake') if 'data.train' not in x]
     missing = f'--config.data.train={toys / "nothing.csv"}'
     job = submit(slurm, toys, 'train', *given, missing, '--jax_num_cpu_devices=4')
-    state = slurm.wait(job, 'FAILED', 'COMPLETED', 'PENDING')
+    state = slurm.wait(job, 'FAILED', 'COMPLETED')
     assert (state['JobState'], state['ExitCode'], state['Restarts']) == ('FAILED', '2:0', '0')
     assert 'nothing.csv' in slurm.tell(job)
     assert 'ended with a mistake, which is told above: not requeued' in slurm.tell(job)
@@ -137,7 +137,7 @@ def test_a_mistake_is_not_repeated(slurm, toys):
 def test_a_cancelled_job_stays_cancelled(slurm, toys):
     workdir = toys / 'cancelled'
     job = submit(slurm, toys, 'train', *arguments(toys, workdir), '--jax_num_cpu_devices=4')
-    clusters.wait_for(lambda: taken(workdir) >= EVERY, 200, lambda: slurm.tell(job))
+    clusters.wait_for(lambda: taken(workdir) >= EVERY, 600, lambda: slurm.tell(job))
     slurm.run('scancel', job)
     slurm.wait(job, 'CANCELLED')
     clusters.wait_for(lambda: not slurm.run('squeue', '--noheader'), 60, lambda: slurm.tell(job))

@@ -5,6 +5,7 @@ and the forward pass are compiled as they would be before the first step, and th
 """
 
 import dataclasses
+import importlib.util
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -57,24 +58,21 @@ def topology(name: str) -> Sequence[Any]:
             f'--topology={name}: expected a TPU topology such as v5e:4x4; for GPUs JAX compiles '
             'only on a machine that has one, so run this command there, without --topology'
         )
+    if importlib.util.find_spec('libtpu') is None:
+        raise ValueError(
+            f'--topology={name}: the TPU compiler is not here; install the libtpu that belongs to '
+            f'JAX {jax.__version__}: pip install "jax[tpu]=={jax.__version__}"'
+        )
     # The compiler would ask Google Cloud's metadata server what machine this is, and wait for it.
     os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')
     try:
         return topologies.get_topology_desc(platform='tpu', topology_name=name).devices
-    except (RuntimeError, NotImplementedError) as error:
-        if 'libtpu' in str(error) or 'plugin' in str(error) or 'backend' in str(error):
-            raise ValueError(
-                f'--topology={name}: the TPU compiler is not here; install the libtpu that belongs '
-                f'to JAX {jax.__version__}: pip install "jax[tpu]=={jax.__version__}"'
-            ) from error
+    except RuntimeError as error:
         raise ValueError(
-            f'--topology={name} is none that the TPU compiler knows ({_first_line(error)}); '
-            'expected a generation and its chips, such as v5e:4x4, v5p:2x2x2 or v4:2x2x1'
+            f'--topology={name} is none that the TPU compiler knows '
+            f'({str(error).partition(chr(10))[0]}); expected a generation and its chips, such as '
+            'v5e:4x4, v5p:2x2x2 or v4:2x2x1'
         ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def plan(

@@ -160,8 +160,9 @@ def render(result: dict[str, Any]) -> str:
         f'MiB of one step, {result["rows"]} rows of {result["tokens"]} tokens, by the '
         '`memory_analysis` of the program that JAX compiled; peak is arguments (weights and '
         'moments, given away to the outputs), new outputs and temporaries; in brackets, of full '
-        f'fine-tuning. Compiled for {result["hardware"]}, with the schedule that saves memory; a '
-        'CPU multiplies 16-bit numbers as 32-bit ones and gains less from them than accelerators.'
+        f'fine-tuning. Compiled for {result["hardware"]}, with the schedule that saves memory. A '
+        'CPU multiplies narrower numbers as 32-bit copies, and its compiler may keep those of '
+        'weights from the forward to the backward pass: the temporaries of the rows without remat.'
     )
     return '\n'.join([*lines, '', note])
 

@@ -214,20 +214,24 @@ def programs(config: Config, sizes: Mapping[str, Any], folder: Path) -> list[dic
 
 def render(result: dict[str, Any]) -> str:
     """Return the Markdown tables, and below them how they were found."""
-    lines = ['| mesh | devices | step, one device = 1 |', '|---|---|---|']
-    for name, row in result['steps'].items():
-        lines.append(f'| {name} | {row["devices"]} | {Ratio(**row["ratio"])} |')
-    lines += ['', _how(result), '', *_sent(result['programs']), '', *_pods(result['programs'])]
+    lines = _times(result) if result['steps'] else []
+    if result['programs']:
+        lines += ['', *_sent(result['programs']), '', *_pods(result['programs'])]
     return '\n'.join(lines)
 
 
-def _how(result: Mapping[str, Any]) -> str:
-    return (
+def _times(result: Mapping[str, Any]) -> list[str]:
+    """Return the table of what was measured."""
+    lines = ['| mesh | devices | step, one device = 1 |', '|---|---|---|']
+    for name, row in result['steps'].items():
+        lines.append(f'| {name} | {row["devices"]} | {Ratio(**row["ratio"])} |')
+    note = (
         f'The same {result["rows"]} rows of {LENGTH} tokens, `{result["timed"]["method"]}` on '
         f'{result["timed"]["size"]} without dropout, over devices simulated on '
-        f'{result["hardware"]}, so that 1 is ideal and the rest is overhead; in brackets the '
-        f'middle half of {result["repeats"]} rounds in turns.'
+        f'{result["hardware"]} (all of which one device uses, too), so that 1 is ideal and '
+        f'the rest is overhead; in brackets the middle half of {result["repeats"]} rounds in turns.'
     )
+    return [*lines, '', note]
 
 
 def _sent(rows: list[dict[str, Any]]) -> list[str]:
@@ -255,8 +259,7 @@ def _sent(rows: list[dict[str, Any]]) -> list[str]:
 
 def _pods(rows: list[dict[str, Any]]) -> list[str]:
     """Return the table of estimates."""
-    found = rows[0]['estimates'] if rows else []
-    titles = [f'{e["pod"]}, {e["chips"]}' for e in found]
+    titles = [f'{e["pod"]}, {e["chips"]}' for e in rows[0]['estimates']]
     lines = [f'| backbone | method | {" | ".join(titles)} |', f'|---|---|{"---|" * len(titles)}']
     for row in rows:
         cells = [f'{1e3 * e["compute"]:.1f} + {1e3 * e["send"]:.2f}' for e in row['estimates']]
