@@ -21,6 +21,14 @@ MESHES = {
     'tensor': (1, 1, 2),
     'mixed': (2, 2, 2),
 }
+# One, two, four and eight devices.
+ALL_MESHES = [
+    *((n, 1, 1) for n in (2, 4, 8)),
+    *((1, n, 1) for n in (2, 4, 8)),
+    *((1, 1, n) for n in (2, 4, 8)),
+    *((2, 2, 1), (2, 1, 2), (1, 2, 2), (2, 2, 2), (1, 4, 2), (4, 1, 2)),
+]
+PFEIFFER = 'pfeiffer[reduction_factor=2]'
 
 
 @pytest.fixture(scope='module')
@@ -31,10 +39,9 @@ def toys(tmp_path_factory):
     return folder
 
 
-def config(toys, mesh=(1, 1, 1), method='pfeiffer[reduction_factor=2]', **changes):
-    given = toy.config(
-        str(toys / 'bert'), str(toys / 'texts.csv'), method=method, training__steps=10, **changes
-    )
+def config(toys, mesh=(1, 1, 1), method=PFEIFFER, **changes):
+    settings = {'method': method, 'training__steps': 10} | changes
+    given = toy.config(str(toys / 'bert'), str(toys / 'texts.csv'), **settings)
     given.mesh.data, given.mesh.fsdp, given.mesh.tensor = mesh
     return given
 
@@ -53,35 +60,36 @@ def alone(toys, tmp_path_factory):
     """The losses and the test metrics on one device, by method."""
     found = {}
 
-    def get(method):
-        if method not in found:
+    def get(method, steps=10):
+        if (method, steps) not in found:
             folder = tmp_path_factory.mktemp('alone')
-            found[method] = run(toys, folder, (1, 1, 1), method)
-        return found[method]
+            found[method, steps] = run(toys, folder, (1, 1, 1), method, steps)
+        return found[method, steps]
 
     return get
 
 
-def run(toys, folder, mesh, method):
-    train(config(toys, mesh, method), folder)
-    return [loss for _, loss in toy.losses(folder)], evaluate(folder)['metrics']
+def run(toys, folder, mesh, method, steps=10):
+    train(config(toys, mesh, method, training__steps=steps), folder)
+    losses = [loss for _, loss in toy.losses(folder)]
+    assert len(losses) == steps
+    return losses, evaluate(folder)['metrics']
 
 
 @pytest.mark.parametrize('mesh', MESHES)
 def test_losses_and_metrics_are_those_of_one_device(toys, tmp_path, alone, mesh):
-    losses, metrics = run(toys, tmp_path, MESHES[mesh], 'pfeiffer[reduction_factor=2]')
-    expected, exact = alone('pfeiffer[reduction_factor=2]')
-    assert len(losses) == 10
+    losses, metrics = run(toys, tmp_path, MESHES[mesh], PFEIFFER)
+    expected, exact = alone(PFEIFFER)
     np.testing.assert_allclose(losses, expected, rtol=1e-5)
     assert metrics == exact
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('method', ['lora', 'bitfit', 'full'])
-@pytest.mark.parametrize('mesh', ['fsdp', 'mixed'])
-def test_other_methods_too(toys, tmp_path, alone, mesh, method):
-    losses, metrics = run(toys, tmp_path, MESHES[mesh], method)
-    expected, exact = alone(method)
+@pytest.mark.parametrize('method', [PFEIFFER, 'lora', 'bitfit', 'full'])
+@pytest.mark.parametrize('mesh', ALL_MESHES, ids=str)
+def test_every_mesh_and_four_methods(toys, tmp_path, alone, mesh, method):
+    losses, metrics = run(toys, tmp_path, mesh, method, 50)
+    expected, exact = alone(method, 50)
     np.testing.assert_allclose(losses, expected, rtol=1e-5)
     assert metrics == exact
 
@@ -146,7 +154,7 @@ def test_what_does_not_divide_is_named(toys, tmp_path):
 
 
 def test_a_run_goes_on_over_another_mesh(toys, tmp_path, alone):
-    expected, _ = alone('pfeiffer[reduction_factor=2]')
+    expected, _ = alone(PFEIFFER)
     first = config(toys, (1, 4, 2), training__checkpoint_every=4)
     trainer = loop.Trainer(experiment.build(first), tmp_path)
     take = trainer.take_step
