@@ -17,15 +17,15 @@ def campaign(folder, count, monkeypatch, *names, seed=0, kinds=runs.KINDS[:1]):
     return Campaign(folder, count, seed, kinds).run(2) | {'hardware': 'a machine'}
 
 
-def test_six_faults_lose_nothing(tmp_path, monkeypatch):
-    names = ['SIGKILL in the writing of a checkpoint', 'SIGTERM', 'full disk']
-    names += [f'newest checkpoint: a {what}' for what in ('file cut off', 'bit flipped')]
-    result = campaign(tmp_path, 6, monkeypatch, *names, 'started twice')
+def test_three_faults_lose_nothing(tmp_path, monkeypatch):
+    names = ['SIGKILL in the writing of a checkpoint', 'full disk']
+    names += ['newest checkpoint: a bit flipped']
+    result = campaign(tmp_path, 3, monkeypatch, *names)
     records = [record for trial in result['trials'] for record in trial['faults']]
-    assert sorted(record['fault'] for record in records) == sorted([*names, 'started twice'])
+    assert sorted(record['fault'] for record in records) == sorted(names)
     assert not [record for record in records if record['surprises']], records
     sums = report.totals(result)
-    assert sums['injected'] >= 5 and not sums['lost'] and not sums['wrong']
+    assert sums['injected'] >= 2 and not sums['lost'] and not sums['wrong']
     assert f'| all | {sums["injected"]} | {sums["injected"]} |  | 0 | 0 |' in report.render(result)
     assert not list((tmp_path / 'trials').iterdir())
 

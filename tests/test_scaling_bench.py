@@ -31,6 +31,7 @@ def test_sums_go_round_each_group_and_then_between_groups():
     assert many['send'] == pytest.approx(2 * 63 / 64 * (1 + 1.25))
 
 
+@pytest.mark.slow
 def test_adapters_send_their_own_gradients_only(small):
     config, folder = small
     rows = scaling.programs(config, ['tiny'], folder)

@@ -131,7 +131,8 @@ def run(preset, devices=1, count=8):
     # Copies: the step takes the memory of what it is given.
     before = jax.tree.map(np.array, trees.partition(fresh(preset), of.rules))
     trainable, frozen = sharding.put_replicated(before, mesh)
-    optimizer = of.method.optimizer(optax.adam(1e-2), 20)
+    # Where a gradient is nothing but rounding, a smaller epsilon would make a full step of it.
+    optimizer = of.method.optimizer(optax.adam(1e-2, eps=1e-5), 20)
     everywhere = sharding.replicated(mesh)
     state = jax.jit(optimizer.init, out_shardings=everywhere)(trainable)
     step = steps.jit_train_step(

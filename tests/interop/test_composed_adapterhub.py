@@ -147,6 +147,7 @@ def test_a_fusion_saved_alone_finds_its_adapters(source, tmp_path, options, wher
     assert written['config']['dropout_prob'] is None
     places = {name: tmp_path / (name if where == 'beside' else f'x/{name}') for name in 'ab'}
     for name, place in places.items():
+        place.parent.mkdir(exist_ok=True)  # the library makes the last folder only
         model.save_adapter(str(place), name)
 
     assert formats.kind(tmp_path / 'a,b') == 'adapterhub'
@@ -162,6 +163,7 @@ def test_a_fusion_saved_alone_finds_its_adapters(source, tmp_path, options, wher
 
 def test_a_fusion_without_its_adapters_is_refused(source, tmp_path):
     model = theirs(source, MIXED, Fuse('a', 'b'), 'dynamic')
+    (tmp_path / 'f').mkdir()
     model.save_adapter_fusion(str(tmp_path / 'f' / 'a,b'), 'a,b')
     model.save_adapter(str(tmp_path / 'f' / 'a'), 'a')
     backbone = str(source.directory)

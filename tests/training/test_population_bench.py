@@ -10,6 +10,7 @@ from experiments.bench import population
 pytestmark = pytest.mark.usefixtures('compiled_once')
 
 
+@pytest.mark.slow
 def test_the_tables_are_made_of_the_numbers(tmp_path, capsys, monkeypatch):
     backbone = toy.write_backbone(tmp_path / 'bert', layers=2)
     config = toy.config(backbone, toy.write_texts(tmp_path / 'texts.csv', 80))
