@@ -19,6 +19,7 @@ from adapters_jax.evaluate import evaluate
 from adapters_jax.train import train
 from adapters_jax.training.provenance import describe
 from configs import quickstart
+from experiments.output import write
 
 TRAININGS = {'none': 'plain', 'robust': 'robust'}
 LAYERS = 6  # of the quickstart's backbone
@@ -63,9 +64,7 @@ def main(output: str, method: str, seeds: int) -> None:
         name: [scores(method, name, seed, directory) for seed in range(seeds)] for name in TRAININGS
     }
     result = {'method': method, 'seeds': list(range(seeds)), 'accuracy': found, **describe()}
-    files.write_json(directory / 'adapter_drop_scores.json', result)
-    files.write_text(directory / 'adapter_drop_scores.md', render(result) + '\n')
-    print(render(result))
+    write(directory, 'adapter_drop_scores', result, render)
 
 
 def _define() -> dict[str, flags.FlagHolder]:

@@ -27,6 +27,7 @@ from adapters_jax.training.experiment import FROZEN_DTYPES
 from adapters_jax.training.placement import Placement
 from adapters_jax.training.provenance import describe
 from configs import quickstart
+from experiments.output import write
 
 EXACT = 'float32'
 
@@ -118,9 +119,7 @@ def main(output: str, method: str, seeds: int, epochs: float) -> None:
         'deviations': deviations(directory / f'{EXACT}_0'),
         **describe(),
     }
-    files.write_json(directory / 'frozen_dtype_scores.json', result)
-    files.write_text(directory / 'frozen_dtype_scores.md', render(result) + '\n')
-    print(render(result))
+    write(directory, 'frozen_dtype_scores', result, render)
 
 
 def _define() -> dict[str, flags.FlagHolder]:

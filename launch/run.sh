@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # A command of adapters_jax; the same line on a laptop, a machine with GPUs and a TPU VM:
-#   bash launch/run.sh COMMAND [options]     COMMAND: train, evaluate, sweep, predict or convert
+#   bash launch/run.sh COMMAND [options]     COMMAND: train, evaluate, sweep, predict,
+#                                          convert or compile
 #   bash launch/run.sh --prepare             only makes the environment
 # For example
 #   bash launch/run.sh train --config=configs/glue.py:task=rte --config.data.dir=GLUE \
@@ -78,8 +79,8 @@ prepare() {
 
 command=${1:-}
 case $command in
-  train | evaluate | sweep | predict | convert | --prepare) shift ;;
-  *) fail "expected train, evaluate, sweep, predict, convert or --prepare, got '$command'" ;;
+  train | evaluate | sweep | predict | convert | compile | --prepare) shift ;;
+  *) fail "expected train, evaluate, sweep, predict, convert, compile or --prepare, got '$command'" ;;
 esac
 find_accelerator
 if ! is_ready; then

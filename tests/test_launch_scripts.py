@@ -65,7 +65,7 @@ def test_prepare_runs_nothing(machine):
 def test_an_unknown_command_is_told_before_anything_is_installed(machine, words):
     done, calls = machine.run('run.sh', *words)
     assert (done.returncode, calls) == (1, [])
-    expected = 'expected train, evaluate, sweep, predict, convert or --prepare'
+    expected = 'expected train, evaluate, sweep, predict, convert, compile or --prepare'
     assert f"{expected}, got '{''.join(words[:1])}'" in done.stderr
 
 

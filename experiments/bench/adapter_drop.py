@@ -27,6 +27,7 @@ from adapters_jax.training.optimizer import OptimizerConfig, make_optimizer
 from adapters_jax.training.provenance import describe
 from adapters_jax.training.step import jit_train_step
 from experiments.bench.timing import Ratio, Times, compare
+from experiments.output import write
 
 TASK = Classification(labels=('no', 'yes'))
 MODES = {'inference': 'inference', 'training': 'training step'}
@@ -142,10 +143,7 @@ def main(
     result['methods'] = {
         method: measure(method, loaded, rows, length, repeats) for method in methods
     }
-    files.write_json(directory / 'adapter_drop.json', result)
-    files.write_text(directory / 'adapter_drop.md', render(result) + '\n')
-    print(render(result))
-    print(f'wrote {directory / "adapter_drop.json"} and {directory / "adapter_drop.md"}')
+    write(directory, 'adapter_drop', result, render)
 
 
 def _define() -> dict[str, flags.FlagHolder]:

@@ -10,7 +10,6 @@ is made. Writes DIR/memory.json and DIR/memory.md.
 import dataclasses
 import functools
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -29,6 +28,7 @@ from adapters_jax.training.experiment import DTYPES, FROZEN_DTYPES
 from adapters_jax.training.optimizer import OptimizerConfig, make_optimizer
 from adapters_jax.training.provenance import describe
 from adapters_jax.training.step import jit_train_step, lean_schedule
+from experiments.output import write
 
 # Layers, hidden size, feed-forward size, heads (Devlin et al. 2019, section 3).
 SHAPES = {'base': (12, 768, 3072, 12), 'large': (24, 1024, 4096, 16)}
@@ -184,15 +184,7 @@ def main(output: str, shapes: Sequence[str], rows: int, tokens: int) -> None:
     if unknown:
         raise ValueError(f'--shapes has {", ".join(unknown)}; expected {", ".join(SHAPES)}')
     directory = files.make_directory(output)
-    write(benchmark(shapes, rows, tokens), directory)
-
-
-def write(result: dict[str, Any], directory: Path) -> None:
-    """Write the numbers and the table, and print the table."""
-    files.write_json(directory / 'memory.json', result)
-    files.write_text(directory / 'memory.md', render(result) + '\n')
-    print(render(result))
-    print(f'wrote {directory / "memory.json"} and {directory / "memory.md"}')
+    write(directory, 'memory', benchmark(shapes, rows, tokens), render)
 
 
 def _define() -> dict[str, flags.FlagHolder]:

@@ -20,7 +20,6 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
-from adapters_jax import files
 from adapters_jax.adapters import registry
 from adapters_jax.adapters.bank import Bank
 from adapters_jax.interop.backbones import LoadedBackbone, load_backbone
@@ -29,6 +28,7 @@ from adapters_jax.models.heads import HeadBank, HeadConfig
 from adapters_jax.params import Tree
 from adapters_jax.training import provenance
 from experiments.bench import timing
+from experiments.output import write
 
 ROWS, ADAPTERS, CLASSES = 64, 16, 4
 METHODS = {
@@ -199,10 +199,7 @@ def main(_: list[str]) -> None:
     repeats = flags.FLAGS.repeats
     rows = measure([int(x) for x in flags.FLAGS.lengths], repeats)
     result = {'rows': rows, 'repeats': repeats} | provenance.describe()
-    output.mkdir(parents=True, exist_ok=True)
-    files.write_json(output / 'mixed_adapters.json', result)
-    files.write_text(output / 'mixed_adapters.md', render(result) + '\n')
-    print(f'{render(result)}\nwrote {output}/mixed_adapters.json and {output}/mixed_adapters.md')
+    write(output, 'mixed_adapters', result, render)
 
 
 if __name__ == '__main__':

@@ -30,6 +30,7 @@ from adapters_jax.training.provenance import describe
 from adapters_jax.training.run import Run
 from configs import quickstart
 from experiments.bench.timing import Ratio, Times, compare
+from experiments.output import write
 
 KEPT = {'computed': 'none', 'cached': 'float32'}  # training.trunk_cache
 WAYS = {'alone': 'alone, {} times', 'population': 'population of {}'}
@@ -216,15 +217,7 @@ def main(output: str, layers: Sequence[str], members: int, repeats: int, epochs:
         for count in counts
         if epochs
     ]
-    write(result, directory)
-
-
-def write(result: dict[str, Any], directory: Path) -> None:
-    """Write the numbers and the tables, and print the tables."""
-    files.write_json(directory / 'population.json', result)
-    files.write_text(directory / 'population.md', render(result) + '\n')
-    print(render(result))
-    print(f'wrote {directory / "population.json"} and {directory / "population.md"}')
+    write(directory, 'population', result, render)
 
 
 def _define() -> dict[str, flags.FlagHolder]:

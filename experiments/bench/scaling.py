@@ -30,6 +30,7 @@ from adapters_jax.training.placement import Placement, make_mesh
 from adapters_jax.training.provenance import describe
 from adapters_jax.training.state import prepare
 from experiments.bench.timing import Ratio, compare
+from experiments.output import write
 
 DEVICES = 8
 MESHES = {
@@ -303,10 +304,7 @@ def main(output: str, repeats: int, size: str, rows: int, timing: bool, programs
         result |= benchmark(config, repeats, size, rows, directory)
     if programs_:
         result['programs'] = programs(config, ('BERT-base', 'BERT-large'), directory)
-    files.write_json(stored, result)
-    files.write_text(directory / 'scaling.md', render(result) + '\n')
-    print(render(result))
-    print(f'wrote {stored} and {directory / "scaling.md"}')
+    write(directory, 'scaling', result, render)
 
 
 def _define() -> dict[str, flags.FlagHolder]:

@@ -9,7 +9,6 @@ any, or if an attempt did not end as it must.
 """
 
 import sys
-from pathlib import Path
 
 from absl import flags
 
@@ -17,6 +16,7 @@ from adapters_jax import entry, files
 from adapters_jax.training.provenance import describe
 from experiments.faults.campaign import Campaign
 from experiments.faults.report import render, totals
+from experiments.output import write
 
 
 def main(output: str, faults: int, seed: int, processes: int) -> None:
@@ -29,10 +29,7 @@ def main(output: str, faults: int, seed: int, processes: int) -> None:
         raise ValueError(f'--faults={faults}, --processes={processes}: expected 1 or more of each')
     directory = files.make_directory(output)
     result = Campaign(directory.resolve(), faults, seed).run(processes) | describe()
-    files.write_json(directory / 'faults.json', result)
-    files.write_text(directory / 'faults.md', render(result) + '\n')
-    print(render(result))
-    print(f'wrote {Path(output) / "faults.json"} and {Path(output) / "faults.md"}')
+    write(directory, 'faults', result, render)
     sums = totals(result)
     if sums['lost'] or sums['wrong'] or sums['ended as it must'] < sums['injected']:
         sys.exit(1)

@@ -6,6 +6,7 @@ import pytest
 import toy
 
 from experiments.bench import population
+from experiments.output import write
 
 pytestmark = pytest.mark.usefixtures('compiled_once')
 
@@ -35,7 +36,7 @@ def test_the_tables_are_made_of_the_numbers(tmp_path, capsys, monkeypatch):
     assert commands == {'layers': 1, 'epochs': 5, 'alone': 8.0, 'sweep': 3.0}
     assert [line[0] for line in lines] == ['train'] * 2 + ['sweep'] + ['train'] * 2
     assert all('--config=configs/quickstart.py:method=pfeiffer[leave_out=[0]]' in x for x in lines)
-    population.write(result | {'commands': [commands]}, tmp_path)
+    write(tmp_path, 'population', result | {'commands': [commands]}, population.render)
     table = (tmp_path / 'population.md').read_text()
     assert table in capsys.readouterr().out
     rows = [[cell.strip() for cell in row.split('|')[1:-1]] for row in table.splitlines()]

@@ -1,0 +1,21 @@
+"""What every experiment leaves: its numbers as JSON, and the tables that they make as Markdown."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from adapters_jax import files
+
+
+def write(
+    directory: Path | str, name: str, result: dict[str, Any], render: Callable[[Any], str]
+) -> None:
+    """Write `{name}.json` and `{name}.md`, and print the tables and what was written.
+
+    Raises:
+        DiskError: the disk is full, or the directory may not be written to.
+    """
+    numbers, table = (files.make_directory(directory) / f'{name}.{end}' for end in ('json', 'md'))
+    files.write_json(numbers, result)
+    files.write_text(table, render(result) + '\n')
+    print(f'{render(result)}\nwrote {numbers} and {table}')
