@@ -73,18 +73,10 @@ class Kinds(Stack):
         return value
 
     def sub_layer(self, layer, name, end):
-        """Let each kind change its rows of a sub-layer's output, and end those that it ends itself.
-
-        Where residual connection and LayerNorm follow, they follow for all rows at once.
-        """
-        acting = [member for member in self.members if member.ends(layer, name)]
-        output = end.output
-        for member in acting:
-            if member.closes(layer, name):
-                output = member.choose(member.adapt(layer, name, end), output)
-        result = end.finish(output)
-        for member in acting:
-            if not member.closes(layer, name):
+        """Let each kind end its rows of a sub-layer."""
+        result = end.finish(end.output)
+        for member in self.members:
+            if member.ends(layer, name):
                 result = member.choose(member.sub_layer(layer, name, end), result)
         return result
 
@@ -163,8 +155,7 @@ class Routed(Sites):
         rows = len(end.output)
         mask = None if end.mask is None or len(end.mask) != rows else 0
         bias = None if end.bias is None or end.bias.ndim == 1 else 0
-        kernel = jax.tree.map(lambda _: None, end.kernel)
-        axes = _flat(Linear(0, kernel, bias, 0, mask), end)
+        axes = _flat(Linear(0, None, bias, 0, mask), end)
         found = self._call(lambda s, x: s.linear(layer, sub_layer, name, x), end, axes)
         return self.choose(self._join(found), end.output)
 
@@ -196,34 +187,19 @@ class Routed(Sites):
             mask=jnp.concatenate([front, mask], axis=-1),
         )
 
-    def adapt(self, layer: int, name: str, end: SubLayer) -> Array:
-        """Change the own rows of a sub-layer's output; the others' are whatever comes out."""
-        return self._ending(end, lambda sites, part: sites.adapt(layer, name, part).output)
-
     def sub_layer(self, layer, name, end):
         """End the own rows of a sub-layer; the others' are whatever comes out."""
-        return self._ending(end, lambda sites, part: sites.sub_layer(layer, name, part))
-
-    def _ending(self, end: SubLayer, call: Callable[[Any, SubLayer], Array]) -> Array:
         stream, norm = end.stream, end.norm
         if norm is not None:
             scale, bias = (None if x.ndim == 1 else 0 for x in (norm.scale, norm.bias))
             norm = norm.replace(scale=scale, bias=bias)
         axes = _flat(SubLayer(0, 0, norm, _stream_axes(stream)), end)
-        return self._join(self._call(call, end, axes))
+        found = self._call(lambda s, x: s.sub_layer(layer, name, x), end, axes)
+        return self._join(found)
 
     def ends(self, layer: int, name: str) -> bool:
         """Tell whether the members act on the end of this sub-layer."""
-        return self._unmapped.ends(layer, name)
-
-    def closes(self, layer: int, name: str) -> bool:
-        """Tell whether residual connection and LayerNorm follow on what `adapt` returns."""
-        return self._unmapped.closes(layer, name)
-
-    @property
-    def _unmapped(self) -> Any:
-        """The members' sites with the parameters of all groups: good for questions alone."""
-        return self.bind(self.method, self.params, None, self.scope)
+        return self.bind(self.method, self.params, None, self.scope).ends(layer, name)
 
     def block(self, layer, stream):
         """Change the own rows of a block's output."""
