@@ -155,7 +155,8 @@ class Routed(Sites):
         rows = len(end.output)
         mask = None if end.mask is None or len(end.mask) != rows else 0
         bias = None if end.bias is None or end.bias.ndim == 1 else 0
-        axes = _flat(Linear(0, None, bias, 0, mask), end)
+        kernel = jax.tree.map(lambda _: None, end.kernel)
+        axes = _flat(Linear(0, kernel, bias, 0, mask), end)
         found = self._call(lambda s, x: s.linear(layer, sub_layer, name, x), end, axes)
         return self.choose(self._join(found), end.output)
 
