@@ -1,6 +1,7 @@
 """The campaign of faults, in small: it injects what it says, and sees what is lost or wrong."""
 
 import json
+import random
 import shutil
 
 import pytest
@@ -60,6 +61,19 @@ def test_it_would_see_what_is_wrong(toy_run, tmp_path):
         assert name in found
     assert f'checkpoint {newest.name}: _CHECKPOINT_METADATA is missing' in found
     assert 'checkpoint' not in ' '.join(runs.flaws(workdir, {newest}))
+
+
+def test_a_checkpoint_counts_as_spoilt_until_it_is_set_aside(tmp_path):
+    # The next attempt may be killed before it looks at its checkpoints.
+    spoilt = tmp_path / '21'
+    spoilt.mkdir()
+    damaged = {spoilt: spoilt.stat().st_ino}
+    attempt = injections.Attempt(lambda: None, tmp_path, 1.0, random.Random(0), damaged)
+    assert attempt.still_damaged() == {spoilt}
+    spoilt.rename(tmp_path / 'damaged-21')
+    assert not attempt.still_damaged()
+    spoilt.mkdir()
+    assert not attempt.still_damaged()
 
 
 @pytest.fixture(scope='module')

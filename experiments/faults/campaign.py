@@ -131,11 +131,14 @@ class Trial:
         self._folder = files.make_directory(folder)
         self._workdir = folder / 'run'
         self._newest = 0  # the step that the next attempt must go on from
+        self._damaged: dict[Path, int] = {}  # an attempt may be killed before it sets them aside
 
     def disturb(self, fault: str) -> dict[str, Any]:
         """Start the run once and let the fault befall it; return the record."""
         before = runs.steps_taken(self._workdir)
-        attempt = Attempt(self._start, self._workdir, self._calm.seconds, self._random)
+        attempt = Attempt(
+            self._start, self._workdir, self._calm.seconds, self._random, self._damaged
+        )
         try:
             ended = FAULTS[fault](attempt)
         except TimeoutError as error:
@@ -161,7 +164,7 @@ class Trial:
         found = ['a traceback'] if 'Traceback' in done.err else []
         if record['began_at'] != self._newest and (record['began_at'] or done.status == 0):
             found.append(f'went on from step {record["began_at"]} instead of {self._newest}')
-        return found + list(runs.flaws(self._workdir, attempt.damaged))
+        return found + list(runs.flaws(self._workdir, attempt.still_damaged()))
 
     def finish(self) -> bool:
         """Start the run once more, undisturbed; tell whether it finished."""
@@ -185,4 +188,4 @@ def _bound(attempt: Attempt) -> int:
     A checkpoint is sound once the next one begins, so there is always one that is no older than two
     intervals; where it was damaged, the one before it counts.
     """
-    return (2 + bool(attempt.damaged)) * runs.CHECKPOINT_EVERY
+    return (2 + bool(attempt.still_damaged())) * runs.CHECKPOINT_EVERY

@@ -24,15 +24,21 @@ _LONGEST = 240.0  # seconds that an attempt may take before it counts as hanging
 class Attempt:
     """One start of a run's command, to be disturbed.
 
-    `start` starts the command, `seconds` is what a whole undisturbed run takes.
+    `start` starts the command, `seconds` is what a whole undisturbed run takes. `damaged` has the
+    checkpoints spoilt on purpose, in this attempt or before, with their inodes.
     """
 
     start: Callable[..., Command]
     workdir: Path
     seconds: float
     random: random.Random
-    damaged: set[Path] = dataclasses.field(default_factory=set)
+    damaged: dict[Path, int] = dataclasses.field(default_factory=dict)
     moment: str = ''
+
+    def still_damaged(self) -> set[Path]:
+        """Return those spoilt that lie where they lay, nor set aside and written anew since."""
+        found = {path: path.stat().st_ino for path in self.damaged if path.exists()}
+        return {path for path, inode in found.items() if inode == self.damaged[path]}
 
     def wait(self, command: Command, moments: tuple[str, ...]) -> bool:
         """Wait for a random moment of these kinds; tell whether the command still runs then."""
@@ -120,7 +126,7 @@ def damage(how: str) -> Callable[[Attempt], Ended]:
         files = sorted(path for path in newest[1].rglob('*') if path.is_file())
         victim = attempt.random.choice([path for path in files if path.stat().st_size])
         _DAMAGES[how](victim, attempt.random)
-        attempt.damaged.add(newest[1])
+        attempt.damaged[newest[1]] = newest[1].stat().st_ino
         return dataclasses.replace(ended, told={'file': str(victim.relative_to(newest[1]))})
 
     return inject
