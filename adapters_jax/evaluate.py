@@ -75,11 +75,13 @@ def _evaluate_one(
     dropped: int,
 ) -> dict[str, Any]:
     """Score an adapter on a split, and write what it predicts."""
-    encoded = run.splits[split]
-    logits = inference.outputs(folder, run.backbone, encoded, run.config, dropped)
-    _write_predictions(predictions, run, split, logits)
-    labels = encoded.examples.get('label')
-    return {'examples': len(logits), **_score(run.task, logits, labels)}
+    encoded, rows = run.splits[split], run.texts[split]
+    found = inference.outputs(folder, run.backbone, encoded, run.config, dropped)
+    _write_predictions(predictions, run, split, found)
+    if not run.task.is_labelled(encoded):
+        return {'examples': len(rows), 'metrics': {}}
+    metrics = run.task.score(found, encoded, rows)
+    return {'examples': len(rows), 'metrics': metrics, **run.task.details(found, encoded, rows)}
 
 
 def _evaluate_tasks(
@@ -110,28 +112,19 @@ def _evaluate_tasks(
     }
 
 
-def _score(task: Any, logits: np.ndarray, labels: np.ndarray | None) -> dict[str, Any]:
-    if labels is None:
-        return {'metrics': {}}
-    scores: dict[str, Any] = {'metrics': task.metrics(logits, labels)}
-    if task.label_kind == 'class':
-        scores['confusion'] = task.confusion(logits, labels)
-        scores['labels'] = list(task.labels)
-    return scores
-
-
 def _write_predictions(
-    path: Path, run: experiment.Experiment, split: str, logits: np.ndarray
+    path: Path, run: experiment.Experiment, split: str, outputs: np.ndarray
 ) -> None:
-    """Write each example's text, gold label (as 'gold', where known) and prediction."""
+    """Write each row's texts, gold label (as 'gold', where known) and prediction."""
     if not processes.is_writer():
         return
-    texts = run.texts[split]
+    rows, task = run.texts[split], run.task
+    predicted = task.predict(outputs, run.splits[split], rows)
     with files.atomic(path) as temporary, temporary.open('w', encoding='utf-8') as lines:
-        for row, predicted in zip(texts, run.task.predictions(logits), strict=True):
-            gold = {'gold': row['label']} if 'label' in row else {}
-            named = {key: row[key] for key in ('text_a', 'text_b') if key in row}
-            lines.write(json.dumps(named | gold | predicted, ensure_ascii=False) + '\n')
+        for row, one in zip(rows, predicted, strict=True):
+            lines.write(json.dumps(task.shown(row) | one, ensure_ascii=False) + '\n')
+    for suffix, text in task.native_files(rows, predicted, run.config.data).items():
+        files.write_text(path.with_suffix(suffix), text)
 
 
 def main(workdir: str, split: str, drop_layers: int) -> None:
@@ -153,13 +146,11 @@ def main(workdir: str, split: str, drop_layers: int) -> None:
 def _show(adapter: Path, name: str, result: dict[str, Any]) -> None:
     """Print what an adapter scored on a split."""
     print(f'{name}: {result["examples"]:,} examples')
-    if result['metrics']:
-        print(entry.table(result['metrics']))
-    else:
+    if not result['metrics']:
         print('  the split has no labels: predictions only')
-    if 'confusion' in result:
-        task = experiment.task_of(adapter_folder.load(adapter))
-        print(task.confusion_text(result['confusion']))
+        return
+    print(entry.table(result['metrics']))
+    print(experiment.task_of(adapter_folder.load(adapter)).details_text(result), end='')
 
 
 def _define() -> dict[str, flags.FlagHolder]:

@@ -110,6 +110,8 @@ class Model:
     ) -> Float[Array, 'B S C']:
         """Return the outputs of every example in the batch, in float32; no key, no dropout.
 
+        With a head of tokens they are those of every token, [B, T, C].
+
         `record` is filled with the weights of AdapterFusion by place. For a bank the batch has the
         column `adapter`: the number of each row's adapter, or of each group of rows on end.
         """
@@ -132,7 +134,12 @@ class Model:
             rngs={} if key is None else {'dropout': functional.fold(key, 1)},
         )
         copies = getattr(self.method, 'replicas', 1)
-        segments = jnp.tile(self.method.lengthen(batch['segments'], rows), (copies, 1))
+        segments = self.method.lengthen(batch['segments'], rows)
+        if (self.heads or self.head_config).per_token:
+            present = self.method.lengthen(jnp.ones_like(batch['segments']), rows)
+            hidden = _own_places(hidden, jnp.tile(present, (copies, 1)), batch['segments'].shape[1])
+            segments = batch['segments']
+        segments = jnp.tile(segments, (copies, 1))
         starts = jnp.tile(batch['starts'], (copies, 1))
         pooled = hidden, segments, starts, functools.partial(self._pool, params, sites)
         key = functional.fold(key, 2)
@@ -188,6 +195,16 @@ class Model:
         if place.stage == 'block_end':
             return here['block'][0]
         raise ValueError(f'no output is stored at the place {place.stage} of a layer')
+
+
+def _own_places(
+    hidden: Float[Array, 'B P+T D'], present: Int[Array, 'B P+T'], length: int
+) -> Float[Array, 'B T D']:
+    """Return the states of a row's own tokens, without those of inserted vectors."""
+    if hidden.shape[1] == length:
+        return hidden
+    order = jnp.argsort(present == 0, axis=1, stable=True)[:, :length]
+    return jnp.take_along_axis(hidden, order[:, :, None], axis=1)
 
 
 def attention_mask(segments: Int[Array, 'B T'], examples: int) -> Bool[Array, 'B 1 #T T']:

@@ -27,6 +27,7 @@ from adapters_jax.data.encoded import Encoded
 from adapters_jax.interop import formats
 from adapters_jax.interop.adapter_folder import AdapterFolder
 from adapters_jax.interop.backbones import LoadedBackbone
+from adapters_jax.tasks.task import Encoding, Task
 from adapters_jax.training import experiment, serving
 
 Rows = list[dict[str, Any]]
@@ -94,54 +95,29 @@ def _predict(
         name: [i for i, own in enumerate(chosen) if own == name] for name in dict.fromkeys(chosen)
     }
     tasks = {name: experiment.task_of(folders[name]) for name in places}
-    encoded = {name: _encode(rows, own, folders[name], loaded) for name, own in places.items()}
+    texts = {
+        name: tasks[name].rows_of([rows[i] for i in own], [i + 1 for i in own], folders[name].pair)
+        for name, own in places.items()
+    }
+    encoded = {name: _encode(texts[name], tasks[name], folders[name], loaded) for name in places}
     config.data.max_length = max(folders[name].max_length for name in places)
     if len(places) > 1:
         config.data.batching = 'buckets'  # each row is one text, and one adapter's
     found = serving.outputs(folders, loaded, encoded, config, drop_layers)
     result: Rows = [{}] * len(rows)
     for name, own in places.items():
-        for place, told in zip(own, tasks[name].predictions(found[name]), strict=True):
-            result[place] = rows[place] | told
+        told = tasks[name].predict(found[name], encoded[name], texts[name])
+        for place, one in zip(own, told, strict=True):
+            result[place] = rows[place] | one
     return result
 
 
 def _encode(
-    rows: Rows, places: list[int], folder: AdapterFolder, loaded: LoadedBackbone
+    texts: datasets.Dataset, task: Task, folder: AdapterFolder, loaded: LoadedBackbone
 ) -> Encoded:
-    texts = read_texts([rows[i] for i in places], folder.pair, [i + 1 for i in places])
-    return tokenize.encode(
-        texts,
-        tokenize.load_tokenizer(loaded.directory),
-        folder.max_length,
-        positions=experiment.bind(folder, loaded).text_positions,
-        cache_dir=None,
-    )
-
-
-def read_texts(rows: Rows, pair: bool | None, lines: Iterable[int]) -> datasets.Dataset:
-    """Return the rows' texts under `text_a` and, for an adapter of pairs, `text_b`.
-
-    Where the adapter does not say (`pair` is None), the first row's fields do. `lines` are the
-    rows' numbers in the input.
-
-    Raises:
-        ValueError: a row without the fields of the first one, or a text that is none.
-    """
-    if pair is None:
-        pair = 'text_b' in rows[0]
-    names = {'text_a': 'text_a' if pair or 'text_a' in rows[0] else 'text'}
-    if pair:
-        names['text_b'] = 'text_b'
-    wanted = '"text_a" and "text_b": the adapter is for pairs' if pair else '"text"'
-    for number, row in zip(lines, rows, strict=True):
-        for name in names.values():
-            if not isinstance(row.get(name), str) or not row[name].strip():
-                raise ValueError(
-                    f'input line {number} has no text under {name!r}; expected {wanted} '
-                    f'(this one has: {", ".join(row)})'
-                )
-    return datasets.Dataset.from_dict({k: [row[v] for row in rows] for k, v in names.items()})
+    tokenizer = tokenize.load_tokenizer(loaded.directory)
+    positions = experiment.bind(folder, loaded).text_positions
+    return task.encode(texts, Encoding(tokenizer, folder.max_length, positions))
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

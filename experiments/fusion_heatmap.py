@@ -29,6 +29,7 @@ from adapters_jax.adapters.composition import Fuse
 from adapters_jax.data import pipeline, tokenize
 from adapters_jax.interop import formats
 from adapters_jax.model import Model
+from adapters_jax.tasks.texts import text_rows
 from adapters_jax.training import batching, experiment
 
 _KINDS = ('.png', '.svg')
@@ -74,9 +75,9 @@ def mean_weights(
     folder, loaded = formats.load(Path(adapter), backbone)
     model = experiment.bind(folder, loaded)
     names = fused(model)
-    texts = prediction.read_texts(list(rows), folder.pair, range(1, len(rows) + 1))
+    rows_of_text = text_rows(list(rows), range(1, len(rows) + 1), folder.pair)
     encoded = tokenize.encode(
-        texts,
+        rows_of_text,
         tokenize.load_tokenizer(loaded.directory),
         folder.max_length,
         positions=model.text_positions,

@@ -28,6 +28,10 @@ class Encoded:
         the split is unlabelled).
     truncated: how many examples of the split were cut to the longest length allowed, as counted
         when they were encoded (a selection of examples does not know, and says 0).
+    aside: token columns that no batch has, such as the word that a token stands for: what it takes
+        to make predictions of the outputs.
+    rows: int64 [N], ascending: the row of the split that each example is a part of, where a row may
+        be cut into several; None where example i is row i.
 
     Raises ValueError where the shapes do not fit together.
     """
@@ -36,18 +40,21 @@ class Encoded:
     offsets: np.ndarray
     examples: dict[str, np.ndarray]
     truncated: int = 0
+    aside: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    rows: np.ndarray | None = None
 
     def __post_init__(self):
         offsets = self.offsets
         if offsets.ndim != 1 or not offsets.size or offsets[0] or (np.diff(offsets) < 0).any():
             raise ValueError('offsets must be one ascending row of numbers that begins with 0.')
-        for name, column in self.tokens.items():
+        for name, column in (self.tokens | self.aside).items():
             if column.shape[:1] != (offsets[-1],):
                 raise ValueError(
                     f'Token column {name!r} has shape {column.shape}, but the offsets end at '
                     f'{offsets[-1]}.'
                 )
-        for name, column in self.examples.items():
+        numbered = {} if self.rows is None else {'rows': self.rows}
+        for name, column in (self.examples | numbered).items():
             if column.shape[:1] != (len(self),):
                 raise ValueError(
                     f'Example column {name!r} has shape {column.shape}, but there are '
@@ -71,6 +78,8 @@ class Encoded:
             tokens={name: column[source] for name, column in self.tokens.items()},
             offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
             examples={name: column[indices] for name, column in self.examples.items()},
+            aside={name: column[source] for name, column in self.aside.items()},
+            rows=None if self.rows is None else self.rows[indices],
         )
 
     def fingerprint(self, columns: Sequence[str] | None = None) -> str:

@@ -1,7 +1,7 @@
-"""Heads: from the backbone's hidden states to a task's outputs, one vector per example.
+"""Heads: from the backbone's hidden states to a task's outputs, for each example or each token.
 
 A row may hold several short texts, so a head pools each of a row's S examples by itself; a row
-with one text is the case S = 1.
+with one text is the case S = 1. A head whose pooling is 'tokens' pools nothing, and its S is T.
 """
 
 import dataclasses
@@ -18,6 +18,7 @@ from adapters_jax import functional
 from adapters_jax.models.block import Dense
 
 POOLINGS = ('mean', 'cls', 'pooler')
+TOKENS = 'tokens'  # what a task that wants an output for every token has in place of them
 Pooler = Callable[[Float[Array, 'B S D']], Float[Array, 'B S D']]
 
 
@@ -43,7 +44,9 @@ def pool(
     starts: Int[Array, 'B S'],
     pooler: Pooler,
 ) -> Float[Array, 'B S D']:
-    """Return one vector for each example of each row, in float32."""
+    """Return one vector for each example of each row, or for each token, in float32."""
+    if pooling == TOKENS:
+        return hidden.astype(jnp.float32)
     if pooling == 'mean':
         return mean_pool(hidden, segments, starts.shape[1])
     x = first_token(hidden, starts)
@@ -54,9 +57,10 @@ def pool(
 class HeadConfig:
     """How an example's tokens become outputs.
 
-    `pooling` is 'mean' over the example's tokens, 'cls' (its first token) or 'pooler' (the
-    checkpoint's own dense layer and tanh on the first token). `layers` counts dense layers; all but
-    the last keep the hidden size and are followed by `activation`. Dropout precedes each.
+    `pooling` is 'mean' over the example's tokens, 'cls' (its first token), 'pooler' (the
+    checkpoint's own dense layer and tanh on the first token), or 'tokens': none. `layers` counts
+    dense layers; all but the last keep the hidden size and are followed by `activation`. Dropout
+    precedes each.
     """
 
     pooling: str = 'mean'
@@ -66,13 +70,18 @@ class HeadConfig:
 
     def __post_init__(self) -> None:
         """Refuse what no head can be built from."""
-        if self.pooling not in POOLINGS:
+        if self.pooling not in (*POOLINGS, TOKENS):
             raise ValueError(f'head.pooling is {self.pooling!r}; expected one of {POOLINGS}')
         if self.layers < 1:
             raise ValueError(f'head.layers is {self.layers}; expected 1 or more')
         if not 0 <= self.dropout < 1:
             raise ValueError(f'head.dropout is {self.dropout}; expected a number in [0, 1)')
         functional.activation(self.activation)
+
+    @property
+    def per_token(self) -> bool:
+        """Whether each token has outputs of its own, instead of each example."""
+        return self.pooling == TOKENS
 
     def to_json(self) -> dict[str, Any]:
         """Return every field as JSON values."""
@@ -97,7 +106,7 @@ class HeadConfig:
 
 
 class PooledHead(nn.Module):
-    """Pooling and dense layers: classification and regression of whole texts."""
+    """Pooling and dense layers: of whole texts, or of each token."""
 
     config: HeadConfig
     outputs: int
@@ -111,7 +120,7 @@ class PooledHead(nn.Module):
         pooler: Pooler,
         deterministic: bool,
     ) -> Float[Array, 'B S C']:
-        """Return one vector of outputs for each example of each row, in float32."""
+        """Return one vector of outputs for each example or token of each row, in float32."""
         c = self.config
         x = pool(c.pooling, hidden, segments, starts, pooler)
         for i in range(c.layers):
@@ -137,9 +146,26 @@ class HeadBank:
 
     All outputs are as wide as the widest head's; what a row's own head does not have is zero, and
     so is all of a row without a head (number -1).
+
+    Raises:
+        ValueError: heads of tokens together with heads of examples.
     """
 
     heads: tuple[tuple[str, HeadConfig, int], ...]
+
+    def __post_init__(self) -> None:
+        """Refuse outputs of two shapes."""
+        kinds = {config.per_token: name for name, config, _ in self.heads}
+        if len(kinds) > 1:
+            raise ValueError(
+                f'{kinds[True]!r} has outputs for each token and {kinds[False]!r} for each text, '
+                'so they cannot share a batch; train or predict them by themselves'
+            )
+
+    @property
+    def per_token(self) -> bool:
+        """Whether each token has outputs of its own, instead of each example."""
+        return self.heads[0][1].per_token
 
     @property
     def outputs(self) -> int:
@@ -164,7 +190,8 @@ class HeadBank:
         key: jax.Array | None,
     ) -> Float[Array, 'B S C']:
         """Return the outputs of each row's own head, in float32; no key, no dropout."""
-        result = jnp.zeros((*starts.shape, self.outputs), jnp.float32)
+        places = segments.shape if self.per_token else starts.shape
+        result = jnp.zeros((*places, self.outputs), jnp.float32)
         for config in dict.fromkeys(config for _, config, _ in self.heads):
             numbers = [i for i, head in enumerate(self.heads) if head[1] == config]
             x = pool(config.pooling, hidden, segments, starts, pooler)

@@ -11,7 +11,9 @@ import numpy as np
 import sklearn.metrics
 from jaxtyping import Array, Float, Float32, Int
 
-from adapters_jax.tasks.task import Task, masked_sum, register
+from adapters_jax.data.encoded import Encoded
+from adapters_jax.tasks.task import Column, Rows, masked_sum, register
+from adapters_jax.tasks.texts import TextTask
 
 Metric = Callable[['Classification', np.ndarray, np.ndarray], float]
 MAX_TABLE = 20  # classes of which a terminal still shows the whole confusion matrix
@@ -66,7 +68,7 @@ METRICS: dict[str, Metric] = {
 
 @register
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Classification(Task):
+class Classification(TextTask):
     """Choose one of `labels`.
 
     Attributes:
@@ -81,6 +83,8 @@ class Classification(Task):
 
     name: ClassVar[str] = 'classification'
     label_kind: ClassVar[Literal['class', 'number']] = 'class'
+    labels_in: ClassVar[Mapping[str, Column]] = {'label': Column('example', np.int32)}
+    smooths: ClassVar[bool] = True
     known_metrics: ClassVar[Mapping[str, Metric]] = METRICS
     default_metrics: ClassVar[tuple[str, ...]] = ('accuracy', 'f1_macro')
 
@@ -118,6 +122,14 @@ class Classification(Task):
         twice = [label for label, count in Counter(self.labels).items() if count > 1]
         if twice:
             raise ValueError(f'each class may be named once, but these are repeated: {twice}')
+
+    @classmethod
+    def settings(cls, given: Mapping[str, Any], train: Rows | None) -> dict[str, Any]:
+        """Return the classes: as given, else those of the training rows."""
+        labels = given['labels']
+        if train is not None and not labels:
+            labels = sorted(set(train['label']))
+        return {'labels': tuple(labels), 'positive': given['positive']}
 
     @property
     def num_outputs(self) -> int:
@@ -190,6 +202,15 @@ class Classification(Task):
             {'prediction': name, 'label': name, 'logits': logits}
             for name, logits in zip(names, outputs.tolist(), strict=True)
         ]
+
+    def details(self, outputs: np.ndarray, encoded: Encoded, rows: Rows) -> dict[str, Any]:
+        """Return the confusion matrix and what its rows and columns are."""
+        confusion = self.confusion(outputs, encoded.examples['label'])
+        return {'confusion': confusion, 'labels': list(self.labels)}
+
+    def details_text(self, details: Mapping[str, Any]) -> str:
+        """Render the confusion matrix for a terminal."""
+        return self.confusion_text(details['confusion'])
 
     def confusion(self, outputs: np.ndarray, labels: np.ndarray) -> list[list[int]]:
         """Count examples by true class (outer) and predicted class (inner).

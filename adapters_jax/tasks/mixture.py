@@ -14,8 +14,6 @@ from jaxtyping import Array, Float, Float32
 
 from adapters_jax.tasks.task import Task
 
-LABEL_DTYPES = {'class': jnp.int32, 'number': jnp.float32}
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Mixture:
@@ -84,7 +82,7 @@ class Mixture:
         """Return each task's loss and the count of its examples by name; see `loss`."""
         found = {}
         for number, (name, task) in enumerate(zip(self.names, self.tasks, strict=True)):
-            smoothing = label_smoothing if task.label_kind == 'class' else 0.0
+            smoothing = label_smoothing if task.smooths else 0.0
             own = outputs[..., : task.num_outputs]
             found[name] = task.loss(own, self._own(batch, number), smoothing)
         return found
@@ -92,10 +90,12 @@ class Mixture:
     def _own(self, batch: Mapping[str, Array], number: int) -> dict[str, Array]:
         """Return the batch with the examples of one task as the only real ones."""
         mine = batch['example_mask'] & (batch['task'] == number)
-        kind = LABEL_DTYPES[self.tasks[number].label_kind]
-        # Labels of the others may be no classes of this task.
-        labels = jnp.where(mine, batch['label'], 0).astype(kind)
-        return {**batch, 'example_mask': mine, 'label': labels}
+        own = {'example_mask': mine}
+        for name, column in self.tasks[number].labels_in.items():
+            # A row holds examples of one task. Labels of the others may be none of this task.
+            where = mine if column.per == 'example' else mine.any(1, keepdims=True)
+            own[name] = jnp.where(where, batch[name], column.empty).astype(column.dtype)
+        return {**batch, **own}
 
     @property
     def higher_is_better(self) -> bool:

@@ -10,7 +10,8 @@ import scipy.stats
 import sklearn.metrics
 from jaxtyping import Array, Float, Float32
 
-from adapters_jax.tasks.task import Task, masked_sum, register
+from adapters_jax.tasks.task import Column, masked_sum, register
+from adapters_jax.tasks.texts import TextTask
 
 Metric = Callable[[np.ndarray, np.ndarray], float]
 FLOAT32_MAX = float(np.finfo(np.float32).max)
@@ -42,11 +43,12 @@ METRICS: dict[str, Metric] = {
 
 @register
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Regression(Task):
+class Regression(TextTask):
     """Give a number, in the unit of the training labels and not clipped to their range."""
 
     name: ClassVar[str] = 'regression'
     label_kind: ClassVar[Literal['class', 'number']] = 'number'
+    labels_in: ClassVar[Mapping[str, Column]] = {'label': Column('example', np.float32)}
     known_metrics: ClassVar[Mapping[str, Metric]] = METRICS
     default_metrics: ClassVar[tuple[str, ...]] = ('pearson', 'spearman', 'mse')
     lower_is_better: ClassVar[frozenset[str]] = frozenset({'mse', 'mae'})

@@ -8,12 +8,45 @@ arrays, so it may be a static argument of a jitted function.
 import abc
 import dataclasses
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, ClassVar, Literal, Self
+import os
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Any, ClassVar, Literal, NamedTuple, Self
 
+import datasets
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Float32
+
+from adapters_jax.data.encoded import Encoded
+from adapters_jax.data.tokenize import Tokenizer
+from adapters_jax.models.heads import TOKENS, HeadConfig
+
+Rows = datasets.Dataset  # a split as people know it; each row may be several examples, or a part
+Objects = Sequence[dict[str, Any]]
+
+
+class Column(NamedTuple):
+    """A column of labels in a batch: one for each example [B, S], or for each token [B, T].
+
+    `empty` is the label of what has none.
+    """
+
+    per: Literal['example', 'token']
+    dtype: Any
+    empty: int = 0
+
+
+class Encoding(NamedTuple):
+    """How rows become tokens: by which tokenizer, of which length, and where they are kept.
+
+    `positions` is how many tokens the model can take; `cache_dir` may be None.
+    """
+
+    tokenizer: Tokenizer
+    max_length: int
+    positions: int | None = None
+    cache_dir: str | os.PathLike | None = None
+
 
 _KINDS: dict[str, type['Task']] = {}
 
@@ -31,7 +64,10 @@ class Task(abc.ABC):
     """
 
     name: ClassVar[str]
-    label_kind: ClassVar[Literal['class', 'number']]
+    # Whether the head gives outputs for each token, instead of each example.
+    per_token: ClassVar[bool] = False
+    smooths: ClassVar[bool] = False  # whether label smoothing has a meaning
+    labels_in: ClassVar[Mapping[str, Column]]  # the columns of labels by name
     known_metrics: ClassVar[Collection[str]]
     default_metrics: ClassVar[tuple[str, ...]]
     lower_is_better: ClassVar[frozenset[str]] = frozenset()
@@ -66,12 +102,40 @@ class Task(abc.ABC):
     def num_outputs(self) -> int:
         """Numbers that the head gives for one example (C)."""
 
+    @classmethod
     @abc.abstractmethod
-    def label_column(self, values: Sequence[Any]) -> np.ndarray:
-        """Turn the labels of N examples into an array [N], int32 for classes, float32 for numbers.
+    def read(cls, data: Mapping[str, Any]) -> dict[str, Rows]:
+        """Read the splits that the config's section `data` names, in the kind's normal form.
 
         Raises:
-            ValueError: a label that the task cannot stand for.
+            ValueError, FileNotFoundError: with one sentence on what to change.
+        """
+
+    @classmethod
+    def settings(cls, given: Mapping[str, Any], train: Rows | None) -> dict[str, Any]:
+        """Return the fields that the config's section `task`, or the training rows, decide.
+
+        `train` is None where a run is only described (`adapters_jax.compile`).
+        """
+        return {}
+
+    @abc.abstractmethod
+    def encode(self, rows: Rows, encoding: Encoding) -> Encoded:
+        """Turn rows into tokens and, where they have labels, into the columns of `labels_in`.
+
+        Raises:
+            ValueError: a label that the task cannot stand for, or a row that no length fits.
+        """
+
+    @abc.abstractmethod
+    def rows_of(self, objects: Objects, lines: Iterable[int], pair: bool | None) -> Rows:
+        """Return the rows to predict for of JSON objects with the task's fields.
+
+        `lines` are the objects' numbers in their file; `pair` is whether an adapter takes two
+        texts, where that is known.
+
+        Raises:
+            ValueError: an object without a field, or with a value that is none; its line is named.
         """
 
     @abc.abstractmethod
@@ -81,19 +145,45 @@ class Task(abc.ABC):
         batch: Mapping[str, Array],
         label_smoothing: float = 0.0,
     ) -> tuple[Float32[Array, ''], Float32[Array, '']]:
-        """Return the sum of the losses of the batch's real examples, and their count."""
+        """Return the sum of the losses of the batch's real examples, and the count of losses."""
+
+    @abc.abstractmethod
+    def _score(self, outputs: np.ndarray, encoded: Encoded, rows: Rows) -> dict[str, float]:
+        """Compute the reported metrics of finite outputs; see `score`."""
+
+    @abc.abstractmethod
+    def _predict(self, outputs: np.ndarray, encoded: Encoded, rows: Rows) -> list[dict[str, Any]]:
+        """Return what is predicted for each row by finite outputs; see `predict`."""
+
+    @abc.abstractmethod
+    def shown(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what a file of predictions repeats of a row: texts, and the label as `gold`."""
+
+    def head(self, config: HeadConfig) -> HeadConfig:
+        """Return the head that a config asks for as this task needs it."""
+        return dataclasses.replace(config, pooling=TOKENS) if self.per_token else config
+
+    def details(self, outputs: np.ndarray, encoded: Encoded, rows: Rows) -> dict[str, Any]:
+        """Return what an evaluation reports besides the metrics, as JSON-able values."""
+        return {}
+
+    def details_text(self, details: Mapping[str, Any]) -> str:
+        """Render details for a terminal."""
+        return ''
+
+    def native_files(
+        self, rows: Rows, predicted: Sequence[dict[str, Any]], data: Mapping[str, Any]
+    ) -> dict[str, str]:
+        """Return predictions in the field's own formats: texts of files by their suffixes."""
+        return {}
+
+    def is_labelled(self, encoded: Encoded) -> bool:
+        """Whether a split has labels."""
+        return self.labels_in.keys() <= encoded.examples.keys() | encoded.tokens.keys()
 
     def parts(self, outputs: Any, batch: Any, label_smoothing: Any = 0.0) -> dict[str, Any]:
         """Return each task's loss and count, where there are several; see `Mixture.parts`."""
         return {}
-
-    @abc.abstractmethod
-    def _scores(self, outputs: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-        """Compute the reported metrics of finite outputs [N, C] and labels [N], N > 0."""
-
-    @abc.abstractmethod
-    def _describe(self, outputs: np.ndarray) -> list[dict[str, Any]]:
-        """Return what is predicted for each row of finite outputs [N, C]."""
 
     @property
     def higher_is_better(self) -> bool:
@@ -108,44 +198,60 @@ class Task(abc.ABC):
             return True
         return new > best if self.higher_is_better else new < best
 
-    def metrics(self, outputs: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-        """Compute the reported metrics once, over all outputs [N, C] and labels [N] of a split.
+    def score(self, outputs: np.ndarray, encoded: Encoded, rows: Rows) -> dict[str, float]:
+        """Compute the reported metrics once, over all outputs of a split.
 
         Every metric is NaN where an output is not finite: the model has diverged, and one member
         of a population may do so without ending the others.
 
-        Raises:
-            ValueError: no examples, or shapes that do not fit.
-        """
-        outputs, labels = self._checked(outputs), np.asarray(labels)
-        if labels.shape != (len(outputs),):
-            raise ValueError(f'{len(outputs)} outputs need as many labels, not {labels.shape}')
-        if not len(outputs):
-            raise ValueError('metrics need at least one labelled example, but the split has none')
-        if not np.isfinite(outputs).all():
-            return dict.fromkeys(self.metric_names, math.nan)
-        return self._scores(outputs, labels)
+        Args:
+            outputs: [N, C] for the N examples of `encoded`, or [L, C] for all their L tokens.
+            encoded: the split as `encode` made it.
+            rows: the same as people know it.
 
-    def predictions(self, outputs: np.ndarray) -> list[dict[str, Any]]:
-        """Return one JSON-able object for each row of outputs [N, C], with the key `prediction`.
+        Raises:
+            ValueError: no labelled examples, or shapes that do not fit.
+        """
+        outputs = self._checked(outputs, self._count(encoded))
+        if not len(encoded) or not self.is_labelled(encoded):
+            raise ValueError('metrics need at least one labelled example, but the split has none')
+        return self._finite_or_nan(outputs, lambda: self._score(outputs, encoded, rows))
+
+    def predict(self, outputs: np.ndarray, encoded: Encoded, rows: Rows) -> list[dict[str, Any]]:
+        """Return one JSON-able object for each row, with the key `prediction`; see `score`.
 
         Raises:
             ValueError: a shape that does not fit, or outputs that are not finite.
         """
-        outputs = self._checked(outputs)
+        outputs = self._finite(self._checked(outputs, self._count(encoded)))
+        return self._predict(outputs, encoded, rows)
+
+    def _count(self, encoded: Encoded) -> int:
+        """Return how many vectors of outputs there are for a split."""
+        return int(encoded.offsets[-1]) if self.per_token else len(encoded)
+
+    def _checked(self, outputs: np.ndarray, count: int | None = None) -> np.ndarray:
+        outputs, wanted = np.asarray(outputs), ['N' if count is None else count, self.num_outputs]
+        right = outputs.ndim == 2 and outputs.shape[1] == self.num_outputs
+        if not right or count not in (None, len(outputs)):
+            shown = ', '.join(map(str, wanted))
+            raise ValueError(f'outputs must have the shape [{shown}], not {list(outputs.shape)}')
+        return outputs
+
+    def _finite_or_nan(
+        self, outputs: np.ndarray, scores: Callable[[], dict[str, float]]
+    ) -> dict[str, float]:
+        if not np.isfinite(outputs).all():
+            return dict.fromkeys(self.metric_names, math.nan)
+        return scores()
+
+    def _finite(self, outputs: np.ndarray) -> np.ndarray:
         bad = np.flatnonzero(~np.isfinite(outputs).all(-1))
         if len(bad):
+            what = 'tokens' if self.per_token else 'examples'
             raise ValueError(
                 f'the model gives outputs that are not finite for {len(bad)} of {len(outputs)} '
-                f'examples (the first is number {bad[0]}): its training has diverged'
-            )
-        return self._describe(outputs)
-
-    def _checked(self, outputs: np.ndarray) -> np.ndarray:
-        outputs = np.asarray(outputs)
-        if outputs.ndim != 2 or outputs.shape[1] != self.num_outputs:
-            raise ValueError(
-                f'outputs must have the shape [N, {self.num_outputs}], not {list(outputs.shape)}'
+                f'{what} (the first is number {bad[0]}): its training has diverged'
             )
         return outputs
 

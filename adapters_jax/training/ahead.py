@@ -109,11 +109,13 @@ def _experiment(config: Config, labels: int) -> Experiment:
     """Return the parts of a run, with shapes for the backbone and without any split."""
     members = load_members(config)
     backbone = describe_backbone(config.backbone)
-    is_class = tasks.kind(config.task.name).label_kind == 'class'
-    names = [f'label {i}' for i in range(labels or 2)] if is_class else []
-    if config.task.positive:
-        names[-1:] = [config.task.positive]
-    task = make_task(config, {'train': {'label': names}})
+    if not config.task.labels:
+        names = [f'label {i}' for i in range(labels or 2)]
+        if config.task.positive:
+            names[-1:] = [config.task.positive]
+        config = config.copy_and_resolve_references()
+        config.task.labels = tuple(names)
+    task = make_task(config, None)
     model = make_model(config, members, task, backbone)
     return Experiment(config, backbone, task, model, {}, {}, members)
 
@@ -139,9 +141,11 @@ def _batch(
             'where texts share a row'
         )
     rows = batching.filled_rows(config, config.training.batch_size, placement.row_parts)
-    number = jnp.int32 if tasks.kind(config.task.name).label_kind == 'class' else jnp.float32
+    labels = tasks.kind(config.task.name).labels_in.items()
     tokens = dict.fromkeys(('input_ids', 'token_type_ids', 'positions', 'segments'), jnp.int32)
-    per_text = {'starts': jnp.int32, 'example_mask': bool, 'example_id': jnp.int32, 'label': number}
+    per_text = {'starts': jnp.int32, 'example_mask': bool, 'example_id': jnp.int32}
+    tokens |= {name: column.dtype for name, column in labels if column.per == 'token'}
+    per_text |= {name: column.dtype for name, column in labels if column.per == 'example'}
     shapes = {name: jax.ShapeDtypeStruct((rows, length), dtype) for name, dtype in tokens.items()}
     shapes |= {name: jax.ShapeDtypeStruct((rows, texts), dtype) for name, dtype in per_text.items()}
     where = sharding.by_rows(placement.mesh)

@@ -26,8 +26,12 @@ def outputs(
     policy: Policy,
     pad_id: int,
     mesh: Mesh,
+    per_token: bool = False,
 ) -> Float[np.ndarray, 'N C']:
     """Return the outputs of every example of a split, in the split's order.
+
+    With `per_token` the outputs of `forward` are [B, T, ...], and those of the examples' tokens
+    are returned end to end, as the columns `tokens` of the split are.
 
     Raises:
         RuntimeError: an example that no batch, or more than one, carried.
@@ -38,21 +42,28 @@ def outputs(
     gather = jax.jit(lambda *arrays: arrays, out_shardings=replicated(mesh))
 
     def collect() -> None:
-        values, examples, mask = (np.asarray(array) for array in waiting.popleft())
-        for example, row in zip(examples[mask].tolist(), values[mask], strict=True):
+        values, examples, mask, starts = (np.asarray(array) for array in waiting.popleft())
+        rows, slots = np.nonzero(mask)
+        for row, slot, example in zip(rows, slots, examples[mask].tolist(), strict=True):
             if example in collected:
                 raise RuntimeError(f'example {example} was evaluated twice')
-            collected[example] = row
+            if per_token:
+                start = starts[row, slot]
+                collected[example] = values[row, start : start + encoded.lengths[example]]
+            else:
+                collected[example] = values[row, slot]
 
     rows = own_rows(mesh, pipeline.rows_of(policy))
     for batch in pipeline.eval_batches(encoded, policy, pad_id, rows=rows):
         placed = put_batch(batch, mesh)
         found = forward(trainable, frozen, placed)
-        waiting.append(gather(found, placed['example_id'], placed['example_mask']))
+        known = (placed[name] for name in ('example_id', 'example_mask', 'starts'))
+        waiting.append(gather(found, *known))
         if len(waiting) > _IN_FLIGHT:
             collect()
     while waiting:
         collect()
     if len(collected) != len(encoded):
         raise RuntimeError(f'{len(collected)} of {len(encoded)} examples were evaluated')
-    return np.stack([collected[i] for i in range(len(encoded))])
+    in_order = [collected[i] for i in range(len(encoded))]
+    return np.concatenate(in_order) if per_token else np.stack(in_order)

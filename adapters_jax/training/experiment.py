@@ -4,11 +4,10 @@ Everything that can be wrong about a run is found here, before any long work sta
 """
 
 import dataclasses
-import functools
 import logging
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ import numpy as np
 from adapters_jax import quantize, tasks
 from adapters_jax.adapters import dropping, registry
 from adapters_jax.config import Config
-from adapters_jax.data import sources, tokenize
+from adapters_jax.data import tokenize
 from adapters_jax.data.encoded import Encoded
 from adapters_jax.interop.adapter_folder import AdapterFolder
 from adapters_jax.interop.backbones import LoadedBackbone, load_backbone
@@ -28,13 +27,14 @@ from adapters_jax.models import bert
 from adapters_jax.models.block import REMAT
 from adapters_jax.models.heads import HeadConfig
 from adapters_jax.params import Tree, flatten, merge, partition, unflatten
-from adapters_jax.tasks.task import Task
+from adapters_jax.tasks.task import Encoding, Rows, Task
 from adapters_jax.training.members import Members
 from adapters_jax.training.members import load as load_members
 from adapters_jax.training.optimizer import OptimizerConfig
 from adapters_jax.wheels import cache_directory
 
 _LOG = logging.getLogger(__name__)
+Splits = Mapping[str, Rows]
 DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
 FROZEN_DTYPES = DTYPES | {'int8': jnp.int8}
 
@@ -48,7 +48,7 @@ class Experiment:
     task: Task
     model: Model
     splits: Mapping[str, Encoded]
-    texts: sources.Splits
+    texts: Splits
     members: Members
 
     @property
@@ -114,10 +114,10 @@ def build(
     choose_dtype(config)
     choose_remat(config)
     choose_frozen_dtype(config)
-    texts = sources.load(config.data, tasks.kind(config.task.name).label_kind)
+    texts = tasks.kind(config.task.name).read(config.data)
     if 'train' not in texts:
         raise ValueError('there is no training split; set data.train, data.dir or data.name')
-    task = make_task(config, texts)
+    task = make_task(config, texts['train'])
     backbone = backbone or load_backbone(config.backbone, dtype=None)
     model = make_model(config, members, task, backbone, name)
     splits = encode_splits(config, texts, task, model, backbone)
@@ -139,7 +139,7 @@ def make_model(
     model = Model(
         config=backbone.config,
         method=members.method.prepare(token_ids),
-        head_config=HeadConfig(**config.head.to_dict()),
+        head_config=task.head(HeadConfig(**config.head.to_dict())),
         outputs=task.num_outputs,
         name=name,
         dtype=choose_dtype(config),
@@ -247,12 +247,9 @@ def check_frozen_matrices(model: Model, backbone: Tree) -> None:
         )
 
 
-def make_task(config: Config, texts: sources.Splits) -> Task:
-    """Build the task; class names come from the config, else from the training labels."""
-    settings: dict[str, Any] = {}
-    if tasks.kind(config.task.name).label_kind == 'class':
-        labels = config.task.labels or sorted(set(texts['train']['label']))
-        settings = {'labels': tuple(labels), 'positive': config.task.positive}
+def make_task(config: Config, train: Rows | None) -> Task:
+    """Build the task; what the config leaves open, the training rows decide."""
+    settings = tasks.kind(config.task.name).settings(config.task, train)
     return tasks.create(
         config.task.name,
         metrics=tuple(config.task.metrics),
@@ -262,29 +259,19 @@ def make_task(config: Config, texts: sources.Splits) -> Task:
 
 
 def encode_splits(
-    config: Config, texts: sources.Splits, task: Task, model: Model, backbone: LoadedBackbone
+    config: Config, texts: Splits, task: Task, model: Model, backbone: LoadedBackbone
 ) -> dict[str, Encoded]:
     """Tokenize every split and attach its labels as numbers."""
     tokenizer = tokenize.load_tokenizer(backbone.directory)
     cache = config.data.cache_dir
     directory = None if cache == 'none' else Path(cache or cache_directory() / 'tokens')
-    return {
-        name: tokenize.encode(
-            split,
-            tokenizer,
-            config.data.max_length,
-            label_ids=functools.partial(label_column, task, name),
-            cache_dir=directory,
-            positions=model.text_positions,
-        )
-        for name, split in texts.items()
-    }
+    encoding = Encoding(tokenizer, config.data.max_length, model.text_positions, directory)
+    return {name: _encode(name, rows, task, encoding) for name, rows in texts.items()}
 
 
-def label_column(task: Task, split: str, values: Sequence[Any]) -> np.ndarray:
-    """Turn a split's labels into numbers, naming the split in the error for an unseen one."""
+def _encode(split: str, rows: Rows, task: Task, encoding: Encoding) -> Encoded:
     try:
-        return task.label_column(values)
+        return task.encode(rows, encoding)
     except ValueError as error:
         raise ValueError(f'in the split {split!r}: {error}') from error
 

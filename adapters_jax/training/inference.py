@@ -23,7 +23,7 @@ def outputs(
     config: Config,
     dropped: int = 0,
 ) -> Float[np.ndarray, 'N C']:
-    """Return the outputs for every example, in order; `dropped` as in AdapterDrop.
+    """Return the outputs for every example, or every token, in order; `dropped` as in AdapterDrop.
 
     Raises:
         ValueError: the backbone is not the one that the adapter was trained on, or the adapter's
@@ -47,4 +47,5 @@ def outputs(
         batching.choose(config, model, encoded.lengths, placement.row_parts, training=False),
         backbone.config.pad_id,
         placement.mesh,
+        per_token=model.head_config.per_token,
     )

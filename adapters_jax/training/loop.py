@@ -115,12 +115,12 @@ class Trainer(Run):
         results = {}
         for name in self.eval_policies:
             logits = self._outputs(name, self.trainable)
-            labels = self.experiment.splits[name].examples['label']
-            results[name] = self.experiment.task.metrics(logits, labels)
             if not np.isfinite(logits).all():
                 raise self._diverged(
                     f'after step {self.step} the outputs for the split {name!r} are not finite'
                 )
+            given = self.experiment.splits[name], self.experiment.texts[name]
+            results[name] = self.experiment.task.score(logits, *given)
             self.monitor.evaluation(self.step, name, results[name])
         self._judge(results)
 

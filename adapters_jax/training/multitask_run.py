@@ -83,6 +83,7 @@ class MultitaskRun(Trainer):
             self.eval_policies[split],
             self.pad_id,
             self.mesh,
+            per_token=self.experiment.member(split).task.per_token,
         )
 
     def _evaluate(self) -> None:
@@ -103,8 +104,8 @@ class MultitaskRun(Trainer):
             raise self._diverged(
                 f'after step {self.step} the outputs for the split {split!r} are not finite'
             )
-        labels = self.experiment.splits[split].examples['label']
-        return self.experiment.member(split).task.metrics(outputs, labels)
+        member, own = self.experiment.member(split), split.partition('/')[2]
+        return member.task.score(outputs, member.splits[own], member.texts[own])
 
     def _judge(self, results: Results) -> None:
         """Keep the adapters of the best mean so far, or each that is at its own best."""

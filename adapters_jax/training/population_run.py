@@ -245,7 +245,7 @@ class PopulationRun(Run):
                 self._give_up(index, self.step, what)
                 return
         results: Results = {
-            name: run.task.metrics(values, run.splits[name].examples['label'])
+            name: run.task.score(values, run.splits[name], run.texts[name])
             for name, values in logits.items()
         }
         for name, values in results.items():

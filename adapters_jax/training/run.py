@@ -292,7 +292,7 @@ class Run(abc.ABC):
                 self._leave()
 
     def _outputs(self, split: str, trainable: params.Tree) -> Float[np.ndarray, 'S ...']:
-        """Return the outputs for every example of a validation split, in order."""
+        """Return the outputs for every example (or token) of a validation split, in order."""
         return evaluation.outputs(
             self.forward,
             trainable,
@@ -301,6 +301,7 @@ class Run(abc.ABC):
             self.eval_policies[split],
             self.pad_id,
             self.mesh,
+            per_token=self.experiment.task.per_token,
         )
 
     def _save_checkpoint(self, metric: float | None) -> None:

@@ -61,15 +61,25 @@ def outputs(
         for name, folder in used.items()
         if name not in shared
     }
-    # Texts with and without vectors inserted among them are laid out in rows of their own.
-    for packable in (True, False):
-        group = {
-            n: f for n, f in shared.items() if registry.from_json(f.method).packable == packable
-        }
-        if group:
-            own = {name: encoded[name] for name in group}
-            found |= _routed(group, loaded, own, config, dropped)
+    for names in _groups(shared):
+        group = {name: adapters[name] for name in names}
+        own = {name: encoded[name] for name in names}
+        found |= _routed(group, loaded, own, config, dropped)
     return found
+
+
+def _groups(adapters: Mapping[str, AdapterFolder]) -> list[list[str]]:
+    """Return the names of adapters whose texts can lie in the same batches.
+
+    Texts with and without vectors inserted among them are laid out in rows of their own; outputs
+    are either of texts or of tokens.
+    """
+    groups: dict[tuple[bool, bool], list[str]] = {}
+    for name, folder in adapters.items():
+        per_token = HeadConfig.from_json(folder.head).per_token
+        key = registry.from_json(folder.method).packable, per_token
+        groups.setdefault(key, []).append(name)
+    return list(groups.values())
 
 
 def can_share(folder: AdapterFolder) -> bool:
@@ -129,9 +139,10 @@ def _routed(
     policy = batching.choose(config, model, joined.lengths, placement.row_parts, training=False)
     pad_id = loaded.config.pad_id
     given = {}, placed, joined, policy, pad_id, placement.mesh
-    found = evaluation.outputs(jit_outputs(model), *given)
-    ends = np.cumsum([len(encoded[name]) for name in adapters])
-    parts = np.split(found, ends[:-1])
+    per_token = model.heads.per_token
+    found = evaluation.outputs(jit_outputs(model), *given, per_token=per_token)
+    sizes = [encoded[name].offsets[-1] if per_token else len(encoded[name]) for name in adapters]
+    parts = np.split(found, np.cumsum(sizes)[:-1])
     widths = [outputs for _, _, outputs in model.heads.heads]
     return {n: part[:, :w] for n, part, w in zip(adapters, parts, widths, strict=True)}
 

@@ -114,8 +114,9 @@ def train_step(
 ) -> tuple[Tree, optax.OptState, Metrics]:
     """Take one optimiser step; `key` is the run's, and each step folds its number into it.
 
-    Metrics are `loss` (mean over examples), `gradient_norm` (trainable leaves, before clipping)
-    and `examples`; of several tasks also each one's own `loss/NAME`, NaN where it has no example.
+    Metrics are `loss` (mean over what the task counts: examples, or words), `gradient_norm`
+    (trainable leaves, before clipping) and `examples`; of several tasks also each one's own
+    `loss/NAME`, NaN where it has no example.
     """
     step_key = jax.random.fold_in(key, step) if dropout else None
     fixed = {'model': model, 'task': task, 'label_smoothing': label_smoothing}
@@ -127,7 +128,7 @@ def train_step(
     metrics = {
         'loss': total / divisor,
         'gradient_norm': optax.tree.norm(grads),
-        'examples': count,
+        'examples': batch['example_mask'].sum(dtype=jnp.float32),
     } | {f'loss/{name}': own / n for name, (own, n) in tasks.items()}
     return optax.apply_updates(trainable, updates), opt_state, metrics
 

@@ -1,0 +1,116 @@
+"""Tasks whose example is a text or a pair of texts, with one label and one vector of outputs.
+
+What they share is where the texts come from and how they are encoded; what a label is and what the
+outputs mean is each kind's own.
+"""
+
+import abc
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar, Literal
+
+import datasets
+import numpy as np
+
+from adapters_jax.data import sources, tokenize
+from adapters_jax.data.encoded import Encoded
+from adapters_jax.tasks.task import Encoding, Objects, Rows, Task
+
+
+class TextTask(Task):
+    """One label for a text or a pair."""
+
+    label_kind: ClassVar[Literal['class', 'number']]
+
+    @classmethod
+    def read(cls, data: Mapping[str, Any]) -> dict[str, Rows]:
+        """Read the splits that the config's section `data` names; see `data.sources`."""
+        return sources.load(data, cls.label_kind)
+
+    @abc.abstractmethod
+    def label_column(self, values: Sequence[Any]) -> np.ndarray:
+        """Turn the labels of N examples into an array [N], int32 for classes, float32 for numbers.
+
+        Raises:
+            ValueError: a label that the task cannot stand for.
+        """
+
+    def encode(self, rows: Rows, encoding: Encoding) -> Encoded:
+        """Turn texts into tokens and labels into numbers; longer texts are cut."""
+        return tokenize.encode(
+            rows,
+            encoding.tokenizer,
+            encoding.max_length,
+            label_ids=self.label_column,
+            cache_dir=encoding.cache_dir,
+            positions=encoding.positions,
+        )
+
+    def rows_of(self, objects: Objects, lines: Iterable[int], pair: bool | None) -> Rows:
+        """Return the objects' texts; see `text_rows`."""
+        return text_rows(objects, lines, pair)
+
+    def shown(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the texts, and the label as `gold`."""
+        texts = {key: row[key] for key in ('text_a', 'text_b') if key in row}
+        return texts | ({'gold': row['label']} if 'label' in row else {})
+
+    @abc.abstractmethod
+    def _scores(self, outputs: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+        """Compute the reported metrics of finite outputs [N, C] and labels [N], N > 0."""
+
+    @abc.abstractmethod
+    def _describe(self, outputs: np.ndarray) -> list[dict[str, Any]]:
+        """Return what is predicted for each row of finite outputs [N, C]."""
+
+    def metrics(self, outputs: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+        """Compute the reported metrics of outputs [N, C] and labels [N]; see `score`.
+
+        Raises:
+            ValueError: no examples, or shapes that do not fit.
+        """
+        outputs, labels = self._checked(outputs), np.asarray(labels)
+        if labels.shape != (len(outputs),):
+            raise ValueError(f'{len(outputs)} outputs need as many labels, not {labels.shape}')
+        if not len(outputs):
+            raise ValueError('metrics need at least one labelled example, but the split has none')
+        return self._finite_or_nan(outputs, lambda: self._scores(outputs, labels))
+
+    def predictions(self, outputs: np.ndarray) -> list[dict[str, Any]]:
+        """Return one JSON-able object for each row of outputs [N, C]; see `predict`.
+
+        Raises:
+            ValueError: a shape that does not fit, or outputs that are not finite.
+        """
+        return self._describe(self._finite(self._checked(outputs)))
+
+    def _score(self, outputs: np.ndarray, encoded: Encoded, rows: Rows) -> dict[str, float]:
+        return self.metrics(outputs, encoded.examples['label'])
+
+    def _predict(self, outputs: np.ndarray, encoded: Encoded, rows: Rows) -> list[dict[str, Any]]:
+        return self._describe(outputs)
+
+
+def text_rows(objects: Objects, lines: Iterable[int], pair: bool | None) -> Rows:
+    """Return the objects' texts under `text_a` and, for an adapter of pairs, `text_b`.
+
+    Where the adapter does not say (`pair` is None), the first object's fields do. `lines` are the
+    objects' numbers in their file.
+
+    Raises:
+        ValueError: an object without the fields of the first one, or a text that is none.
+    """
+    if pair is None:
+        pair = 'text_b' in objects[0]
+    names = {'text_a': 'text_a' if pair or 'text_a' in objects[0] else 'text'}
+    if pair:
+        names['text_b'] = 'text_b'
+    wanted = '"text_a" and "text_b": the adapter is for pairs' if pair else '"text"'
+    for number, given in zip(lines, objects, strict=True):
+        for name in names.values():
+            if not isinstance(given.get(name), str) or not given[name].strip():
+                raise ValueError(
+                    f'input line {number} has no text under {name!r}; expected {wanted} '
+                    f'(this one has: {", ".join(given)})'
+                )
+    columns = {key: [given[name] for given in objects] for key, name in names.items()}
+    return datasets.Dataset.from_dict(columns)
