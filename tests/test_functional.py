@@ -145,3 +145,41 @@ def test_attention_drops_weights_with_a_key_only():
     assert not np.allclose(dropped[0], still)
     error = np.asarray(dropped.std(0)) / np.sqrt(len(keys))
     assert (np.abs(dropped.mean(0) - still) < 6 * error + 1e-6).all()
+
+
+@pytest.mark.parametrize(('inputs', 'outputs'), [(12, 3), (3, 12), (5, 5)])
+@pytest.mark.parametrize('lead', [(), (4,), (2, 4)])
+def test_a_trained_product_differs_from_a_product_in_no_number(inputs, outputs, lead):
+    keys = jax.random.split(jax.random.key(0), 3)
+    x, kernel = (
+        jax.random.normal(key, shape)
+        for key, shape in zip(keys, ((*lead, inputs), (inputs, outputs)), strict=False)
+    )
+    weights = jax.random.normal(keys[2], (*lead, outputs))
+
+    def gradients(product):
+        def loss(x, kernel):
+            return (weights * jnp.tanh(product(x, kernel))).sum()
+
+        return product(x, kernel), *jax.grad(loss, (0, 1))(x, kernel)
+
+    found, expected = (
+        gradients(f) for f in (functional.trained_product, lambda x, kernel: x @ kernel)
+    )
+    for a, b in zip(found, expected, strict=True):
+        assert a.shape == b.shape
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_a_trained_product_of_members_is_that_of_each():
+    keys = jax.random.split(jax.random.key(1), 2)
+    x, kernels = (
+        jax.random.normal(key, shape) for key, shape in zip(keys, ((4, 6), (3, 6, 2)), strict=True)
+    )
+
+    def gradient(kernel):
+        return jax.grad(lambda k: jnp.square(functional.trained_product(x, k)).sum())(kernel)
+
+    together = jax.vmap(gradient)(kernels)
+    for i, kernel in enumerate(kernels):
+        np.testing.assert_allclose(together[i], gradient(kernel), rtol=1e-5)

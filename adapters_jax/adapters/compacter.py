@@ -198,7 +198,7 @@ class Compacter(Bottleneck):
         own = params.get(part, {})
         blocks = at.shared[part] if self.shared_W_phm else own
         kernel = kronecker_sum(_product(self._rule(own, part, at)), _product(blocks))
-        return functional.dense(x, kernel, own.get('bias'))
+        return functional.trained_dense(x, kernel, own.get('bias'))
 
     def _rule(self, own: Tree, part: str, at: At) -> Any:
         if self.learn_phm:

@@ -146,7 +146,8 @@ class LowRank(Method, abc.ABC):
         """Return the input passed through both factors, and the gate."""
         x = functional.dropout(end.inputs, self.dropout, functional.fold(at.key, 0))
         down, up = self.factors(params, x.shape[-1], at)
-        change = x @ down.astype(x.dtype) @ up.astype(x.dtype)
+        low = functional.trained_product(x, down.astype(x.dtype))
+        change = functional.trained_product(low, up.astype(x.dtype))
         return change * gate(params['gate'], end.inputs, end.mask) if self.use_gating else change
 
     def merge_linear(self, params, kernel, bias, at):

@@ -55,7 +55,7 @@ def norm(features: int) -> Tree:
 
 def apply_dense(params: Tree, x: Float[Array, '... I']) -> Float[Array, '... O']:
     """Apply a dense layer in the type of `x`."""
-    return functional.dense(x, params['kernel'], params.get('bias'))
+    return functional.trained_dense(x, params['kernel'], params.get('bias'))
 
 
 def apply_norm(params: Tree, x: Float[Array, '... D']) -> Float[Array, '... D']:
