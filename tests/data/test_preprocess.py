@@ -241,6 +241,14 @@ def test_another_list_of_words_is_another_chain(monkeypatch):
         chain.from_json(described, lambda directory: TAG)
 
 
+def test_commas_separate_steps_as_lists_do():
+    one = make(' lower, stop_words[language=[de,en]] ,nfc')
+    assert one.names == ('lower', 'stop_words[language=[de,en]]', 'nfc')
+    assert one.steps == make(*one.names).steps
+    with pytest.raises(ValueError, match="'' is not a step"):
+        make('lower,')
+
+
 def test_steps_are_values():
     for one, two in (('stop_words', 'stop_words[language=en]'), ('nfc', 'nfc')):
         assert make(one).steps == make(two).steps
