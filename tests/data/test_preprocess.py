@@ -183,6 +183,7 @@ def test_a_tagger_that_breaks_its_promise_is_refused(tagger, sentence):
     [
         (['stopwords'], "unknown step 'stopwords' in data.preprocess; known: lower, nfc, nfd,"),
         (['lower|nfc'], "'lower|nfc' is not a step of data.preprocess"),
+        (['lower,nfc'], "'lower,nfc' is not a step of data.preprocess; expected name or name["),
         ([''], "'' is not a step"),
         (['lower[a=1]'], "lower has no option 'a'; known: none"),
         (['nfkc[form=NFC]'], "nfkc has no option 'form'; known: none"),
@@ -239,14 +240,6 @@ def test_another_list_of_words_is_another_chain(monkeypatch):
     assert make('stop_words').identity != identity
     with pytest.raises(ValueError, match=r"1333 stop words, .*here it works with '1 stop words, "):
         chain.from_json(described, lambda directory: TAG)
-
-
-def test_commas_separate_steps_as_lists_do():
-    one = make(' lower, stop_words[language=[de,en]] ,nfc')
-    assert one.names == ('lower', 'stop_words[language=[de,en]]', 'nfc')
-    assert one.steps == make(*one.names).steps
-    with pytest.raises(ValueError, match="'' is not a step"):
-        make('lower,')
 
 
 def test_steps_are_values():

@@ -37,7 +37,7 @@ SPOILT = {
         "unknown step 'stopwords' in data.preprocess; known: lower, nfc,",
     ),
     'unknown language': (
-        '--config.data.preprocess=lower,stop_words[language=xx]',
+        '--config.data.preprocess=stop_words[language=xx]',
         r"no language 'xx'; known: ar \(arabic\), ",
     ),
     'unknown metric': ('--config.task.primary=f2', "'f2' .*accuracy, f1_macro"),

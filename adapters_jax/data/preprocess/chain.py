@@ -112,11 +112,10 @@ def _describe(name: str, step: Step) -> dict[str, Any]:
 def create(names: Iterable[str], load_adapter: tags.LoadTagger) -> Chain:
     """The chain of these steps, each written `name` or `name[option=value,...]`.
 
-    Several in one text are separated by commas, since command lines have no lists.
     load_adapter: what makes a tagger of the directory of a tagging adapter.
     Raises ValueError for an unknown step or option, listing those there are, or an invalid value.
     """
-    given = tuple(part.strip() for name in names for part in grammar.split(name, ','))
+    given = tuple(name.strip() for name in names)
     return Chain(given, tuple(_step(name, load_adapter) for name in given))
 
 
