@@ -94,7 +94,7 @@ def render(result: Mapping[str, Any]) -> str:
     """Return the Markdown table, and below it how it was measured."""
     lines = ['| steps | trained parameters | accuracy | macro F1 |', '|---|---|---|---|']
     for name, runs in result['runs'].items():
-        steps = ', '.join(f'`{step.partition("[")[0]}`' for step in result['steps'][name])
+        steps = ', '.join(f'`{step}`' for step in result['steps'][name])
         scores = [_spread([run[key] for run in runs]) for key in ('accuracy', 'f1_macro')]
         cells = (steps or 'none', f'{runs[0]["trainable_parameters"]:,}', *scores)
         lines.append(f'| {" | ".join(cells)} |')
@@ -133,7 +133,8 @@ def main(output: str, data: str, spacy: str, tagger: str, seeds: int, epochs: fl
     result = {
         'seeds': list(range(seeds)),
         'epochs': epochs,
-        'steps': {name: list(steps) for name, steps in rows.items()},
+        # Without their options, which name places on this machine.
+        'steps': {n: [step.partition('[')[0] for step in steps] for n, steps in rows.items()},
         'tagger': next((taken.source for _, taken in chains.get('tags', ())), ''),
         'runs': runs,
         **describe(),

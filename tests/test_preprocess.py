@@ -1,4 +1,4 @@
-"""The command that shows what steps do to texts."""
+"""The command that shows what steps do to texts, and the experiment on what they do to scores."""
 
 import io
 
@@ -10,7 +10,9 @@ from rich.console import Console
 
 from adapters_jax import config as configs
 from adapters_jax.data import tokenize
+from adapters_jax.data.preprocess import chain
 from adapters_jax.preprocess import preprocess, show
+from experiments import preprocessing
 
 TEXTS = [
     ('The Cat and the DOG', 'animal'),
@@ -82,8 +84,8 @@ def test_pairs_and_no_steps(place, tmp_path):
     toy.write_pairs(tmp_path / 'pairs.tsv', 8)
     given = config(place)
     given.data.train = str(tmp_path / 'pairs.tsv')
-    previews, chain = preprocess(given)
-    assert list(previews) == ['text_a', 'text_b'] and not chain
+    previews, steps = preprocess(given)
+    assert list(previews) == ['text_a', 'text_b'] and not steps
     (kept,) = previews['text_b'].history(0)
     assert kept[0] == 'text' and kept[1].text == previews['text_b'].texts[0]
 
@@ -109,3 +111,55 @@ def test_the_command(place, tmp_path):
     )
     assert done.status == 0, done.err
     assert 'stop_words  cat dog' in done.out and 'example 2' not in done.out
+
+
+def write_trec(folder):
+    folder.mkdir()
+    lines = {'train': '0 How far is it ?\n4 Qui\xe9n ?\n', 'test': '1 Who was Galileo ?\n'}
+    for split, text in lines.items():
+        (folder / f'TREC.{split}.all').write_text(text, 'latin-1')
+    return folder
+
+
+def test_the_experiment_reads_the_files_of_trec(tmp_path):
+    made = preprocessing.write_questions(write_trec(tmp_path / 'trec'), tmp_path)
+    assert toy.read_lines(made / 'train.jsonl') == [
+        {'text': 'How far is it ?', 'label': '0'},
+        {'text': 'Qui\xe9n ?', 'label': '4'},
+    ]
+    assert len(toy.read_lines(made / 'test.jsonl')) == 1
+    (tmp_path / 'trec' / 'TREC.test.all').write_text('1 Who ?\n\nWhy?\n')
+    with pytest.raises(ValueError, match=r"line 3 is 'Why\?'; expected `LABEL text`"):
+        preprocessing.write_questions(tmp_path / 'trec', tmp_path)
+    with pytest.raises(FileNotFoundError, match=r'--data: there is no .*/no/TREC\.train\.all'):
+        preprocessing.write_questions(tmp_path / 'no', tmp_path)
+
+
+def test_the_rows_of_the_experiment_read_what_their_steps_give(place, tmp_path):
+    step = f'tags[spacy={place / "few"}]'
+    rows = preprocessing.variants(step)
+    assert list(rows) == ['plain', 'stop_words', 'tags', 'tags_stop_words']
+    assert list(preprocessing.variants('')) == ['plain', 'stop_words']
+    methods = {}
+    for name, steps in rows.items():
+        made = preprocessing.make_config(tmp_path, chain.create(steps, None), seed=2, epochs=1.0)
+        methods[name] = made.method
+        assert (made.data.preprocess, made.seed) == (steps, 2)
+    assert methods['plain'] == methods['stop_words'] == 'attention[tags=0]'
+    assert methods['tags'] == methods['tags_stop_words'] == 'attention[tags=18]'
+
+
+def test_the_experiment_shows_mean_and_deviation():
+    scores = {'examples': 500, 'trainable_parameters': 1234}
+    runs = [scores | {'accuracy': a, 'f1_macro': f} for a, f in ((0.5, 0.2), (0.7, 0.2))]
+    result = {
+        'seeds': [0, 1],
+        'epochs': 6.0,
+        'steps': {'plain': [], 'both': ['tags', 'stop_words']},
+        'tagger': 'spaCy en_few_words 1.2',
+        'runs': {'plain': runs, 'both': runs[:1]},
+    }
+    lines = preprocessing.render(result).split('\n')
+    assert lines[2] == '| none | 1,234 | 0.600 ± 0.141 | 0.200 ± 0.000 |'
+    assert lines[3] == '| `tags`, `stop_words` | 1,234 | 0.500 | 0.200 |'
+    assert '500 test questions' in lines[-1] and 'Tags by spaCy en_few_words 1.2.' in lines[-1]
