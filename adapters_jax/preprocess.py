@@ -19,7 +19,7 @@ from rich.text import Text
 
 from adapters_jax import entry, tasks
 from adapters_jax.config import Config
-from adapters_jax.data import sources, tokenize
+from adapters_jax.data import tokenize
 from adapters_jax.data.preprocess.align import piece_tags
 from adapters_jax.data.preprocess.chain import Chain, Stage
 from adapters_jax.data.preprocess.document import Document
@@ -69,8 +69,9 @@ def preprocess(config: Config) -> tuple[dict[str, Preview], Chain]:
         raise ValueError(
             f'the config has several tasks ({", ".join(config.tasks)}); give that of one of them'
         )
-    chain = preprocessing.make_chain(config)
-    split = sources.load(config.data, tasks.kind(config.task.name).label_kind)['train']
+    kind, chain = tasks.kind(config.task.name), preprocessing.make_chain(config)
+    preprocessing.check_task(kind, chain)
+    split = kind.read(config.data)['train']
     columns = {name: list(split[name]) for name in TEXTS if name in split.column_names}
     return {
         name: Preview(texts, list(chain.stages(texts))) for name, texts in columns.items()

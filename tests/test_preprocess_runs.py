@@ -21,6 +21,8 @@ from adapters_jax.evaluate import evaluate
 from adapters_jax.interop import adapter_folder
 from adapters_jax.predict import predict
 from adapters_jax.sweep import sweep
+from adapters_jax.tasks import Classification
+from adapters_jax.tasks.task import Task
 from adapters_jax.train import train
 from adapters_jax.training import experiment, multitask, preprocessing
 
@@ -259,6 +261,16 @@ def test_a_method_must_have_the_tags_that_it_reads(method, names, sentence):
         preprocessing.check_tags(registry.create(method), make_chain(*names))
 
 
+def test_labels_of_words_refuse_what_changes_the_words():
+    class OfWords(Task):
+        name = 'of_words'
+
+    preprocessing.check_task(Classification, make_chain('lower'))
+    preprocessing.check_task(OfWords, make_chain())
+    with pytest.raises(ValueError, match=r"\('lower',\), but the labels of of_words belong to"):
+        preprocessing.check_task(OfWords, make_chain('lower'))
+
+
 @pytest.mark.parametrize('method', ['attention[tags=3]', 'attention[tags=18]|bitfit'])
 def test_as_many_tags_or_more_will_do(method, caplog):
     preprocessing.check_tags(registry.create(method), make_chain('tags[adapter=x]'))
@@ -286,13 +298,14 @@ def test_an_adapter_in_another_that_saw_other_texts_is_told_of(plain, place, cap
     assert "'en' was trained with data.preprocess=(), and now it is ('lower',)" in caplog.text
 
 
-def test_other_formats_have_no_place_for_steps(place, tmp_path, caplog):
-    given = config(place, 'lora[r=2]', data__preprocess=('lower',), training__steps=1)
-    train(given, tmp_path / 'run')
-    for kind in ('peft', 'merged'):
-        caplog.clear()
-        convert(tmp_path / 'run' / 'adapter', tmp_path / kind, kind)
-        assert f'texts after the steps lower, which {kind} has no place for' in caplog.text
+def test_other_formats_have_no_place_for_steps(plain, tmp_path, caplog):
+    folder = adapter_folder.load(plain / 'adapter')
+    described = make_chain('nfc', 'lower').to_json()
+    adapter_folder.save(dataclasses.replace(folder, preprocess=described), tmp_path / 'steps')
+    convert(plain / 'adapter', tmp_path / 'without', 'adapterhub')
+    assert 'has no place' not in caplog.text
+    convert(tmp_path / 'steps', tmp_path / 'with', 'adapterhub')
+    assert 'after the steps nfc, lower, which adapterhub has no place for' in caplog.text
 
 
 def test_an_adapter_that_tags_is_asked_as_any_other(tagged, tmp_path, monkeypatch):
