@@ -155,6 +155,14 @@ def _data() -> Config:
             'seed': -1,
             # Use only so many examples of each split; 0: all of them.
             'limit': 0,
+            # Steps that each text goes through, in this order, before it is tokenized:
+            # ('nfkc', 'lower', 'stop_words[language=en]', 'tags[spacy=en_core_web_sm]'), on a
+            # command line the flag once for each. There are 'nfc', 'nfd', 'nfkc', 'nfkd' (Unicode's
+            # normal forms), 'lower', 'stop_words' (of a language, by code or name, or of several:
+            # [en,fr]) and 'tags' (each word's part of speech, by a spaCy pipeline or a tagging
+            # adapter, adapter=DIR, for methods that read tags: 'attention[tags=18]'). The adapter's
+            # folder remembers them.
+            'preprocess': (),
             # Tokens of an example, special ones included; longer texts are cut.
             'max_length': 128,
             # 'packed': several short texts to a row, about `training.batch_size` examples a step.

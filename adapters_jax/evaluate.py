@@ -17,7 +17,7 @@ from absl import flags
 from adapters_jax import config as configs
 from adapters_jax import entry, files, processes
 from adapters_jax.interop import adapter_folder
-from adapters_jax.training import experiment, inference, multitask, provenance
+from adapters_jax.training import experiment, inference, multitask, preprocessing, provenance
 
 
 def evaluate(workdir: str | Path, split: str = 'test', drop_layers: int = 0) -> dict[str, Any]:
@@ -75,6 +75,7 @@ def _evaluate_one(
     dropped: int,
 ) -> dict[str, Any]:
     """Score an adapter on a split, and write what it predicts."""
+    preprocessing.chain_of(folder)  # refuses steps that are not what they were in training
     encoded, rows = run.splits[split], run.texts[split]
     found = inference.outputs(folder, run.backbone, encoded, run.config, dropped)
     _write_predictions(predictions, run, split, found)

@@ -28,7 +28,7 @@ from adapters_jax.interop import formats
 from adapters_jax.interop.adapter_folder import AdapterFolder
 from adapters_jax.interop.backbones import LoadedBackbone
 from adapters_jax.tasks.task import Encoding, Task
-from adapters_jax.training import experiment, serving
+from adapters_jax.training import experiment, preprocessing, serving
 
 Rows = list[dict[str, Any]]
 
@@ -116,8 +116,10 @@ def _encode(
     texts: datasets.Dataset, task: Task, folder: AdapterFolder, loaded: LoadedBackbone
 ) -> Encoded:
     tokenizer = tokenize.load_tokenizer(loaded.directory)
-    positions = experiment.bind(folder, loaded).text_positions
-    return task.encode(texts, Encoding(tokenizer, folder.max_length, positions))
+    model, chain = experiment.bind(folder, loaded), preprocessing.chain_of(folder)
+    preprocessing.check_tags(model.method, chain)
+    positions = model.text_positions
+    return task.encode(texts, Encoding(tokenizer, folder.max_length, positions, chain=chain))
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

@@ -41,7 +41,7 @@ class _Attention(Method):
     init_scale: float = 1e-3  # sigma of the output layer's kernel; 0 starts as the plain backbone
     init_weights_seed: int | None = None
     leave_out: tuple[int, ...] = ()
-    tags: int = 0  # how many tags the input may carry; 0: tags are not looked at
+    tags: int = 0  # how many tags a word may have, none being one; 0: they are not looked at
 
     def __post_init__(self) -> None:
         """Refuse sizes that do not fit together."""
@@ -55,6 +55,11 @@ class _Attention(Method):
         self.require(0 <= self.dropout < 1, f'dropout={self.dropout} is not in [0, 1)')
         self.require(self.init_scale >= 0, f'init_scale={self.init_scale} is negative')
         functional.activation(self.non_linearity)
+
+    @property
+    def known_tags(self) -> int:
+        """How many tags have a vector."""
+        return self.tags
 
     def embeddings(self, params: Tree, stream: Stream, at: At) -> Stream:
         """Compute the adapter vectors once, for every layer to attend to."""

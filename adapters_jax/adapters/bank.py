@@ -167,6 +167,11 @@ class Bank(Method):
         """Whether a member does."""
         return any(member.reads_trunk for member in self.members.values())
 
+    @property
+    def known_tags(self) -> int:
+        """The most that a member knows."""
+        return max(member.known_tags for member in self.members.values())
+
     def init(self, key: PRNGKeyArray, dimensions: Dimensions, backbone: Tree) -> Tree:
         """Return every member's fresh parameters by name."""
         return {

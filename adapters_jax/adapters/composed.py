@@ -143,6 +143,11 @@ class Composed(Method):
         return any(member.reads_trunk for member in self.members.values())
 
     @property
+    def known_tags(self) -> int:
+        """The most that a member knows."""
+        return max(member.known_tags for member in self.members.values())
+
+    @property
     def frozen(self) -> tuple[str, ...]:
         """The frozen members, and what the others keep frozen of their own."""
         whole = [f'{re.escape(name)}/.*' for name in self.frozen_members]

@@ -91,6 +91,11 @@ class Method:
         return True
 
     @property
+    def known_tags(self) -> int:
+        """How many tags a word may have (none is one, 0); 0 where the method looks at no tags."""
+        return 0
+
+    @property
     def inserted(self) -> Inserted:
         """The vectors that the method adds to each row; only for methods that are not packable."""
         return Inserted()

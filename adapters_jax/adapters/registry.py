@@ -5,7 +5,7 @@ import itertools
 from collections.abc import Mapping
 from typing import Any
 
-from adapters_jax.adapters import grammar
+from adapters_jax import grammar
 from adapters_jax.adapters.adalora import AdaLoRA
 from adapters_jax.adapters.attention import AttentionAdapter, SideAttentionAdapter
 from adapters_jax.adapters.baselines import FullFineTuning, HeadOnly, TopLayers

@@ -133,6 +133,11 @@ class Union(Method):
         return any(member.reads_trunk for member in self.members)
 
     @property
+    def known_tags(self) -> int:
+        """The most that a member knows."""
+        return max(member.known_tags for member in self.members)
+
+    @property
     def frozen(self) -> tuple[str, ...]:
         """The members' frozen leaves."""
         named = self.named().items()

@@ -15,6 +15,8 @@ from jaxtyping import Int64, Integer
 
 # Token columns that are computed from the others, so that they are no part of what a split is.
 DERIVED = ('trunk',)
+# The token column of tags, 0 for none; splits whose texts nobody has tagged are without it.
+TAGS = 'tags'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,6 +103,17 @@ class Encoded:
                 digest.update(f'{group}/{name}:{column.dtype.str}:{column.shape}\n'.encode())
                 digest.update(column.data)
         return digest.hexdigest()
+
+
+def tokens_on_end(parts: Sequence[Encoded]) -> dict[str, np.ndarray]:
+    """The token columns of several sets, one set after another.
+
+    Where some sets have tags and others have none, these words have the tag 0.
+    """
+    names = dict.fromkeys(name for part in parts for name in part.tokens)
+    untagged = [{TAGS: np.zeros(part.offsets[-1], np.int32)} for part in parts]
+    columns = [own | part.tokens for own, part in zip(untagged, parts, strict=True)]
+    return {name: np.concatenate([own[name] for own in columns]) for name in names}
 
 
 def ranges(

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Int64, Integer
 
 from adapters_jax.data.batches import Plan, lay_out
-from adapters_jax.data.encoded import Encoded
+from adapters_jax.data.encoded import TAGS, Encoded, tokens_on_end
 from adapters_jax.data.policies import WINDOW, Buckets, Packed, Policy, bucket_of, sort_in_windows
 from adapters_jax.data.shares import Mixing, apportion, interleave
 
@@ -33,7 +33,7 @@ def join(sets: Sequence[Encoded]) -> Encoded:
     Raises ValueError where the sets have different columns, or whole numbers that float32 has not.
     """
     first = sets[0]
-    columns = [sorted([*one.tokens, *one.examples]) for one in sets]
+    columns = [sorted({*one.tokens, *one.examples} - {TAGS}) for one in sets]
     for other in columns[1:]:
         if other != columns[0]:
             raise ValueError(
@@ -44,7 +44,7 @@ def join(sets: Sequence[Encoded]) -> Encoded:
     numbers = [np.full(len(one), task, np.int32) for task, one in enumerate(sets)]
     examples = {name: _joined([one.examples[name] for one in sets]) for name in first.examples}
     return Encoded(
-        tokens={name: np.concatenate([one.tokens[name] for one in sets]) for name in first.tokens},
+        tokens=tokens_on_end(sets),
         offsets=np.concatenate(
             [[0], *(one.offsets[1:] + end for one, end in zip(sets, ends, strict=False))]
         ).astype(np.int64),

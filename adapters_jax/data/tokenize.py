@@ -1,7 +1,8 @@
 """Texts to token ids: once, in batches, and kept on disk.
 
-Encoding is the slow part of starting a run, and its result depends on the texts, the tokenizer and
-the length limit alone. Those three name the cached file, so a run that repeats them reads arrays.
+Encoding is the slow part of starting a run, and its result depends on the texts, the steps that
+they go through first (`preprocess`), the tokenizer and the length limit alone. Those name the
+cached file, so a run that repeats them reads arrays.
 """
 
 import hashlib
@@ -10,7 +11,7 @@ import logging
 import os
 import pathlib
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import datasets
@@ -18,11 +19,16 @@ import numpy as np
 import transformers
 
 from adapters_jax import files
-from adapters_jax.data.encoded import Encoded
+from adapters_jax.data.encoded import TAGS, Encoded
+from adapters_jax.data.preprocess.align import piece_tags
+from adapters_jax.data.preprocess.chain import Chain
+from adapters_jax.data.preprocess.document import Document
 
 BATCH = 1000  # texts a call: enough for the tokenizer's threads, little memory
 FORMAT = 1  # raised whenever the same inputs would be encoded differently
 COLUMNS = ('input_ids', 'token_type_ids')
+OTHERS = ('offsets', 'truncated', 'emptied')  # what else is kept; the last one, of a chain alone
+NO_STEPS = Chain()
 
 _LOG = logging.getLogger(__name__)
 
@@ -61,36 +67,34 @@ def encode(
     label_ids: LabelIds | None = None,
     cache_dir: str | os.PathLike | None = None,
     positions: int | None = None,
+    chain: Chain = NO_STEPS,
 ) -> Encoded:
     """Encodes text_a (and text_b) of a split, special tokens included.
 
     max_length: most tokens an example may have; longer ones lose tokens from the longer of their
     texts first. They are counted in `truncated` and logged. label_ids: turns the label column into
     an array [N]; without it, or without labels, there is no 'label'. cache_dir: None for no cache.
-    positions: how many the model has. Raises ValueError where max_length fits no text or no model.
+    positions: how many the model has. chain: the steps before; where one of them tags, there is a
+    token column 'tags'. Raises ValueError where max_length fits no text or no model.
     """
     pair = 'text_b' in dataset.column_names
     _check_length(max_length, positions, tokenizer.num_special_tokens_to_add(pair))
     texts = [dataset[key][:] for key in ('text_a', 'text_b') if key in dataset.column_names]
     path = None
     if cache_dir is not None:
-        path = pathlib.Path(cache_dir) / f'{_cache_key(texts, tokenizer, max_length)}.npz'
-    arrays = _read(path) if path else None
+        path = pathlib.Path(cache_dir) / f'{_cache_key(texts, tokenizer, max_length, chain)}.npz'
+    columns = (*COLUMNS, TAGS) if chain.inventory else COLUMNS
+    arrays = _read(path, (*columns, *(OTHERS if chain else OTHERS[:2]))) if path else None
     if arrays is None:
-        arrays = _encode_texts(texts, tokenizer, max_length)
+        arrays = _encode_chain(texts, tokenizer, max_length, chain)
         if path:
             _write(path, arrays)
-    truncated = int(arrays['truncated'])
-    if truncated:
-        _LOG.warning(
-            '%d of %d examples (%.1f %%) are longer than max_length = %d and were cut.',
-            *(truncated, len(dataset), 100 * truncated / len(dataset), max_length),
-        )
+    _tell(arrays, len(dataset), max_length)
     labels = {}
     if label_ids is not None and 'label' in dataset.column_names:
         labels['label'] = label_ids(dataset['label'][:])
-    tokens = {name: arrays[name] for name in COLUMNS}
-    return Encoded(tokens, arrays['offsets'], labels, truncated)
+    tokens = {name: arrays[name] for name in columns}
+    return Encoded(tokens, arrays['offsets'], labels, int(arrays['truncated']))
 
 
 def tokenizer_fingerprint(tokenizer: Tokenizer) -> str:
@@ -119,10 +123,54 @@ def _slices(texts: Sequence[Sequence[str]]) -> Iterator[list[Sequence[str]]]:
         yield [column[begin : begin + BATCH] for column in texts]
 
 
-def _encode_texts(
-    texts: Sequence[Sequence[str]], tokenizer: Tokenizer, max_length: int
+def _tell(arrays: Mapping[str, np.ndarray], count: int, max_length: int) -> None:
+    """Log what was done to the texts that nobody asked for."""
+    if truncated := int(arrays['truncated']):
+        _LOG.warning(
+            '%d of %d examples (%.1f %%) are longer than max_length = %d and were cut.',
+            *(truncated, count, 100 * truncated / count, max_length),
+        )
+    if emptied := int(arrays.get('emptied', 0)):
+        _LOG.warning(
+            '%d of %d examples (%.1f %%) had no word left after a step of data.preprocess; they '
+            'stay as they were before it.',
+            *(emptied, count, 100 * emptied / count),
+        )
+
+
+def _encode_chain(
+    texts: Sequence[Sequence[str]], tokenizer: Tokenizer, max_length: int, chain: Chain
 ) -> dict[str, np.ndarray]:
-    columns = {name: [] for name in COLUMNS}
+    """Encode what the chain makes of the texts, with their tags where it has any."""
+    if not chain:
+        return _encode_texts(texts, tokenizer, max_length)
+    columns, counts = zip(*(chain.run(column) for column in texts), strict=True)
+    changed = [[document.text for document in column] for column in columns]
+    tags = _TagColumn(list(zip(*columns, strict=True)), chain) if chain.inventory else None
+    arrays = _encode_texts(changed, tokenizer, max_length, tags)
+    return arrays | {'emptied': np.array(sum(counts))}
+
+
+class _TagColumn:
+    """The column of tags, made of the documents of each example in their order."""
+
+    def __init__(self, documents: Sequence[Sequence[Document]], chain: Chain) -> None:
+        self._ids = {tag: number for number, tag in enumerate(chain.inventory, 1)}
+        self._documents = iter(documents)
+
+    def __call__(self, encoding: Any) -> np.ndarray:
+        """Return the tags of the next example's pieces."""
+        own = next(self._documents)
+        return piece_tags(encoding.offsets, encoding.sequence_ids, own, self._ids)
+
+
+def _encode_texts(
+    texts: Sequence[Sequence[str]],
+    tokenizer: Tokenizer,
+    max_length: int,
+    tags: Callable[[Any], np.ndarray] | None = None,
+) -> dict[str, np.ndarray]:
+    columns = {name: [] for name in COLUMNS} | ({TAGS: []} if tags else {})
     lengths = []
     truncated = 0
     for part in _slices(texts):
@@ -135,8 +183,10 @@ def _encode_texts(
             return_token_type_ids=True,
             verbose=False,
         )
-        for name, column in columns.items():
-            column.extend(np.array(ids, np.int32) for ids in batch[name])
+        for name in COLUMNS:
+            columns[name].extend(np.array(ids, np.int32) for ids in batch[name])
+        if tags:
+            columns[TAGS].extend(map(tags, batch.encodings))
         lengths += [len(ids) for ids in batch['input_ids']]
         truncated += sum(bool(encoding.overflowing) for encoding in batch.encodings)
     flat = {name: np.concatenate(column) for name, column in columns.items()}
@@ -144,20 +194,24 @@ def _encode_texts(
     return flat | {'offsets': offsets, 'truncated': np.array(truncated)}
 
 
-def _cache_key(texts: Sequence[Sequence[str]], tokenizer: Tokenizer, max_length: int) -> str:
+def _cache_key(
+    texts: Sequence[Sequence[str]], tokenizer: Tokenizer, max_length: int, chain: Chain
+) -> str:
     digest = hashlib.sha256(f'{FORMAT} {max_length} {tokenizer_fingerprint(tokenizer)}'.encode())
+    if chain:
+        digest.update(chain.identity.encode())
     for part in _slices(texts):
         digest.update(json.dumps(part).encode())
     return digest.hexdigest()[:32]
 
 
-def _read(path: pathlib.Path) -> dict[str, np.ndarray] | None:
+def _read(path: pathlib.Path, names: Sequence[str]) -> dict[str, np.ndarray] | None:
     if not path.is_file():
         return None
     try:
         # numpy leaves a file that it opened itself open where it cannot read it.
         with path.open('rb') as file, np.load(file, allow_pickle=False) as stored:
-            return {name: stored[name] for name in (*COLUMNS, 'offsets', 'truncated')}
+            return {name: stored[name] for name in names}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         _LOG.warning('The cached encoding %s is damaged (%s): encoding again.', path, error)
         return None

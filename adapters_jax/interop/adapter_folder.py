@@ -8,6 +8,7 @@ the head. Nothing here is ever pickled.
 
 import dataclasses
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,8 @@ class AdapterFolder:
 
     `backbone` says which checkpoint the adapter belongs to: its name, fingerprint and sizes. An
     adapter that came without a head has an empty `head` and `task`, and no `head_params`.
+    `preprocess` are the steps that texts go through before they are tokenized, as the chain
+    describes itself; most adapters have none.
     """
 
     name: str
@@ -52,6 +55,7 @@ class AdapterFolder:
     adapter_params: params.Tree
     head_params: params.Tree
     backbone_params: params.Tree = dataclasses.field(default_factory=dict)
+    preprocess: Sequence[Mapping[str, Any]] = ()
 
     def __post_init__(self) -> None:
         """Refuse a name that could not be a key of a tree."""
@@ -78,6 +82,8 @@ def save(folder: AdapterFolder, directory: Path) -> Path:
     """Write the folder under a temporary name, then rename it onto `directory`."""
     config = {'format': FORMAT, 'version': adapters_jax.__version__}
     config |= {field: getattr(folder, field) for field in _DESCRIBED}
+    if folder.preprocess:
+        config['preprocess'] = [dict(step) for step in folder.preprocess]
     leaves = {f'adapter/{p}': x for p, x in params.flatten(folder.adapter_params).items()}
     leaves |= {f'backbone/{p}': x for p, x in params.flatten(folder.backbone_params).items()}
     with files.atomic(directory) as temporary:
@@ -114,6 +120,7 @@ def load(directory: Path) -> AdapterFolder:
         adapter_params=tree.get('adapter', {}),
         head_params=params.unflatten(_read_tensors(directory / HEAD) if config['head'] else {}),
         backbone_params=tree.get('backbone', {}),
+        preprocess=config.get('preprocess', ()),
     )
 
 
@@ -191,6 +198,9 @@ def _read_config(directory: Path) -> dict[str, Any]:
             raise ValueError(
                 f'{path}: {name!r} is {config[name]!r}; expected {getattr(kind, "__name__", kind)}'
             )
+    steps = config.get('preprocess', [])
+    if not isinstance(steps, list) or not all(isinstance(step, dict) for step in steps):
+        raise ValueError(f"{path}: 'preprocess' is {steps!r}; expected a list of objects")
     for key, kind in _IDENTITY.items():
         if not isinstance(config['backbone'].get(key), kind):
             raise ValueError(

@@ -4,6 +4,7 @@ Every command that takes an adapter takes any of the three.
 """
 
 import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
@@ -18,6 +19,8 @@ from adapters_jax.interop.peft import folder as peft
 OURS, MERGED = adapter_folder.FORMAT, 'merged'
 FOREIGN: dict[str, ModuleType] = {'adapterhub': adapterhub, 'peft': peft}
 FORMATS = (OURS, *FOREIGN, MERGED)
+
+_LOG = logging.getLogger(__name__)
 
 
 def kind(directory: Path) -> str:
@@ -115,6 +118,12 @@ def save(folder: AdapterFolder, directory: Path, loaded: LoadedBackbone, format:
     check_format(format)
     if format == OURS:
         return adapter_folder.save(folder, directory)
+    if folder.preprocess:
+        _LOG.warning(
+            'The adapter was trained on texts after the steps %s, which %s has no place for: who '
+            'uses it there must do the same to them first.',
+            *(', '.join(str(step['step']) for step in folder.preprocess), format),
+        )
     if format == MERGED:
         return _save_merged(folder, directory, loaded)
     return FOREIGN[format].save(folder, directory, loaded)

@@ -18,7 +18,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Float32
 
 from adapters_jax.data.encoded import Encoded
-from adapters_jax.data.tokenize import Tokenizer
+from adapters_jax.data.preprocess.chain import Chain
+from adapters_jax.data.tokenize import NO_STEPS, Tokenizer
 from adapters_jax.models.heads import TOKENS, HeadConfig
 
 Rows = datasets.Dataset  # a split as people know it; each row may be several examples, or a part
@@ -39,13 +40,15 @@ class Column(NamedTuple):
 class Encoding(NamedTuple):
     """How rows become tokens: by which tokenizer, of which length, and where they are kept.
 
-    `positions` is how many tokens the model can take; `cache_dir` may be None.
+    `positions` is how many tokens the model can take; `cache_dir` may be None; `chain` are the
+    steps that texts go through before.
     """
 
     tokenizer: Tokenizer
     max_length: int
     positions: int | None = None
     cache_dir: str | os.PathLike | None = None
+    chain: Chain = NO_STEPS
 
 
 _KINDS: dict[str, type['Task']] = {}
@@ -67,6 +70,8 @@ class Task(abc.ABC):
     # Whether the head gives outputs for each token, instead of each example.
     per_token: ClassVar[bool] = False
     smooths: ClassVar[bool] = False  # whether label smoothing has a meaning
+    # Whether texts may go through `data.preprocess`: not where labels are of their words.
+    takes_steps: ClassVar[bool] = False
     labels_in: ClassVar[Mapping[str, Column]]  # the columns of labels by name
     known_metrics: ClassVar[Collection[str]]
     default_metrics: ClassVar[tuple[str, ...]]

@@ -20,6 +20,7 @@ class TextTask(Task):
     """One label for a text or a pair."""
 
     label_kind: ClassVar[Literal['class', 'number']]
+    takes_steps: ClassVar[bool] = True
 
     @classmethod
     def read(cls, data: Mapping[str, Any]) -> dict[str, Rows]:
@@ -43,6 +44,7 @@ class TextTask(Task):
             label_ids=self.label_column,
             cache_dir=encoding.cache_dir,
             positions=encoding.positions,
+            chain=encoding.chain,
         )
 
     def rows_of(self, objects: Objects, lines: Iterable[int], pair: bool | None) -> Rows:

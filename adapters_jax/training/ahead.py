@@ -17,6 +17,7 @@ from jax.experimental import topologies
 
 from adapters_jax import sharding, tasks
 from adapters_jax.config import Config
+from adapters_jax.data.encoded import TAGS
 from adapters_jax.interop.backbones import describe_backbone
 from adapters_jax.params import Tree
 from adapters_jax.training import batching, collectives, loop
@@ -142,7 +143,9 @@ def _batch(
         )
     rows = batching.filled_rows(config, config.training.batch_size, placement.row_parts)
     labels = tasks.kind(config.task.name).labels_in.items()
-    tokens = dict.fromkeys(('input_ids', 'token_type_ids', 'positions', 'segments'), jnp.int32)
+    names = ['input_ids', 'token_type_ids', 'positions', 'segments']
+    names += [TAGS] if experiment.model.method.known_tags else []
+    tokens = dict.fromkeys(names, jnp.int32)
     per_text = {'starts': jnp.int32, 'example_mask': bool, 'example_id': jnp.int32}
     tokens |= {name: column.dtype for name, column in labels if column.per == 'token'}
     per_text |= {name: column.dtype for name, column in labels if column.per == 'example'}

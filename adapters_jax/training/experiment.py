@@ -19,7 +19,8 @@ from adapters_jax import quantize, tasks
 from adapters_jax.adapters import dropping, registry
 from adapters_jax.config import Config
 from adapters_jax.data import tokenize
-from adapters_jax.data.encoded import Encoded
+from adapters_jax.data.encoded import TAGS, Encoded
+from adapters_jax.data.preprocess.chain import Chain
 from adapters_jax.interop.adapter_folder import AdapterFolder
 from adapters_jax.interop.backbones import LoadedBackbone, load_backbone
 from adapters_jax.model import Model
@@ -28,6 +29,7 @@ from adapters_jax.models.block import REMAT
 from adapters_jax.models.heads import HeadConfig
 from adapters_jax.params import Tree, flatten, merge, partition, unflatten
 from adapters_jax.tasks.task import Encoding, Rows, Task
+from adapters_jax.training import preprocessing
 from adapters_jax.training.members import Members
 from adapters_jax.training.members import load as load_members
 from adapters_jax.training.optimizer import OptimizerConfig
@@ -41,7 +43,10 @@ FROZEN_DTYPES = DTYPES | {'int8': jnp.int8}
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Experiment:
-    """A run's parts, ready to train or evaluate. `splits` are encoded; `texts` are readable."""
+    """A run's parts, ready to train or evaluate.
+
+    `splits` are encoded; `texts` are readable, as they were before the steps of `chain`.
+    """
 
     config: Config
     backbone: LoadedBackbone
@@ -50,6 +55,7 @@ class Experiment:
     splits: Mapping[str, Encoded]
     texts: Splits
     members: Members
+    chain: Chain = tokenize.NO_STEPS
 
     @property
     def validation_splits(self) -> list[str]:
@@ -79,6 +85,7 @@ class Experiment:
             adapter_params=merge(own, self._frozen()),
             head_params=trainable['heads'][self.model.name],
             backbone_params=trainable.get('backbone', {}),
+            preprocess=self.chain.to_json(),
         )
 
     def _frozen(self) -> Tree:
@@ -114,14 +121,19 @@ def build(
     choose_dtype(config)
     choose_remat(config)
     choose_frozen_dtype(config)
-    texts = tasks.kind(config.task.name).read(config.data)
+    kind = tasks.kind(config.task.name)
+    chain = preprocessing.make_chain(config)
+    preprocessing.check_task(kind, chain)
+    preprocessing.check_tags(members.method, chain)
+    preprocessing.check_members(members.folders, chain)
+    texts = kind.read(config.data)
     if 'train' not in texts:
         raise ValueError('there is no training split; set data.train, data.dir or data.name')
     task = make_task(config, texts['train'])
     backbone = backbone or load_backbone(config.backbone, dtype=None)
     model = make_model(config, members, task, backbone, name)
-    splits = encode_splits(config, texts, task, model, backbone)
-    return Experiment(config, backbone, task, model, splits, texts, members)
+    splits = encode_splits(config, texts, task, model, backbone, chain)
+    return Experiment(config, backbone, task, model, splits, texts, members, chain)
 
 
 def make_model(
@@ -164,7 +176,7 @@ def check_model(model: Model, backbone: Tree) -> None:
     """
     shapes = jax.eval_shape(model.init, jax.random.key(0), backbone)
     names = ('input_ids', 'token_type_ids', 'positions', 'segments')
-    batch = dict.fromkeys(names, np.ones((1, 8), np.int32))
+    batch = dict.fromkeys((*names, TAGS), np.ones((1, 8), np.int32))
     jax.eval_shape(model.apply, shapes, batch | {'starts': np.zeros((1, 1), np.int32)})
 
 
@@ -259,13 +271,18 @@ def make_task(config: Config, train: Rows | None) -> Task:
 
 
 def encode_splits(
-    config: Config, texts: Splits, task: Task, model: Model, backbone: LoadedBackbone
+    config: Config,
+    texts: Splits,
+    task: Task,
+    model: Model,
+    backbone: LoadedBackbone,
+    chain: Chain,
 ) -> dict[str, Encoded]:
-    """Tokenize every split and attach its labels as numbers."""
+    """Take every split through the chain, tokenize it and attach its labels as numbers."""
     tokenizer = tokenize.load_tokenizer(backbone.directory)
     cache = config.data.cache_dir
     directory = None if cache == 'none' else Path(cache or cache_directory() / 'tokens')
-    encoding = Encoding(tokenizer, config.data.max_length, model.text_positions, directory)
+    encoding = Encoding(tokenizer, config.data.max_length, model.text_positions, directory, chain)
     return {name: _encode(name, rows, task, encoding) for name, rows in texts.items()}
 
 

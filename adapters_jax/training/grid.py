@@ -14,7 +14,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from adapters_jax import config as configs
-from adapters_jax.adapters import bank, grammar
+from adapters_jax import grammar
+from adapters_jax.adapters import bank
 from adapters_jax.adapters.method import Method
 from adapters_jax.config import Config
 from adapters_jax.training.members import load as load_members

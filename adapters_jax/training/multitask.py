@@ -13,7 +13,7 @@ import numpy as np
 from adapters_jax import config as configs
 from adapters_jax import params
 from adapters_jax.config import Config
-from adapters_jax.data.encoded import Encoded
+from adapters_jax.data.encoded import TAGS, Encoded
 from adapters_jax.data.mixing import join
 from adapters_jax.data.shares import Mixing
 from adapters_jax.interop.backbones import LoadedBackbone, load_backbone
@@ -102,7 +102,7 @@ def _check_model(built: Multitask) -> None:
     """Trace the forward pass once, on shapes, for what only that can find."""
     shapes = jax.eval_shape(built.init_params)
     names = ('input_ids', 'token_type_ids', 'positions', 'segments')
-    batch = dict.fromkeys(names, np.ones((1, 8), np.int32))
+    batch = dict.fromkeys((*names, TAGS), np.ones((1, 8), np.int32))
     batch |= {'starts': np.zeros((1, 1), np.int32), 'adapter': np.zeros(1, np.int32)}
     jax.eval_shape(built.model.apply, shapes, batch)
 

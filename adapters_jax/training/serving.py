@@ -14,7 +14,7 @@ from adapters_jax import params
 from adapters_jax.adapters import registry
 from adapters_jax.adapters.bank import BACKBONE, Bank
 from adapters_jax.config import Config
-from adapters_jax.data.encoded import Encoded
+from adapters_jax.data.encoded import Encoded, tokens_on_end
 from adapters_jax.interop import adapter_folder
 from adapters_jax.interop.adapter_folder import AdapterFolder
 from adapters_jax.interop.backbones import LoadedBackbone
@@ -150,10 +150,9 @@ def _routed(
 def join(parts: Sequence[Encoded]) -> Encoded:
     """Return the examples of several sets one after another, numbered by set as `adapter`."""
     lengths = np.concatenate([part.lengths for part in parts])
-    names = parts[0].tokens
     counts = [len(part) for part in parts]
     return Encoded(
-        tokens={name: np.concatenate([part.tokens[name] for part in parts]) for name in names},
+        tokens=tokens_on_end(parts),
         offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
         examples={'adapter': np.repeat(np.arange(len(parts), dtype=np.int32), counts)},
     )

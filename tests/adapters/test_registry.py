@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adapters_jax.adapters import fields, grammar, registry
+from adapters_jax import grammar
+from adapters_jax.adapters import fields, registry
 from adapters_jax.adapters.adalora import AdaLoRA
 from adapters_jax.adapters.attention import AttentionAdapter, SideAttentionAdapter
 from adapters_jax.adapters.baselines import FullFineTuning, HeadOnly, TopLayers
@@ -327,6 +328,9 @@ def test_json_that_is_refused(values, sentence):
         ('None', None),
         ('null', None),
         ('gelu_new', 'gelu_new'),
+        ('/runs/a-b', '/runs/a-b'),
+        ('./b.c', './b.c'),
+        ('../b', '../b'),
         ("'a, b|c] \\' d'", "a, b|c] ' d"),
         ('"1"', '1'),
         ('[]', []),

@@ -32,6 +32,14 @@ SPOILT = {
         '--config.method=pfeiffer[reduction=8]',
         "no option 'reduction'; known: .*reduction_factor",
     ),
+    'unknown step': (
+        "--config.data.preprocess=('lower','stopwords')",
+        "unknown step 'stopwords' in data.preprocess; known: lower, nfc,",
+    ),
+    'unknown language': (
+        '--config.data.preprocess=stop_words[language=xx]',
+        r"no language 'xx'; known: ar \(arabic\), ",
+    ),
     'unknown metric': ('--config.task.primary=f2', "'f2' .*accuracy, f1_macro"),
     'unknown metric in the list': (
         "--config.task.metrics=('accuracy','f2')",

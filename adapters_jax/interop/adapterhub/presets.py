@@ -5,7 +5,7 @@ Old names are kept, since the oldest files are the ones that name instead of des
 
 from typing import Any
 
-from adapters_jax.adapters import grammar
+from adapters_jax import grammar
 
 _SEQ_BN = {
     'mh_adapter': False,

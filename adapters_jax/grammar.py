@@ -1,8 +1,9 @@
-"""The one-line notation for methods: `name[option=value,option=value]|name`.
+"""The one-line notation for methods and steps: `name[option=value,option=value]|name`.
 
 It serves flags and tables, where JSON would be a nuisance to write: `pfeiffer[reduction_factor=8]`,
 `houlsby[size=64,leave_out=[0,1]]`, `seq_bn[reduction_factor={0: 8, default: 16}]`. Values are
-numbers, True, False, None, text (bare or quoted), lists and dicts of these.
+numbers, True, False, None, text (bare, as names and paths may be, or quoted), lists and dicts of
+these.
 """
 
 import ast
@@ -11,25 +12,30 @@ from typing import Any
 
 _OPEN, _CLOSE, _QUOTES = '[{', ']}', '\'"'
 _CONSTANTS = {'true': True, 'false': False, 'none': None, 'null': None}
-_BARE = re.compile(r'[A-Za-z_][\w./:+-]*')
+_BARE = re.compile(r'([A-Za-z_/]|\.{1,2}/)[\w./:+-]*')
 _INTEGER = re.compile(r'[+-]?\d+')
 _NUMBER = re.compile(r'[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?')
-_METHOD = re.compile(r'\s*([A-Za-z_][\w+-]*)\s*(?:\[(.*)\])?\s*', re.DOTALL)
+_NAMED = re.compile(r'\s*([A-Za-z_][\w+-]*)\s*(?:\[(.*)\])?\s*', re.DOTALL)
 
 
 def parse(text: str) -> list[tuple[str, dict[str, Any]]]:
-    """Return the name and the options of each method that `text` joins with '|'.
+    """Return the name and the options of each part that `text` joins with '|'.
 
     Raises:
         ValueError: text that does not follow the notation; the part at fault is quoted.
     """
-    return [_parse_method(part) for part in split(text, '|')]
+    return [parse_one(part) for part in split(text, '|')]
 
 
-def _parse_method(text: str) -> tuple[str, dict[str, Any]]:
-    match = _METHOD.fullmatch(text)
+def parse_one(text: str, what: str = 'method') -> tuple[str, dict[str, Any]]:
+    """Return the name and the options that `text` writes; `what` says of what, in the error.
+
+    Raises:
+        ValueError: text that does not follow the notation; the part at fault is quoted.
+    """
+    match = _NAMED.fullmatch(text)
     if match is None:
-        raise ValueError(f'{text!r} is not a method; expected name or name[option=value,...]')
+        raise ValueError(f'{text!r} is not a {what}; expected name or name[option=value,...]')
     options: dict[str, Any] = {}
     for item in _items(match[2] or ''):
         name, equals, value = item.partition('=')
