@@ -70,7 +70,7 @@ def encode(
     positions: how many the model has. Raises ValueError where max_length fits no text or no model.
     """
     pair = 'text_b' in dataset.column_names
-    _check_length(max_length, positions, tokenizer.num_special_tokens_to_add(pair))
+    check_length(max_length, positions, tokenizer.num_special_tokens_to_add(pair))
     texts = [dataset[key][:] for key in ('text_a', 'text_b') if key in dataset.column_names]
     path = None
     if cache_dir is not None:
@@ -101,7 +101,8 @@ def tokenizer_fingerprint(tokenizer: Tokenizer) -> str:
     return hashlib.sha256((sides + json.dumps(state, sort_keys=True)).encode()).hexdigest()
 
 
-def _check_length(max_length: int, positions: int | None, special: int) -> None:
+def check_length(max_length: int, positions: int | None, special: int) -> None:
+    """Raises ValueError where examples of max_length tokens fit no text or no model."""
     if positions is not None and max_length > positions:
         raise ValueError(
             f'max_length is {max_length}, but the model has {positions} positions; set it to '
