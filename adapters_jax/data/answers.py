@@ -6,8 +6,9 @@ beside it, so that the answer comes back to the character.
 """
 
 import dataclasses
+import itertools
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator
 
 import datasets
 import numpy as np
@@ -19,16 +20,11 @@ _LOG = logging.getLogger(__name__)
 NOWHERE = (-1, -1)
 
 
-def label(
-    encoded: Encoded,
-    begins: Int64[np.ndarray, ' N'],
-    rows: datasets.Dataset,
-    characters: Sequence[Int32[np.ndarray, 'n 2']],
-) -> Encoded:
+def label(encoded: Encoded, begins: Int64[np.ndarray, ' N'], rows: datasets.Dataset) -> Encoded:
     """Gives windows the places of their answers.
 
-    begins: the piece of its context that each of the N windows begins with. characters: of each
-    row, those that its context's pieces stand for. Of several answers the first one is the label.
+    begins: the piece of its context that each of the N windows begins with. Of several answers the
+    first one is the label.
     Added are the example columns `start` and `end`, int32 [N]: the places in the example of the
     answer's first and last piece, or 0, the place of [CLS], where the window does not hold it whole
     or there is none; and aside `outside`, int32 [L, 2]: how many characters of an answer's first
@@ -41,7 +37,10 @@ def label(
         ]
     ).reshape(-1, 2)
     pieces = np.array(
-        [pieces_of(own, *of) for own, of in zip(characters, bounds, strict=True)]
+        [
+            NOWHERE if tuple(of) == NOWHERE else pieces_of(own, *of)
+            for own, of in zip(_characters(encoded, begins, len(rows)), bounds, strict=True)
+        ]
     ).reshape(-1, 2)
     own, first, last = encoded.rows, encoded.examples['first'], encoded.examples['last']
     places = pieces[own] - begins[:, None] + first[:, None]
@@ -54,6 +53,20 @@ def label(
     )
     _tell(labelled, bounds[:, 0] >= 0, pieces[:, 0] >= 0)
     return labelled
+
+
+def _characters(
+    encoded: Encoded, begins: Int64[np.ndarray, ' N'], count: int
+) -> Iterator[Int32[np.ndarray, 'n 2']]:
+    """The characters of all pieces of each context, put together from its windows."""
+    ends = np.searchsorted(encoded.rows, np.arange(count + 1))
+    starts = encoded.offsets[:-1] + encoded.examples['first']
+    stops = encoded.offsets[:-1] + encoded.examples['last'] + 1
+    for first, end in itertools.pairwise(ends):
+        # Of each window what comes before the next one, and all of the last.
+        new = np.append(starts[first : end - 1] + np.diff(begins[first:end]), stops[end - 1])
+        parts = zip(starts[first:end], new, strict=True)
+        yield np.concatenate([encoded.aside['characters'][a:b] for a, b in parts])
 
 
 def pieces_of(characters: Int32[np.ndarray, 'n 2'], begin: int, end: int) -> tuple[int, int]:

@@ -48,13 +48,15 @@ def load(data: Mapping[str, Any], label_kind: str) -> Splits:
     """
     if label_kind not in columns.KINDS:
         raise ValueError(f'label_kind is {label_kind!r}; it must be one of {columns.KINDS}.')
-    return finish(_reader(data)(data, label_kind), data)
+    return finish(_READERS[source_of(data)](data, label_kind), data)
 
 
 def finish(found: Splits, data: Mapping[str, Any], groups: Groups | None = None) -> Splits:
-    """Makes of the splits that a source has those that a run takes, as `data` says.
+    """The splits of a source as a run takes them: none is empty, missing ones are cut off.
 
-    groups: gives each row of a split a number; rows of one number are not divided.
+    groups: gives each row of a split a number; where one is cut off, rows of one number stay
+    together (None: rows that share a text).
+    Raises ValueError where there is nothing in one, or too little to cut.
     """
     for name, split in found.items():
         if not len(split):
@@ -63,10 +65,10 @@ def finish(found: Splits, data: Mapping[str, Any], groups: Groups | None = None)
     return {name: _limited(split, data) for name, split in found.items()}
 
 
-def place(data: Mapping[str, Any]) -> str:
-    """Where the examples come from: 'glue', 'name' (built in or of the hub) or 'files'.
+def source_of(data: Mapping[str, Any]) -> str:
+    """Which kind of source `data` names: 'builtin', 'hub', 'glue' or 'files'.
 
-    Raises ValueError where `data` names no place, or several.
+    Raises ValueError where it names none, or several.
     """
     given = {key for key in ('name', 'glue', 'dir', *folders.SPLITS) if data.get(key)}
     allowed = ({'name'}, {'glue', 'dir'}, {'dir', *folders.SPLITS})
@@ -80,13 +82,11 @@ def place(data: Mapping[str, Any]) -> str:
             'data names no source: set data.name to a hub id or one of '
             f'{", ".join(builtin.SETS)}, or data.dir, or data.train.'
         )
-    return 'glue' if data.get('glue') else 'name' if data.get('name') else 'files'
-
-
-def _reader(data: Mapping[str, Any]) -> Callable[[Mapping[str, Any], str], Splits]:
-    if data.get('name') in builtin.SETS and place(data) == 'name':
-        return _from_builtin
-    return {'glue': _from_glue, 'name': _from_hub, 'files': _from_files}[place(data)]
+    if data.get('glue'):
+        return 'glue'
+    if data.get('name'):
+        return 'builtin' if data['name'] in builtin.SETS else 'hub'
+    return 'files'
 
 
 def _from_builtin(data: Mapping[str, Any], label_kind: str) -> Splits:
@@ -123,10 +123,22 @@ def _from_glue(data: Mapping[str, Any], label_kind: str) -> Splits:
     return {split: glue.read_split(path, split, task, encoding) for split, path in files.items()}
 
 
-def load_hub(data: Mapping[str, Any]) -> Splits:
-    """The splits of a hub data set as it has them, by the names that they have here.
+def _from_hub(data: Mapping[str, Any], label_kind: str) -> Splits:
+    choice = columns.Choice(**(data.get('columns') or {}))
 
-    Raises ValueError where there is no such data set, or it has no split for training.
+    def read(rows: datasets.Dataset, labelled: bool, where: str) -> datasets.Dataset:
+        return _hub_split(rows, choice, label_kind, labelled, where)
+
+    return from_hub(data, read)
+
+
+def from_hub(
+    data: Mapping[str, Any], read: Callable[[datasets.Dataset, bool, str], datasets.Dataset]
+) -> Splits:
+    """The splits of a hub data set, each in the form that `read` gives it.
+
+    read: takes the rows, whether they must have labels, and where they stand, for messages. Raises
+    ValueError where there is no such data set, or it has no split for training.
     """
     name = data['name']
     try:
@@ -143,20 +155,10 @@ def load_hub(data: Mapping[str, Any]) -> Splits:
         if role is None or (role == 'train' and suffix):
             continue
         key = f'{role}_{suffix}' if suffix else role  # MNLI has validation_matched
-        found[key] = rows
+        found[key] = read(rows, role != 'test', f'{name}, split {split}')
     if 'train' not in found:
         raise ValueError(f'{name} has no split for training; its splits are {", ".join(loaded)}.')
     return found
-
-
-def _from_hub(data: Mapping[str, Any], label_kind: str) -> Splits:
-    choice = columns.Choice(**(data.get('columns') or {}))
-
-    def split(key: str, rows: datasets.Dataset) -> datasets.Dataset:
-        labelled = not key.startswith('test')
-        return _hub_split(rows, choice, label_kind, labelled, f'{data["name"]}, split {key}')
-
-    return {key: split(key, rows) for key, rows in load_hub(data).items()}
 
 
 def _hub_split(
@@ -172,6 +174,14 @@ def _hub_split(
     return columns.build(
         values, label_kind, labelled, functools.partial('{}, row {}'.format, where)
     )
+
+
+_READERS: dict[str, Callable[[Mapping[str, Any], str], Splits]] = {
+    'builtin': _from_builtin,
+    'files': _from_files,
+    'glue': _from_glue,
+    'hub': _from_hub,
+}
 
 
 def layout_of(

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import datasets
 import numpy as np
 
-from adapters_jax.data import builtin, columns, folders, sources, splits, text_files
+from adapters_jax.data import columns, folders, sources, splits, text_files
 
 # What a column may be called, and the key of `data.columns` that names it otherwise.
 NAMES = {
@@ -66,13 +66,14 @@ def read(data: Mapping[str, Any]) -> sources.Splits:
     Questions about one context stay together where a split is cut off another.
     Raises ValueError or FileNotFoundError with one sentence on what to change.
     """
-    where = sources.place(data)
-    if where == 'glue' or data.get('name') in builtin.SETS:
+    source = sources.source_of(data)
+    if source in ('glue', 'builtin'):
+        key = 'glue' if source == 'glue' else 'name'
         raise ValueError(
-            f'data.{where} is {data[where]!r}, which has no questions about a text; set data.train '
-            'to a file of SQuAD, data.dir to a folder, or data.name to a hub id such as squad'
+            f'data.{key} is {data[key]!r}, which has no questions about a text; set data.train to '
+            'a file of SQuAD, data.dir to a folder, or data.name to a hub id such as squad'
         )
-    found = _from_hub(data) if where == 'name' else _from_files(data)
+    found = _from_hub(data) if source == 'hub' else _from_files(data)
     return sources.finish(found, data, _paragraphs)
 
 
@@ -89,12 +90,11 @@ def _from_files(data: Mapping[str, Any]) -> sources.Splits:
 
 
 def _from_hub(data: Mapping[str, Any]) -> sources.Splits:
-    found = {}
-    for split, rows in sources.load_hub(data).items():
-        place = f'{data["name"]}, split {split}'
-        nodes = [(f'{place}, row {i}', row) for i, row in enumerate(rows)]
-        found[split] = build(nodes, data.get('columns') or {}, split != 'test', place)
-    return found
+    def read(rows: datasets.Dataset, labelled: bool, where: str) -> datasets.Dataset:
+        nodes = [(f'{where}, row {i}', row) for i, row in enumerate(rows)]
+        return build(nodes, data.get('columns') or {}, labelled, where)
+
+    return sources.from_hub(data, read)
 
 
 def _objects(path: Path, layout: text_files.Layout) -> Iterator[Node]:

@@ -72,14 +72,12 @@ def encode(
     pair = 'text_b' in dataset.column_names
     check_length(max_length, positions, tokenizer.num_special_tokens_to_add(pair))
     texts = [dataset[key][:] for key in ('text_a', 'text_b') if key in dataset.column_names]
-    path = None
-    if cache_dir is not None:
-        path = pathlib.Path(cache_dir) / f'{_cache_key(texts, tokenizer, max_length)}.npz'
-    arrays = _read(path) if path else None
-    if arrays is None:
-        arrays = _encode_texts(texts, tokenizer, max_length)
-        if path:
-            _write(path, arrays)
+    arrays = remembered(
+        lambda: _encode_texts(texts, tokenizer, max_length),
+        (*COLUMNS, 'offsets', 'truncated'),
+        cache_dir,
+        *(texts, tokenizer, max_length),
+    )
     truncated = int(arrays['truncated'])
     if truncated:
         _LOG.warning(
@@ -93,6 +91,28 @@ def encode(
     return Encoded(tokens, arrays['offsets'], labels, truncated)
 
 
+def remembered(
+    make: Callable[[], dict[str, np.ndarray]],
+    names: Sequence[str],
+    cache_dir: str | os.PathLike | None,
+    texts: Sequence[Sequence[Any]],
+    tokenizer: Tokenizer,
+    max_length: int,
+) -> dict[str, np.ndarray]:
+    """The arrays `names` that `make` makes of columns of texts, once: then they are on the disk.
+
+    cache_dir: None for no cache.
+    """
+    if cache_dir is None:
+        return make()
+    path = pathlib.Path(cache_dir) / f'{_cache_key(texts, tokenizer, max_length)}.npz'
+    arrays = _read(path, names)
+    if arrays is None:
+        arrays = make()
+        _write(path, arrays)
+    return arrays
+
+
 def tokenizer_fingerprint(tokenizer: Tokenizer) -> str:
     """A hexadecimal name of what the tokenizer does, whatever padding or truncation is set now."""
     state = json.loads(tokenizer.backend_tokenizer.to_str())
@@ -102,7 +122,7 @@ def tokenizer_fingerprint(tokenizer: Tokenizer) -> str:
 
 
 def check_length(max_length: int, positions: int | None, special: int) -> None:
-    """Raises ValueError where examples of max_length tokens fit no text or no model."""
+    """Refuse a length that is more than the model has, or holds special tokens only."""
     if positions is not None and max_length > positions:
         raise ValueError(
             f'max_length is {max_length}, but the model has {positions} positions; set it to '
@@ -115,7 +135,7 @@ def check_length(max_length: int, positions: int | None, special: int) -> None:
         )
 
 
-def _slices(texts: Sequence[Sequence[str]]) -> Iterator[list[Sequence[str]]]:
+def _slices(texts: Sequence[Sequence[Any]]) -> Iterator[list[Sequence[Any]]]:
     for begin in range(0, len(texts[0]), BATCH):
         yield [column[begin : begin + BATCH] for column in texts]
 
@@ -145,20 +165,20 @@ def _encode_texts(
     return flat | {'offsets': offsets, 'truncated': np.array(truncated)}
 
 
-def _cache_key(texts: Sequence[Sequence[str]], tokenizer: Tokenizer, max_length: int) -> str:
+def _cache_key(texts: Sequence[Sequence[Any]], tokenizer: Tokenizer, max_length: int) -> str:
     digest = hashlib.sha256(f'{FORMAT} {max_length} {tokenizer_fingerprint(tokenizer)}'.encode())
     for part in _slices(texts):
         digest.update(json.dumps(part).encode())
     return digest.hexdigest()[:32]
 
 
-def _read(path: pathlib.Path) -> dict[str, np.ndarray] | None:
+def _read(path: pathlib.Path, names: Sequence[str]) -> dict[str, np.ndarray] | None:
     if not path.is_file():
         return None
     try:
         # numpy leaves a file that it opened itself open where it cannot read it.
         with path.open('rb') as file, np.load(file, allow_pickle=False) as stored:
-            return {name: stored[name] for name in (*COLUMNS, 'offsets', 'truncated')}
+            return {name: stored[name] for name in names}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         _LOG.warning('The cached encoding %s is damaged (%s): encoding again.', path, error)
         return None

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Float32
 
-from adapters_jax.data import squad, windows
+from adapters_jax.data import contexts, squad
 from adapters_jax.data.encoded import Encoded
 from adapters_jax.tasks import spans, squad_metrics
 from adapters_jax.tasks.spans import Reading
@@ -104,9 +104,11 @@ class QuestionAnswering(Task):
         return fields
 
     def encode(self, rows: Rows, encoding: Encoding) -> Encoded:
-        """Cut contexts into windows, each with its question; see `data.windows`."""
-        shape = windows.Shape(encoding.max_length, self.stride, self.question_length)
-        return windows.encode(rows, encoding.tokenizer, shape, encoding.positions)
+        """Cut contexts into windows, each with its question; see `data.contexts`."""
+        shape = contexts.Shape(encoding.max_length, self.stride, self.question_length)
+        return contexts.encode(
+            rows, encoding.tokenizer, shape, encoding.positions, encoding.cache_dir
+        )
 
     def rows_of(self, objects: Objects, lines: Iterable[int], pair: bool | None) -> Rows:
         """Return the objects' questions and contexts, under their `id` or their lines' numbers."""

@@ -8,6 +8,7 @@ characters each of its tokens stands for.
 
 import dataclasses
 import logging
+import os
 import unicodedata
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -16,12 +17,12 @@ import datasets
 import numpy as np
 from jaxtyping import Int32
 
-from adapters_jax.data import answers
+from adapters_jax.data import answers, tokenize
 from adapters_jax.data.encoded import Encoded
 from adapters_jax.data.tokenize import BATCH, Tokenizer, check_length
 
 _LOG = logging.getLogger(__name__)
-NONE = np.zeros(0, np.int32)
+_TOKENS, _EXAMPLES = ('input_ids', 'token_type_ids'), ('first', 'last')
 JOINERS = '\u200d'  # characters that, besides combining marks, belong to the one before
 
 
@@ -82,36 +83,64 @@ class Frame(NamedTuple):
 
 
 def encode(
-    rows: datasets.Dataset, tokenizer: Tokenizer, shape: Shape, positions: int | None = None
+    rows: datasets.Dataset,
+    tokenizer: Tokenizer,
+    shape: Shape,
+    positions: int | None = None,
+    cache_dir: str | os.PathLike | None = None,
 ) -> Encoded:
     """Encodes the rows of `data.squad`; the N examples are the windows of all questions.
 
     Example columns, int32 [N]: `first` and `last`, the places in the example of the context's first
     and last piece (an empty range where it has none); of labelled rows also those that
     `answers.label` adds. Aside, int32 [L, 2]: `characters`, from where to before where in the
-    context each piece stands. Raises ValueError where the shape fits no model.
+    context each piece stands. cache_dir: where windows are kept between runs; None for nowhere.
+    Raises ValueError where the shape fits no model.
     """
     frame = frame_of(tokenizer)
     shape.check(frame.size, positions)
-    questions = _pieces(rows['question'][:], tokenizer)
-    contexts = _pieces(rows['context'][:], tokenizer)
+    texts = rows['question'][:], rows['context'][:]
+    kind = [f'windows {shape.stride} {shape.question}']  # so that no other form of them is found
+    arrays = tokenize.remembered(
+        lambda: _cut(*texts, tokenizer, frame, shape),
+        (*_TOKENS, *_EXAMPLES, 'characters', 'offsets', 'rows', 'begins', 'truncated'),
+        cache_dir,
+        *([*texts, kind], tokenizer, shape.max_length),
+    )
+    truncated = int(arrays['truncated'])
+    if truncated:
+        _LOG.warning(
+            '%d of %d questions (%.1f %%) are longer than task.question_length = %d and were cut.',
+            *(truncated, len(rows), 100 * truncated / len(rows), shape.question),
+        )
+    encoded = Encoded(
+        tokens={name: arrays[name] for name in _TOKENS},
+        offsets=arrays['offsets'],
+        examples={name: arrays[name] for name in _EXAMPLES},
+        truncated=truncated,
+        aside={'characters': arrays['characters']},
+        rows=arrays['rows'],
+    )
+    return answers.label(encoded, arrays['begins'], rows) if 'answers' in rows.features else encoded
+
+
+def _cut(
+    asked: Sequence[str],
+    texts: Sequence[str],
+    tokenizer: Tokenizer,
+    frame: Frame,
+    shape: Shape,
+) -> dict[str, np.ndarray]:
+    """The windows of all questions, column by column; `begins`: the first piece of each."""
+    questions, contexts = _pieces(asked, tokenizer), _pieces(texts, tokenizer)
     columns, cut = _Columns(frame), 0
-    for row, (asked, text) in enumerate(zip(rows['question'][:], rows['context'][:], strict=True)):
-        question, context = questions[asked].ids[: shape.question], contexts[text]
-        cut += len(question) < len(questions[asked].ids)
+    for row, (one, text) in enumerate(zip(asked, texts, strict=True)):
+        question, context = questions[one].ids[: shape.question], contexts[text]
+        cut += len(question) < len(questions[one].ids)
         room = shape.max_length - frame.size - len(question)
         for first, last in shape.windows(len(context.ids), room):
             columns.add(row, question, context, first, last)
-    if cut:
-        _LOG.warning(
-            '%d of %d questions (%.1f %%) are longer than task.question_length = %d and were cut.',
-            *(cut, len(rows), 100 * cut / len(rows), shape.question),
-        )
-    encoded = columns.encoded(cut)
-    if 'answers' not in rows.column_names:
-        return encoded
-    characters = [contexts[text].characters for text in rows['context'][:]]
-    return answers.label(encoded, np.array(columns.begins), rows, characters)
+    return columns.arrays() | {'truncated': np.array(cut)}
 
 
 class _Columns:
@@ -123,8 +152,7 @@ class _Columns:
         self._head, self._middle, self._tail = (np.array(part, np.int32) for part in parts)
         empty, nowhere = np.zeros(0, np.int32), np.zeros((0, 2), np.int32)
         self._ids, self._kinds, self._characters = [empty], [empty], [nowhere]
-        self._examples: list[tuple[int, int, int, int]] = []
-        self.begins: list[int] = []  # the first piece of each
+        self._windows: list[tuple[int, int, int, int, int]] = []
 
     def add(self, row: int, question: np.ndarray, context: Pieces, first: int, last: int) -> None:
         """Put together the window of the context's pieces from `first` to before `last`."""
@@ -135,23 +163,21 @@ class _Columns:
         self._kinds.append(np.repeat(self._types, sizes))
         around = np.zeros((before, 2), np.int32), np.zeros((sizes[4], 2), np.int32)
         self._characters += (around[0], context.characters[first:last], around[1])
-        self._examples.append((row, length, before, before + sizes[3] - 1))
-        self.begins.append(first)
+        self._windows.append((length, before, before + sizes[3] - 1, row, first))
 
-    def encoded(self, cut: int) -> Encoded:
-        """All windows, of which `cut` have a question that was cut."""
-        rows, lengths, first, last = np.array(self._examples, np.int32).reshape(-1, 4).T
-        return Encoded(
-            tokens={
-                'input_ids': np.concatenate(self._ids),
-                'token_type_ids': np.concatenate(self._kinds),
-            },
-            offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-            examples={'first': first.copy(), 'last': last.copy()},
-            truncated=cut,
-            aside={'characters': np.concatenate(self._characters)},
-            rows=rows.astype(np.int64),
-        )
+    def arrays(self) -> dict[str, np.ndarray]:
+        """All windows."""
+        lengths, first, last, rows, begins = np.array(self._windows, np.int32).reshape(-1, 5).T
+        return {
+            'input_ids': np.concatenate(self._ids),
+            'token_type_ids': np.concatenate(self._kinds),
+            'characters': np.concatenate(self._characters),
+            'offsets': np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+            'first': first.copy(),
+            'last': last.copy(),
+            'rows': rows.astype(np.int64),
+            'begins': begins.astype(np.int64),
+        }
 
 
 def frame_of(tokenizer: Tokenizer) -> Frame:
