@@ -106,7 +106,7 @@ def _fusion() -> Config:
 def _task() -> Config:
     return ConfigDict(
         {
-            # 'classification' or 'regression'.
+            # 'classification', 'regression' or 'question_answering'.
             'name': 'classification',
             # Class names in their order; empty: the sorted labels of the training data.
             'labels': (),
@@ -117,6 +117,17 @@ def _task() -> Config:
             # The class that 'precision', 'recall' and 'f1' are about; empty: with two classes the
             # second one.
             'positive': '',
+            # Question answering, in tokens: what neighbouring windows of a long context share, the
+            # most of a question (the rest is cut), and the most of an answer.
+            'stride': 128,
+            'question_length': 64,
+            'answer_length': 30,
+            # How many answers are listed for a question.
+            'n_best': 20,
+            # A question has no answer where that scores better than the best one by more than this:
+            # a number, 'tuned' (on the validation split), 'none' (each has one), or 'auto': 'tuned'
+            # where training questions lack answers.
+            'threshold': 'auto',
         }
     )
 
@@ -136,7 +147,8 @@ def _data() -> Config:
             'train': '',
             'validation': '',
             'test': '',
-            # Column names, or numbers from 0 in files without a header; empty: detected.
+            # Column names, or numbers from 0 in files without a header; empty: detected. To answer
+            # questions: text_a is the question, text_b the context, label the answers.
             'columns': ConfigDict({'text_a': '', 'text_b': '', 'label': ''}),
             # Whether a file's first line names its columns: 'true', 'false' or 'auto'.
             'header': 'auto',

@@ -17,6 +17,7 @@ from absl import flags
 from adapters_jax import config as configs
 from adapters_jax import entry, files, processes
 from adapters_jax.interop import adapter_folder
+from adapters_jax.tasks.task import Task
 from adapters_jax.training import experiment, inference, multitask, preprocessing, provenance
 
 
@@ -77,12 +78,13 @@ def _evaluate_one(
     """Score an adapter on a split, and write what it predicts."""
     preprocessing.chain_of(folder)  # refuses steps that are not what they were in training
     encoded, rows = run.splits[split], run.texts[split]
+    task = experiment.task_of(folder)  # with what training has tuned of it
     found = inference.outputs(folder, run.backbone, encoded, run.config, dropped)
-    _write_predictions(predictions, run, split, found)
-    if not run.task.is_labelled(encoded):
+    _write_predictions(predictions, run, task, split, found)
+    if not task.is_labelled(encoded):
         return {'examples': len(rows), 'metrics': {}}
-    metrics = run.task.score(found, encoded, rows)
-    return {'examples': len(rows), 'metrics': metrics, **run.task.details(found, encoded, rows)}
+    metrics = task.score(found, encoded, rows)
+    return {'examples': len(rows), 'metrics': metrics, **task.details(found, encoded, rows)}
 
 
 def _evaluate_tasks(
@@ -114,12 +116,12 @@ def _evaluate_tasks(
 
 
 def _write_predictions(
-    path: Path, run: experiment.Experiment, split: str, outputs: np.ndarray
+    path: Path, run: experiment.Experiment, task: Task, split: str, outputs: np.ndarray
 ) -> None:
     """Write each row's texts, gold label (as 'gold', where known) and prediction."""
     if not processes.is_writer():
         return
-    rows, task = run.texts[split], run.task
+    rows = run.texts[split]
     predicted = task.predict(outputs, run.splits[split], rows)
     with files.atomic(path) as temporary, temporary.open('w', encoding='utf-8') as lines:
         for row, one in zip(rows, predicted, strict=True):

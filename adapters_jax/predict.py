@@ -3,12 +3,13 @@
     python -m adapters_jax.predict --adapter=DIR --input=in.jsonl --output=out.jsonl
     python -m adapters_jax.predict --adapter=a=DIR,b=DIR --input=in.jsonl --output=out.jsonl
 
-Input: one JSON object a line with `text`, or `text_a` and `text_b`; with several adapters also
-`adapter`, the name of the one to use. Output: for each, in order, the object plus `prediction` and,
-for classification, `label` and `logits`. DIR is an adapter of this project, of AdapterHub or of
-PEFT; which, is found out. Several adapters share one backbone and, where they can be chosen by row,
-one program and its batches. With `--drop_layers=N` adapters are left out of the N lowest layers;
-`--frozen_dtype=int8` keeps the backbone in a quarter of its memory.
+Input: one JSON object a line with `text`, or `text_a` and `text_b`, or `question` and `context`;
+with several adapters also `adapter`, the name of the one to use. Output: for each, in order, the
+object plus `prediction` and, for classification, `label` and `logits`, for questions `start` and
+`end` (characters of the context), `score` and `n_best`. DIR is an adapter of this project, of
+AdapterHub or of PEFT; which, is found out. Several adapters share one backbone and, where they can
+be chosen by row, one program and its batches. With `--drop_layers=N` adapters are left out of the N
+lowest layers; `--frozen_dtype=int8` keeps the backbone in a quarter of its memory.
 """
 
 import json

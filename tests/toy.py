@@ -46,6 +46,25 @@ def write_pairs(path: Path, count: int = 240, seed: int = 0) -> str:
     return write_table(path, ('sentence1', 'sentence2', 'label'), pairs(count, seed))
 
 
+def write_questions(path: Path, paragraphs: int = 60, seed: int = 0, none: int = 4) -> str:
+    """Write two questions on each text, as SQuAD 2.0 has them; return the path.
+
+    The answer is the one animal of the text; each `none`-th text has none (0: all have one).
+    """
+    rng, found = np.random.default_rng(seed), []
+    for i in range(paragraphs):
+        words, animal = fillers(rng, 12.0), str(rng.choice(TOPICS['animal']))
+        if not none or i % none:
+            words[int(rng.integers(len(words)))] = animal
+        context = ' '.join(words)
+        answers = [{'text': animal, 'answer_start': context.find(animal)}] * (animal in words)
+        asked = {f'{seed}-{i}-{word}': f'{word} near ?' for word in ('this', 'that')}
+        qas = [{'id': key, 'question': q, 'answers': answers} for key, q in asked.items()]
+        found.append({'context': context, 'qas': qas})
+    path.write_text(json.dumps({'data': [{'paragraphs': found}]}), 'utf-8')
+    return str(path)
+
+
 def trec_like(_: str) -> dict[str, list[str]]:
     """Stand in for `builtin.read`: a pool as large as the one that the quickstart cuts up."""
     rows = texts(300)

@@ -36,6 +36,7 @@ from adapters_jax.data import builtin, columns, folders, glue, splits, text_file
 HEADERS = {'auto': None, 'true': True, 'false': False}
 
 Splits = dict[str, datasets.Dataset]
+Groups = Callable[[datasets.Dataset], np.ndarray]
 
 
 def load(data: Mapping[str, Any], label_kind: str) -> Splits:
@@ -47,15 +48,28 @@ def load(data: Mapping[str, Any], label_kind: str) -> Splits:
     """
     if label_kind not in columns.KINDS:
         raise ValueError(f'label_kind is {label_kind!r}; it must be one of {columns.KINDS}.')
-    found = _reader(data)(data, label_kind)
+    return finish(_READERS[source_of(data)](data, label_kind), data)
+
+
+def finish(found: Splits, data: Mapping[str, Any], groups: Groups | None = None) -> Splits:
+    """The splits of a source as a run takes them: none is empty, missing ones are cut off.
+
+    groups: gives each row of a split a number; where one is cut off, rows of one number stay
+    together (None: rows that share a text).
+    Raises ValueError where there is nothing in one, or too little to cut.
+    """
     for name, split in found.items():
         if not len(split):
             raise ValueError(f'The split {name!r} is empty; it must hold at least one example.')
-    found = _complete(found, data)
+    found = _complete(found, data, groups)
     return {name: _limited(split, data) for name, split in found.items()}
 
 
-def _reader(data: Mapping[str, Any]) -> Callable[[Mapping[str, Any], str], Splits]:
+def source_of(data: Mapping[str, Any]) -> str:
+    """Which kind of source `data` names: 'builtin', 'hub', 'glue' or 'files'.
+
+    Raises ValueError where it names none, or several.
+    """
     given = {key for key in ('name', 'glue', 'dir', *folders.SPLITS) if data.get(key)}
     allowed = ({'name'}, {'glue', 'dir'}, {'dir', *folders.SPLITS})
     if not any(given <= source for source in allowed):
@@ -69,10 +83,10 @@ def _reader(data: Mapping[str, Any]) -> Callable[[Mapping[str, Any], str], Split
             f'{", ".join(builtin.SETS)}, or data.dir, or data.train.'
         )
     if data.get('glue'):
-        return _from_glue
+        return 'glue'
     if data.get('name'):
-        return _from_builtin if data['name'] in builtin.SETS else _from_hub
-    return _from_files
+        return 'builtin' if data['name'] in builtin.SETS else 'hub'
+    return 'files'
 
 
 def _from_builtin(data: Mapping[str, Any], label_kind: str) -> Splits:
@@ -82,7 +96,7 @@ def _from_builtin(data: Mapping[str, Any], label_kind: str) -> Splits:
 
 def _from_files(data: Mapping[str, Any], label_kind: str) -> Splits:
     choice = columns.Choice(**(data.get('columns') or {}))
-    layout = _layout(data, choice.header_in)
+    layout = layout_of(data, choice.header_in)
     found = {}
     for split, path in folders.find_files(data).items():
         table = text_files.open_table(path, layout)
@@ -110,6 +124,22 @@ def _from_glue(data: Mapping[str, Any], label_kind: str) -> Splits:
 
 
 def _from_hub(data: Mapping[str, Any], label_kind: str) -> Splits:
+    choice = columns.Choice(**(data.get('columns') or {}))
+
+    def read(rows: datasets.Dataset, labelled: bool, where: str) -> datasets.Dataset:
+        return _hub_split(rows, choice, label_kind, labelled, where)
+
+    return from_hub(data, read)
+
+
+def from_hub(
+    data: Mapping[str, Any], read: Callable[[datasets.Dataset, bool, str], datasets.Dataset]
+) -> Splits:
+    """The splits of a hub data set, each in the form that `read` gives it.
+
+    read: takes the rows, whether they must have labels, and where they stand, for messages. Raises
+    ValueError where there is no such data set, or it has no split for training.
+    """
     name = data['name']
     try:
         loaded = datasets.load_dataset(name, data.get('config_name') or None)
@@ -118,7 +148,6 @@ def _from_hub(data: Mapping[str, Any], label_kind: str) -> Splits:
             f'data.name is {name!r}, which is neither built in ({", ".join(builtin.SETS)}) nor to '
             f'be had from the Hugging Face hub: {error}'
         ) from error
-    choice = columns.Choice(**(data.get('columns') or {}))
     found = {}
     for split, rows in loaded.items():
         stem, _, suffix = split.partition('_')
@@ -126,7 +155,7 @@ def _from_hub(data: Mapping[str, Any], label_kind: str) -> Splits:
         if role is None or (role == 'train' and suffix):
             continue
         key = f'{role}_{suffix}' if suffix else role  # MNLI has validation_matched
-        found[key] = _hub_split(rows, choice, label_kind, role != 'test', f'{name}, split {split}')
+        found[key] = read(rows, role != 'test', f'{name}, split {split}')
     if 'train' not in found:
         raise ValueError(f'{name} has no split for training; its splits are {", ".join(loaded)}.')
     return found
@@ -147,7 +176,18 @@ def _hub_split(
     )
 
 
-def _layout(data: Mapping[str, Any], detect: Callable[[list[str]], bool]) -> text_files.Layout:
+_READERS: dict[str, Callable[[Mapping[str, Any], str], Splits]] = {
+    'builtin': _from_builtin,
+    'files': _from_files,
+    'glue': _from_glue,
+    'hub': _from_hub,
+}
+
+
+def layout_of(
+    data: Mapping[str, Any], detect: bool | Callable[[list[str]], bool]
+) -> text_files.Layout:
+    """How `data` says that files are laid out; `detect`: of the header, where it does not."""
     header = str(data.get('header', 'auto')).lower()
     if header not in HEADERS:
         raise ValueError(f"data.header is {data['header']!r}; it must be True, False or 'auto'.")
@@ -159,7 +199,7 @@ def _layout(data: Mapping[str, Any], detect: Callable[[list[str]], bool]) -> tex
     )
 
 
-def _complete(found: Splits, data: Mapping[str, Any]) -> Splits:
+def _complete(found: Splits, data: Mapping[str, Any], groups: Groups | None) -> Splits:
     """Cuts a missing validation split off the training split, and a test split with it.
 
     A source with a validation split is left as it is: it was divided by somebody, and shrinking its
@@ -173,8 +213,8 @@ def _complete(found: Splits, data: Mapping[str, Any]) -> Splits:
     wanted = dict(zip(('validation', 'test'), fractions, strict=True))
     if 'test' in found:
         del wanted['test']
-    cut = splits.split_off(found['train'], wanted, int(data.get('split_seed') or 0))
-    return found | cut
+    pool, seed = found['train'], int(data.get('split_seed') or 0)
+    return found | splits.split_off(pool, wanted, seed, groups and groups(pool))
 
 
 def _limited(split: datasets.Dataset, data: Mapping[str, Any]) -> datasets.Dataset:

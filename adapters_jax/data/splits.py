@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import datasets
 import numpy as np
+from jaxtyping import Int64
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 from sklearn.model_selection import train_test_split
@@ -20,11 +21,15 @@ _LOG = logging.getLogger(__name__)
 
 
 def split_off(
-    pool: datasets.Dataset, fractions: dict[str, float], seed: int
+    pool: datasets.Dataset,
+    fractions: dict[str, float],
+    seed: int,
+    groups: Int64[np.ndarray, ' N'] | None = None,
 ) -> dict[str, datasets.Dataset]:
     """Cuts the named fractions off `pool`; what is left is 'train'.
 
-    fractions: split name -> share of all rows, e.g. {'validation': 0.1, 'test': 0.1}. Each split
+    fractions: split name -> share of all groups, e.g. {'validation': 0.1, 'test': 0.1}. groups: a
+    number for each row; rows of one group stay together (None: those that share a text). Each split
     keeps the order of the pool, and depends on the rows and the seed alone. Classes (labels that
     are str) keep their proportions as far as their sizes allow, and one example each in 'train'.
     Raises ValueError where a split would be empty.
@@ -32,7 +37,9 @@ def split_off(
     fractions = {name: share for name, share in fractions.items() if share}
     if min(fractions.values(), default=0) < 0 or sum(fractions.values()) >= 1:
         raise ValueError(f'data.split_fractions is {fractions}; it needs shares that sum below 1.')
-    groups = same_text_groups(pool['text_a'][:], pool['text_b'][:] if _is_pair(pool) else None)
+    if groups is None:
+        pair = 'text_b' in pool.column_names
+        groups = same_text_groups(pool['text_a'][:], pool['text_b'][:] if pair else None)
     _, first_row = np.unique(groups, return_index=True)
     classes = _classes(pool, first_row)
     left = np.arange(len(first_row))
@@ -78,10 +85,6 @@ def same_text_groups(texts_a: Sequence[str], texts_b: Sequence[str] | None) -> n
         100 * LARGEST_GROUP,
     )
     return np.unique(first * np.int64(len(keys)) + second, return_inverse=True)[1]
-
-
-def _is_pair(pool: datasets.Dataset) -> bool:
-    return 'text_b' in pool.column_names
 
 
 def _classes(pool: datasets.Dataset, rows: np.ndarray) -> np.ndarray:

@@ -97,6 +97,19 @@ class Table:
             raise ValueError(f'{self.path} has no examples; it must hold at least one.')
         return dict(zip(columns, picked, strict=True)), lines
 
+    def objects(self) -> Iterator[tuple[int, Mapping[str, Any]]]:
+        """Each record as an object, with its line number. Raises ValueError naming the line."""
+        try:
+            for line, record in self.records:
+                if isinstance(record, Mapping):
+                    yield line, record
+                elif len(record) == len(self.names):
+                    yield line, dict(zip(self.names, record, strict=True))
+                else:
+                    raise ValueError(self._wrong_width(line, len(record)))
+        except UnicodeDecodeError as error:
+            raise ValueError(_not_decodable(self.path, error)) from None
+
     def _wrong_width(self, line: int, width: int) -> str:
         return (
             f'{self.path}, line {line}: {width} fields where the first line has {len(self.names)}. '
@@ -107,7 +120,7 @@ class Table:
 
 def open_table(path: pathlib.Path, layout: Layout) -> Table:
     """Opens a file by its suffix. Raises ValueError where it is of no known kind or is empty."""
-    suffix = _suffix(path)
+    suffix = suffix_of(path)
     readers = {'.jsonl': _jsonl, '.json': _json, '.parquet': _parquet}
     if suffix not in SUFFIXES:
         raise ValueError(f'{path} is of no kind known here; known are {", ".join(SUFFIXES)} (.gz).')
@@ -119,7 +132,8 @@ def open_table(path: pathlib.Path, layout: Layout) -> Table:
         raise ValueError(_not_decodable(path, error)) from None
 
 
-def _suffix(path: pathlib.Path) -> str:
+def suffix_of(path: pathlib.Path) -> str:
+    """The ending that says what a file holds: '.json' of 'A.JSON.gz'."""
     name = path.name.lower().removesuffix('.gz')
     return pathlib.PurePath(name).suffix
 
@@ -195,9 +209,17 @@ def _jsonl(path: pathlib.Path, layout: Layout) -> Table:
     return _of_objects(path, records())
 
 
+def read_json(path: pathlib.Path, encoding: str) -> Any:
+    """What a JSON file holds. Raises ValueError where it is none, naming the line."""
+    try:
+        with _open(path, encoding, '\n') as file:
+            return _parse(file.read(), path, 1)
+    except UnicodeDecodeError as error:
+        raise ValueError(_not_decodable(path, error)) from None
+
+
 def _json(path: pathlib.Path, layout: Layout) -> Table:
-    with _open(path, layout.encoding, '\n') as file:
-        objects = _parse(file.read(), path, 1)
+    objects = read_json(path, layout.encoding)
     if not isinstance(objects, list):
         raise ValueError(f'{path} must hold a list of objects; for one object a line use .jsonl.')
     return _of_objects(path, iter(enumerate(objects, start=1)))

@@ -78,23 +78,44 @@ def encode(
     token column 'tags'. Raises ValueError where max_length fits no text or no model.
     """
     pair = 'text_b' in dataset.column_names
-    _check_length(max_length, positions, tokenizer.num_special_tokens_to_add(pair))
+    check_length(max_length, positions, tokenizer.num_special_tokens_to_add(pair))
     texts = [dataset[key][:] for key in ('text_a', 'text_b') if key in dataset.column_names]
-    path = None
-    if cache_dir is not None:
-        path = pathlib.Path(cache_dir) / f'{_cache_key(texts, tokenizer, max_length, chain)}.npz'
     columns = (*COLUMNS, TAGS) if chain.inventory else COLUMNS
-    arrays = _read(path, (*columns, *(OTHERS if chain else OTHERS[:2]))) if path else None
-    if arrays is None:
-        arrays = _encode_chain(texts, tokenizer, max_length, chain)
-        if path:
-            _write(path, arrays)
+    arrays = remembered(
+        lambda: _encode_chain(texts, tokenizer, max_length, chain),
+        (*columns, *(OTHERS if chain else OTHERS[:2])),
+        cache_dir,
+        *(texts, tokenizer, max_length, chain),
+    )
     _tell(arrays, len(dataset), max_length)
     labels = {}
     if label_ids is not None and 'label' in dataset.column_names:
         labels['label'] = label_ids(dataset['label'][:])
     tokens = {name: arrays[name] for name in columns}
     return Encoded(tokens, arrays['offsets'], labels, int(arrays['truncated']))
+
+
+def remembered(
+    make: Callable[[], dict[str, np.ndarray]],
+    names: Sequence[str],
+    cache_dir: str | os.PathLike | None,
+    texts: Sequence[Sequence[Any]],
+    tokenizer: Tokenizer,
+    max_length: int,
+    chain: Chain = NO_STEPS,
+) -> dict[str, np.ndarray]:
+    """The arrays `names` that `make` makes of columns of texts, once: then they are on the disk.
+
+    cache_dir: None for no cache.
+    """
+    if cache_dir is None:
+        return make()
+    path = pathlib.Path(cache_dir) / f'{_cache_key(texts, tokenizer, max_length, chain)}.npz'
+    arrays = _read(path, names)
+    if arrays is None:
+        arrays = make()
+        _write(path, arrays)
+    return arrays
 
 
 def tokenizer_fingerprint(tokenizer: Tokenizer) -> str:
@@ -105,7 +126,8 @@ def tokenizer_fingerprint(tokenizer: Tokenizer) -> str:
     return hashlib.sha256((sides + json.dumps(state, sort_keys=True)).encode()).hexdigest()
 
 
-def _check_length(max_length: int, positions: int | None, special: int) -> None:
+def check_length(max_length: int, positions: int | None, special: int) -> None:
+    """Refuse a length that is more than the model has, or holds special tokens only."""
     if positions is not None and max_length > positions:
         raise ValueError(
             f'max_length is {max_length}, but the model has {positions} positions; set it to '
@@ -118,7 +140,7 @@ def _check_length(max_length: int, positions: int | None, special: int) -> None:
         )
 
 
-def _slices(texts: Sequence[Sequence[str]]) -> Iterator[list[Sequence[str]]]:
+def _slices(texts: Sequence[Sequence[Any]]) -> Iterator[list[Sequence[Any]]]:
     for begin in range(0, len(texts[0]), BATCH):
         yield [column[begin : begin + BATCH] for column in texts]
 
@@ -195,7 +217,7 @@ def _encode_texts(
 
 
 def _cache_key(
-    texts: Sequence[Sequence[str]], tokenizer: Tokenizer, max_length: int, chain: Chain
+    texts: Sequence[Sequence[Any]], tokenizer: Tokenizer, max_length: int, chain: Chain
 ) -> str:
     digest = hashlib.sha256(f'{FORMAT} {max_length} {tokenizer_fingerprint(tokenizer)}'.encode())
     if chain:

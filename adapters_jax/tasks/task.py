@@ -168,6 +168,10 @@ class Task(abc.ABC):
         """Return the head that a config asks for as this task needs it."""
         return dataclasses.replace(config, pooling=TOKENS) if self.per_token else config
 
+    def tuned(self, outputs: np.ndarray, encoded: Encoded, rows: Rows) -> 'Task':
+        """Return the task with what its settings leave to the outputs of the validation split."""
+        return self
+
     def details(self, outputs: np.ndarray, encoded: Encoded, rows: Rows) -> dict[str, Any]:
         """Return what an evaluation reports besides the metrics, as JSON-able values."""
         return {}

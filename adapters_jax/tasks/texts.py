@@ -5,7 +5,7 @@ outputs mean is each kind's own.
 """
 
 import abc
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import datasets
@@ -107,12 +107,23 @@ def text_rows(objects: Objects, lines: Iterable[int], pair: bool | None) -> Rows
     if pair:
         names['text_b'] = 'text_b'
     wanted = '"text_a" and "text_b": the adapter is for pairs' if pair else '"text"'
+    check_texts(objects, lines, names.values(), wanted)
+    columns = {key: [given[name] for given in objects] for key, name in names.items()}
+    return datasets.Dataset.from_dict(columns)
+
+
+def check_texts(
+    objects: Objects, lines: Iterable[int], names: Collection[str], wanted: str
+) -> None:
+    """Refuse an object that has no text under one of the names.
+
+    Raises:
+        ValueError: its line, what it has, and what was `wanted`.
+    """
     for number, given in zip(lines, objects, strict=True):
-        for name in names.values():
+        for name in names:
             if not isinstance(given.get(name), str) or not given[name].strip():
                 raise ValueError(
                     f'input line {number} has no text under {name!r}; expected {wanted} '
                     f'(this one has: {", ".join(given)})'
                 )
-    columns = {key: [given[name] for given in objects] for key, name in names.items()}
-    return datasets.Dataset.from_dict(columns)

@@ -71,6 +71,15 @@ class Experiment:
         own = {self.model.name: self.members.overlay(tree['adapters'][self.model.name])}
         return tree | {'adapters': own}
 
+    def tuned(self, split: str, outputs: np.ndarray) -> 'Experiment':
+        """Return the experiment with its task as the outputs for a validation split settle it."""
+        task = self.task.tuned(outputs, self.splits[split], self.texts[split])
+        return dataclasses.replace(self, task=task)
+
+    def score(self, split: str, outputs: np.ndarray) -> dict[str, float]:
+        """Return the metrics of the outputs for a split."""
+        return self.task.score(outputs, self.splits[split], self.texts[split])
+
     def folder(self, trainable: Tree) -> AdapterFolder:
         """Describe trained leaves as a finished adapter."""
         own = trainable.get('adapters', {}).get(self.model.name, {})

@@ -16,7 +16,7 @@ from adapters_jax.training.experiment import Experiment
 from adapters_jax.training.members import load as load_members
 from adapters_jax.training.optimizer import OptimizerConfig, make_schedule
 from adapters_jax.training.placement import Placement
-from adapters_jax.training.run import NonFiniteLossError, Progress, Results, Run, Stopped
+from adapters_jax.training.run import NonFiniteLossError, Progress, Run, Stopped
 from adapters_jax.training.state import prepare
 
 __all__ = ['NonFiniteLossError', 'Progress', 'Stopped', 'Trainer', 'check']
@@ -112,22 +112,18 @@ class Trainer(Run):
         )
 
     def _evaluate(self) -> None:
-        results = {}
+        results, settled = {}, self.experiment
         for name in self.eval_policies:
             logits = self._outputs(name, self.trainable)
             if not np.isfinite(logits).all():
                 raise self._diverged(
                     f'after step {self.step} the outputs for the split {name!r} are not finite'
                 )
-            given = self.experiment.splits[name], self.experiment.texts[name]
-            results[name] = self.experiment.task.score(logits, *given)
+            settled = settled if results else settled.tuned(name, logits)  # the first one decides
+            results[name] = settled.score(name, logits)
             self.monitor.evaluation(self.step, name, results[name])
-        self._judge(results)
-
-    def _judge(self, results: Results) -> None:
-        """Keep the best adapter so far."""
         if self.progress.judge(self.experiment.task, results, self.step):
-            self._keep(self.experiment, self.workdir / 'adapter')
+            self._keep(settled, self.workdir / 'adapter')
         self.progress.stop(self.config.training.patience, self.step >= self.total_steps)
 
     def _keep(self, experiment: Experiment, directory: Path) -> None:

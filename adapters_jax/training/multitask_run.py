@@ -87,6 +87,7 @@ class MultitaskRun(Trainer):
         )
 
     def _evaluate(self) -> None:
+        self._settled = dict(self.experiment.members)
         results = {split: self._score(split) for split in self.eval_policies}
         first: dict[str, Mapping[str, float]] = {}
         for split, metrics in results.items():
@@ -104,8 +105,10 @@ class MultitaskRun(Trainer):
             raise self._diverged(
                 f'after step {self.step} the outputs for the split {split!r} are not finite'
             )
-        member, own = self.experiment.member(split), split.partition('/')[2]
-        return member.task.score(outputs, member.splits[own], member.texts[own])
+        own, name = split.partition('/')[2], self.experiment.member(split).model.name
+        if own == self.experiment.members[name].validation_splits[0]:
+            self._settled[name] = self._settled[name].tuned(own, outputs)
+        return self._settled[name].score(own, outputs)
 
     def _judge(self, results: Results) -> None:
         """Keep the adapters of the best mean so far, or each that is at its own best."""
@@ -117,7 +120,7 @@ class MultitaskRun(Trainer):
             better = own.judge(member.task, mine, self.step)
             progress.tasks[name] = dataclasses.asdict(own)
             if better if self.config.mixing.best == 'each' else improved:
-                self._keep(member, self.workdir / 'adapter' / name)
+                self._keep(self._settled[name], self.workdir / 'adapter' / name)
         if self.config.mixing.best == 'each':
             progress.since_best = min(own['since_best'] for own in progress.tasks.values())
         progress.stop(patience, self.step >= self.total_steps)

@@ -244,17 +244,17 @@ class PopulationRun(Run):
                 what = f'after step {self.step} the outputs for the split {name!r} are not finite'
                 self._give_up(index, self.step, what)
                 return
-        results: Results = {
-            name: run.task.score(values, run.splits[name], run.texts[name])
-            for name, values in logits.items()
-        }
+        own = self.own[index]
+        settled = own.experiment
+        for name, values in list(logits.items())[:1]:
+            settled = settled.tuned(name, values)  # the first one decides
+        results: Results = {name: settled.score(name, values) for name, values in logits.items()}
         for name, values in results.items():
             self.monitors[index].evaluation(self.step, name, values)
         if progress.judge(run.task, results, self.step):
-            own = self.own[index]
             leaves = population.unpad(population.unstack(trainable, index), own.shapes)
             if processes.is_writer():
-                adapter_folder.save(own.experiment.folder(leaves), own.workdir / 'adapter')
+                adapter_folder.save(settled.folder(leaves), own.workdir / 'adapter')
         progress.stop(self.config.training.patience, self.step >= self.total_steps)
         progress.steps = self.step
 

@@ -194,6 +194,11 @@ def library_logits(model, source, padded=True):
 
 def our_logits(folder, source, padded=True):
     """Return our logits [3, C] of the texts."""
+    return our_outputs(folder, source, padded)[:, 0]
+
+
+def our_outputs(folder, source, padded=True):
+    """Return our outputs of the texts, [3, 1, C], or of their tokens, [3, 9, C]."""
     ids, mask = texts(source, padded)
     model = Model(
         config=source.loaded.config,
@@ -212,7 +217,7 @@ def our_logits(folder, source, padded=True):
         'starts': np.zeros((len(ids), 1), np.int32),
     }
     # Not compiled as a whole: most operations recur from test to test.
-    return np.asarray(model.apply(params, batch))[:, 0]
+    return np.asarray(model.apply(params, batch))
 
 
 def edit(path, **changes):

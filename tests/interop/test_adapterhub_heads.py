@@ -57,6 +57,31 @@ def test_one_output_is_a_regression(source, tmp_path):
     np.testing.assert_allclose(library.library_logits(again, source), expected, atol=2e-5)
 
 
+@pytest.mark.parametrize('layers', [1, 2])
+def test_heads_that_answer_questions_both_ways(source, tmp_path, layers):
+    theirs = source.model()
+    theirs.add_adapter('ad', config=SEQ_BN)
+    theirs.add_qa_head('ad', layers=layers)
+    library.randomise(source, theirs, 1)
+    theirs.set_active_adapters('ad')
+    ids, mask = library.texts(source)
+
+    def answers(model):
+        with torch.no_grad():
+            found = model.eval()(torch.tensor(ids), attention_mask=torch.tensor(mask).long())
+        return np.stack([found.start_logits.numpy(), found.end_logits.numpy()], -1)[mask]
+
+    theirs.save_adapter(str(tmp_path / 'a'), 'ad')
+    folder = adapterhub.load(tmp_path / 'a', source.loaded)
+    assert folder.task == {'name': 'question_answering'}
+    np.testing.assert_allclose(
+        library.our_outputs(folder, source)[mask], answers(theirs), atol=2e-5
+    )
+    adapterhub.save(folder, tmp_path / 'b', source.loaded)
+    again = library.loaded_by_library(source, tmp_path / 'b')
+    np.testing.assert_allclose(answers(again), answers(theirs), atol=2e-5)
+
+
 FIXED = {
     'bert': transformers.BertForSequenceClassification,
     'roberta': transformers.RobertaForSequenceClassification,
@@ -91,7 +116,6 @@ def test_heads_of_plain_models(tmp_path, family):
 
 OTHERS = {
     'tagging': lambda model: model.add_tagging_head('ad'),
-    'question_answering': lambda model: model.add_qa_head('ad'),
     'multiple_choice': lambda model: model.add_multiple_choice_head('ad'),
     'masked_lm': lambda model: model.add_masked_lm_head('ad'),
     'multilabel_classification': lambda model: model.add_classification_head('ad', multilabel=True),
@@ -161,6 +185,10 @@ MISTAKES = {
     'activation of numbers': (head_config(activation_function=3), 'activation_function=3'),
     'dropout': (head_config(dropout_prob=1.5), 'dropout is 1.5'),
     'dropout of text': (head_config(dropout_prob='a'), "dropout_prob='a'"),
+    'three ends of an answer': (
+        head_config(head_type='question_answering', use_pooler='absent', bias='absent'),
+        'num_labels=3; answers have 2, a start and an end',
+    ),
     'labels': (head_config(label2id={'a': 0, 'b': 1, 'c': 1}), 'label2id'),
     'labels of text': (head_config(label2id={'a': 'x', 'b': 1, 'c': 2}), 'label2id'),
     'empty label': (head_config(label2id={'': 0, 'b': 1, 'c': 2}), 'label2id'),

@@ -74,8 +74,11 @@ def test_defaults():
 @pytest.mark.parametrize(
     ('fields', 'message'),
     [
-        ({'name': 'clasification'}, "unknown task 'clasification'; known: classification, regr"),
-        ({}, "unknown task ''; known: classification, regression"),
+        (
+            {'name': 'clasification'},
+            "unknown task 'clasification'; known: classification, question_answering, regr",
+        ),
+        ({}, "unknown task ''; known: classification, question_answering, regression"),
         (
             {'name': 'regression', 'labels': ['a']},
             "regression has no setting 'labels'; known: metr",

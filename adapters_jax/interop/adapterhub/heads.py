@@ -1,8 +1,8 @@
 """Heads of AdapterHub folders as ours, and the reverse.
 
 The library has exchangeable heads, whose config says what they are, and the fixed ones of Hugging
-Face models. Those that classify a whole text, or give it a number, are ours too; of any other kind
-the adapter is read without its head.
+Face models. Those that classify a whole text, or give it a number, are ours too, and exchangeable
+ones that answer questions; of any other kind the adapter is read without its head.
 """
 
 import logging
@@ -16,11 +16,12 @@ from adapters_jax import params as trees
 from adapters_jax.interop import hf_heads
 from adapters_jax.interop.adapterhub import store
 from adapters_jax.interop.backbones import LoadedBackbone
-from adapters_jax.models.heads import HeadConfig
+from adapters_jax.models.heads import TOKENS, HeadConfig
 from adapters_jax.params import Tree
 
 _LOG = logging.getLogger(__name__)
 _FIXED = 'ForSequenceClassification'
+_CLASSES, _QUESTIONS = 'classification', 'question_answering'  # kinds of exchangeable heads
 
 
 class Head(NamedTuple):
@@ -49,7 +50,7 @@ def read(directory: Path, loaded: LoadedBackbone) -> Head:
     tensors = store.read_tensors(directory, store.HEAD)
     config = store.field(values, 'config', dict, path, default={})
     kind = config.get('head_type') if config else values.get('model_class')
-    known = kind == 'classification' if config else str(kind).endswith(_FIXED)
+    known = kind in (_CLASSES, _QUESTIONS) if config else str(kind).endswith(_FIXED)
     if not known:
         _LOG.warning('%s: a head of kind %r is not supported, so it is left out', directory, kind)
         return NONE
@@ -85,8 +86,9 @@ def _described(config: Mapping[str, Any], path: Path, loaded: LoadedBackbone) ->
             f'{path} has dropout_prob={dropout!r} and activation_function={activation!r}; expected '
             'a number and text'
         )
+    pooling = 'pooler' if store.field(config, 'use_pooler', bool, path, False) else 'cls'
     return HeadConfig(
-        pooling='pooler' if store.field(config, 'use_pooler', bool, path, False) else 'cls',
+        pooling=TOKENS if config['head_type'] == _QUESTIONS else pooling,
         layers=store.field(config, 'layers', int, path),
         activation=activation.lower() if activation else 'linear',
         dropout=dropout,
@@ -158,6 +160,10 @@ def _task(config: Mapping[str, Any], path: Path) -> tuple[int, dict[str, Any]]:
     """Return the number of outputs and the task; one output is a number, not a class."""
     ids = store.field(config, 'label2id', dict, path, default={})
     count = store.field(config, 'num_labels', int, path, default=len(ids) or None)
+    if config.get('head_type') == _QUESTIONS:
+        if count != 2:
+            raise ValueError(f'{path} has num_labels={count}; answers have 2, a start and an end')
+        return 2, {'name': _QUESTIONS}
     if count == 1:
         return 1, {'name': 'regression'}
     labels = {_whole(i): label for label, i in ids.items()} or {
@@ -180,8 +186,8 @@ def write(head: Head, name: str, directory: Path, loaded: LoadedBackbone) -> Non
     """Write the head, unless the library has none like it; this is logged."""
     if not head.head:
         return
-    labels = _labels(head.task)
-    if head.head['pooling'] == 'mean' or labels is None:
+    config = _config(HeadConfig(**head.head), head.task)
+    if config is None:
         _LOG.warning(
             'the adapter %r is written without its head: `adapters` has none with pooling %r for '
             "the task %r; train with head.pooling='cls' or 'pooler', for classification or "
@@ -191,7 +197,7 @@ def write(head: Head, name: str, directory: Path, loaded: LoadedBackbone) -> Non
             head.task.get('name'),
         )
         return
-    described = store.described(loaded, name) | {'config': _config(HeadConfig(**head.head), labels)}
+    described = store.described(loaded, name) | {'config': config}
     store.write_json(directory / store.HEAD.config, described)
     leaves = trees.flatten(head.params)
     names = layer_names(name, head.head['layers'], activated=True)
@@ -199,22 +205,30 @@ def write(head: Head, name: str, directory: Path, loaded: LoadedBackbone) -> Non
     store.write_tensors(directory / store.HEAD.safetensors, tensors)
 
 
-def _config(head: HeadConfig, labels: list[str]) -> dict[str, Any]:
-    """Return the config of an exchangeable head."""
-    return {
-        'head_type': 'classification',
-        'num_labels': len(labels),
+def _config(head: HeadConfig, task: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the config of an exchangeable head, or None where the library has none like it."""
+    common = {
         'layers': head.layers,
         'activation_function': head.activation,
+        'dropout_prob': head.dropout,
+    }
+    if task.get('name') == _QUESTIONS:
+        return {'head_type': _QUESTIONS, 'num_labels': 2, 'label2id': None, **common}
+    labels = _labels(task)
+    if labels is None or head.pooling not in ('cls', 'pooler'):
+        return None
+    return {
+        'head_type': _CLASSES,
+        'num_labels': len(labels),
         'label2id': {label: i for i, label in enumerate(labels)},
         'use_pooler': head.pooling == 'pooler',
         'bias': True,
-        'dropout_prob': head.dropout,
+        **common,
     }
 
 
 def _labels(task: Mapping[str, Any]) -> list[str] | None:
-    """Return the names of a task's outputs; None for a task that the library has no head for."""
+    """Return the names of a text's outputs; None for a task of another kind."""
     if task.get('name') == 'regression':
         return ['LABEL_0']
     return list(task['labels']) if task.get('name') == 'classification' else None
