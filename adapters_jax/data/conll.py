@@ -97,7 +97,8 @@ class _Table:
         ways = [_Divider(delimiter) for delimiter in delimiters]
         counts = [collections.Counter(way.count(self.lines[n]) for n in sure) for way in ways]
         widths = [count.most_common(1)[0] for count in counts]
-        best = max(range(len(ways)), key=lambda i: widths[i][1])
+        # Where nothing divides, all lines have one column: that says nothing for a delimiter.
+        best = max(range(len(ways)), key=lambda i: (widths[i][0] > 1, widths[i][1]))
         return ways[best], widths[best][0]
 
     def check(self, number: int) -> None:
@@ -201,19 +202,20 @@ def _word(table: _Table, number: int) -> tuple[str, str, str, str]:
     line = table.lines[number]
     cells = table.divider.cells(line)
     word = line[slice(*cells[table.word])]
+    word = word.strip(' \t') or word
     if not word:
         raise ValueError(f'{table.at(number)}: the word is empty; give one or remove the line.')
     if table.tag >= table.width:
         body = line.rstrip('\r')
         blank = ' ' if table.width > 1 and '\t' not in body else '\t'
         return word, '', body + (table.layout.delimiter or blank), line[len(body) :]
-    begin, end = cells[table.tag]
-    tag = line[begin:end].strip()
+    cell = line[slice(*cells[table.tag])]
+    tag = cell.strip(' \t')
+    begin = cells[table.tag][0] + cell.find(tag)
     if not tag:
         raise ValueError(f'{table.at(number)}: {word!r} has no tag; give it one.')
-    if table.universal and tag == '_' and FIELDS[table.tag] not in OPTIONAL:
-        tag = ''
-    return word, tag, line[:begin], line[end:]
+    known = tag != '_' or not table.universal or FIELDS[table.tag] in OPTIONAL
+    return word, tag if known else '', line[:begin], line[begin + len(tag) :]
 
 
 @dataclasses.dataclass(frozen=True)
