@@ -63,6 +63,36 @@ def write_questions(path: Path, paragraphs: int = 60, seed: int = 0, none: int =
         found.append({'context': context, 'qas': qas})
     path.write_text(json.dumps({'data': [{'paragraphs': found}]}), 'utf-8')
     return str(path)
+def tagged(count: int, seed: int = 0) -> list[tuple[list[str], list[str]]]:
+    """Return (words, tags in BIO): a word of a topic, or two of them, make a span."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for _ in range(count):
+        words, tags = [], []
+        for word in fillers(rng, 4.0):
+            words.append(word)
+            tags.append('O')
+            if rng.random() < 0.5:
+                topic = str(rng.choice(list(TOPICS)))
+                span = [str(word) for word in rng.choice(TOPICS[topic], rng.integers(1, 3))]
+                words += span
+                tags += [f'{"I" if i else "B"}-{topic}' for i in range(len(span))]
+        rows.append((words, tags))
+    return rows
+
+
+def write_tagged(folder: Path, train: int = 120, held_out: int = 30, between: str = '\t') -> str:
+    """Write CoNLL files of words and tags for three splits; return their folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, (split, count) in enumerate(
+        {'train': train, 'dev': held_out, 'test': held_out}.items()
+    ):
+        sentences = [
+            ''.join(f'{word}{between}{tag}\n' for word, tag in zip(*row, strict=True))
+            for row in tagged(count, number)
+        ]
+        (folder / f'{split}.conll').write_text('\n'.join(sentences))
+    return str(folder)
 
 
 def trec_like(_: str) -> dict[str, list[str]]:

@@ -220,7 +220,9 @@ class Tagging(Task):
         place, row = _words(encoded)
         target = _scheme_of(rows, self.scheme)
         found = self._sentences(outputs[place].argmax(-1), row, len(rows))
-        return [{'prediction': schemes.convert(tags, self.scheme, target)} for tags in found]
+        if target != self.scheme:  # else they are as they were scored, well-formed or not
+            found = [schemes.convert(tags, self.scheme, target) for tags in found]
+        return [{'prediction': tags} for tags in found]
 
     def shown(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """Return the words, and the tags as `gold`."""
