@@ -64,7 +64,7 @@ def write_questions(path: Path, paragraphs: int = 60, seed: int = 0, none: int =
     path.write_text(json.dumps({'data': [{'paragraphs': found}]}), 'utf-8')
     return str(path)
 def tagged(count: int, seed: int = 0) -> list[tuple[list[str], list[str]]]:
-    """Return (words, tags in BIO): a word of a topic, or two of them, make a span."""
+    """Return (words, tags in BIO): a word of a topic is a span, and some others continue it."""
     rng = np.random.default_rng(seed)
     rows = []
     for _ in range(count):
@@ -74,9 +74,10 @@ def tagged(count: int, seed: int = 0) -> list[tuple[list[str], list[str]]]:
             tags.append('O')
             if rng.random() < 0.5:
                 topic = str(rng.choice(list(TOPICS)))
-                span = [str(word) for word in rng.choice(TOPICS[topic], rng.integers(1, 3))]
-                words += span
-                tags += [f'{"I" if i else "B"}-{topic}' for i in range(len(span))]
+                span = [rng.choice(TOPICS[topic][:3]), rng.choice(TOPICS[topic][3:])]
+                for letter, own in zip('BI'[: rng.integers(1, 3)], span, strict=False):
+                    words.append(str(own))
+                    tags.append(f'{letter}-{topic}')
         rows.append((words, tags))
     return rows
 

@@ -6,6 +6,7 @@ The result has one `datasets.Dataset` a split with the columns
 |---|---|
 | tokens | the words of the sentence |
 | tags | as many; '' for one that is not known (absent where a split is unlabelled) |
+| scheme | the one that all tags of the file are in (`schemes.py`; absent with them) |
 | file, line | where the sentence stands: its file, or the hub's data set and row |
 | frame | of CoNLL files: the text of the file before, between and after the tags |
 
@@ -22,7 +23,7 @@ import datasets
 import numpy as np
 from jaxtyping import Int64
 
-from adapters_jax.data import conll, folders, sources, splits, text_files
+from adapters_jax.data import conll, folders, schemes, sources, splits, text_files
 
 # Of CoNLL files; many corpora have none at all, as `eng.train`.
 SUFFIXES = (
@@ -32,6 +33,12 @@ SUFFIXES = (
 OBJECTS = ('.jsonl', '.json', '.parquet')
 WORDS = ('tokens', 'words')
 TAGS = ('tags', 'ner_tags', 'pos_tags', 'labels', 'upos')
+
+_TEXT = datasets.Value('string')
+FEATURES = {
+    **dict.fromkeys(('tokens', 'tags', 'frame'), datasets.List(_TEXT)),
+    **{'scheme': _TEXT, 'file': _TEXT, 'line': datasets.Value('int64')},
+}
 
 Splits = dict[str, datasets.Dataset]
 
@@ -59,7 +66,7 @@ def load(data: Mapping[str, Any]) -> Splits:
 
 def rows(sentences: Sequence[Sequence[str]]) -> datasets.Dataset:
     """Sentences without tags that come from no file."""
-    features = datasets.Features({'tokens': datasets.List(datasets.Value('string'))})
+    features = datasets.Features({'tokens': FEATURES['tokens']})
     return datasets.Dataset.from_dict({'tokens': list(sentences)}, features=features)
 
 
@@ -71,8 +78,7 @@ def place(row: Mapping[str, Any], word: int) -> str:
 
 def suffix(rows: datasets.Dataset) -> str:
     """The ending of the file that a split with frames comes from."""
-    name = rows[0]['file'].lower().removesuffix('.gz')
-    ending = pathlib.PurePath(name).suffix
+    ending = text_files.suffix_of(pathlib.Path(rows[0]['file']))
     return ending if ending and ending in SUFFIXES else '.conll'
 
 
@@ -89,7 +95,7 @@ def _from_files(data: Mapping[str, Any]) -> Splits:
 def _from_file(path: pathlib.Path, data: Mapping[str, Any], labelled: bool) -> datasets.Dataset:
     word, tag = _columns(data)
     encoding = data.get('encoding') or 'utf-8-sig'
-    if any(path.name.lower().removesuffix('.gz').endswith(ending) for ending in OBJECTS):
+    if text_files.suffix_of(path) in OBJECTS:
         table = text_files.open_table(path, text_files.Layout(encoding))
         chosen = _chosen(table.names, data, labelled, str(path))
         values, lines = table.read(chosen)
@@ -152,13 +158,12 @@ def _build(
     if any(any(own or ()) for own in tags):
         both = zip(values['tokens'], tags, strict=True)
         values['tags'] = [own or [''] * len(words) for words, own in both]
+        values['scheme'] = [schemes.detect(values['tags'])] * len(lines)
     elif labelled:
         raise ValueError(f'{file}: no word has a tag; tags are needed to train and to choose by.')
-    texts = datasets.List(datasets.Value('string'))
-    features = {'file': datasets.Value('string'), 'line': datasets.Value('int64')}
     values |= {'file': [file] * len(lines), 'line': list(lines)}
-    features |= dict.fromkeys(values.keys() - features.keys(), texts)
-    return datasets.Dataset.from_dict(values, features=datasets.Features(features))
+    features = datasets.Features({column: FEATURES[column] for column in values})
+    return datasets.Dataset.from_dict(values, features=features)
 
 
 def _check(words: Any, tags: Any, labelled: bool, where: str) -> None:

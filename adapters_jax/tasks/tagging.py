@@ -16,9 +16,8 @@ import sklearn.metrics
 from jaxtyping import Array, Float, Float32, Int32, Int64
 from seqeval.scheme import IOB2, IOBES, Entities
 
-from adapters_jax.data import tagged, words
+from adapters_jax.data import schemes, tagged, words
 from adapters_jax.data.encoded import Encoded
-from adapters_jax.tasks import schemes
 from adapters_jax.tasks.classes import checked_labels, cross_entropy_sum, listed
 from adapters_jax.tasks.task import Column, Encoding, Objects, Rows, Task, register
 
@@ -100,11 +99,8 @@ class Tagging(Task):
 
     @classmethod
     def read(cls, data: Mapping[str, Any]) -> dict[str, Rows]:
-        """Read the splits that the config's section `data` names; see `data.tagged`.
-
-        Those with tags have a column `scheme` too: the one that these are in.
-        """
-        return {split: _with_scheme(rows) for split, rows in tagged.load(data).items()}
+        """Read the splits that the config's section `data` names; see `data.tagged`."""
+        return tagged.load(data)
 
     @classmethod
     def settings(cls, given: Mapping[str, Any], train: Rows | None) -> dict[str, Any]:
@@ -261,12 +257,6 @@ class Tagging(Task):
             scores = f'{row["precision"]:9.4f}  {row["recall"]:6.4f}  {row["f1"]:6.4f}'
             lines.append(f'{name:<{width}}  {scores}  {row["count"]:6,}')
         return '\n'.join(lines) + '\n'
-
-
-def _with_scheme(rows: Rows) -> Rows:
-    if 'tags' not in rows.column_names:
-        return rows
-    return rows.add_column('scheme', [schemes.detect(rows['tags'][:])] * len(rows))
 
 
 def _scheme_of(rows: Rows, otherwise: str) -> str:

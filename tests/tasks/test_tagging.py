@@ -11,8 +11,9 @@ from seqeval.scheme import IOB2
 
 from adapters_jax import tasks
 from adapters_jax.config import base
+from adapters_jax.data import schemes
 from adapters_jax.data.encoded import Encoded
-from adapters_jax.tasks import Tagging, schemes
+from adapters_jax.tasks import Tagging
 
 SPANS = Tagging(labels=schemes.labels(['LOC', 'PER'], 'bio'), scheme='bio')
 WORDS = Tagging(labels=('ADJ', 'NOUN', 'VERB'))

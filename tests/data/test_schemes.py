@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adapters_jax.tasks import schemes
-from adapters_jax.tasks.schemes import Span
+from adapters_jax.data import schemes
+from adapters_jax.data.schemes import Span
 
 TYPES = st.sampled_from(['PER', 'creative-work', ''])
 LETTERS = st.sampled_from([f'{letter}-{kind}' for letter in 'BIESLU' for kind in ('PER', 'LOC')])
