@@ -63,6 +63,8 @@ def write_questions(path: Path, paragraphs: int = 60, seed: int = 0, none: int =
         found.append({'context': context, 'qas': qas})
     path.write_text(json.dumps({'data': [{'paragraphs': found}]}), 'utf-8')
     return str(path)
+
+
 def tagged(count: int, seed: int = 0) -> list[tuple[list[str], list[str]]]:
     """Return (words, tags in BIO): a word of a topic is a span, and some others continue it."""
     rng = np.random.default_rng(seed)

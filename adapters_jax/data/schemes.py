@@ -141,6 +141,16 @@ def flaws(sentences: Iterable[Sequence[str]], scheme: str) -> list[tuple[int, in
     ]
 
 
+def of_labels(tags: Iterable[str]) -> str:
+    """Return which of the learned schemes has all these labels; `NONE` where none has."""
+    tags = set(tags)
+    if not all(tag == OUTSIDE or _TAG.fullmatch(tag) for tag in tags):
+        return NONE
+    types = {span.type for tag in tags for span in spans([tag])}
+    known = dict.fromkeys(LEARNED.values())
+    return next((s for s in known if s == NONE or tags <= set(labels(types, s))), NONE)
+
+
 def labels(types: Iterable[str], scheme: str) -> list[str]:
     """Return every tag that spans of these types may have in a scheme."""
     letters = dict.fromkeys(SCHEMES[scheme])

@@ -41,7 +41,8 @@ class Tagging(Task):
 
     Attributes:
         labels: the tags; the order gives their ids.
-        scheme: how the labels write spans: 'bio' or 'iobes'; 'none' where they are no spans.
+        scheme: how the labels write spans: 'bio' or 'iobes'; 'none' where they are no spans; empty
+            means the one that they have.
 
     Raises:
         ValueError: fewer than two labels, one named twice or of another scheme, an unknown scheme,
@@ -55,11 +56,12 @@ class Tagging(Task):
     known_metrics: ClassVar[tuple[str, ...]] = (*OF_SPANS, 'accuracy')
 
     labels: tuple[str, ...]
-    scheme: str = schemes.NONE
+    scheme: str = ''
 
     def __post_init__(self) -> None:
+        labels = checked_labels(self.labels, self.name)
+        self._set(labels=labels, scheme=self.scheme or schemes.of_labels(labels))
         super().__post_init__()
-        self._set(labels=checked_labels(self.labels, self.name))
         if self.scheme not in (schemes.NONE, *STRICT):
             raise ValueError(
                 f'the scheme is {self.scheme!r}; expected one of {schemes.NONE}, '

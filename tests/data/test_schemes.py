@@ -90,3 +90,16 @@ def test_what_is_not_known_or_no_span_stays_as_it_is():
 def test_the_labels_of_a_scheme_are_all_that_a_span_may_have():
     assert schemes.labels(['Y', 'X'], 'bio') == ['O', 'B-X', 'I-X', 'B-Y', 'I-Y']
     assert schemes.labels([''], 'iobes') == ['O', 'B', 'I', 'E', 'S']
+
+
+@pytest.mark.parametrize(
+    ('labels', 'expected'),
+    [
+        (['O', 'B-X', 'I-X', 'B-Y'], 'bio'),
+        (['O', 'B-X', 'E-X'], 'iobes'),
+        (['O', 'B-X', 'L-X'], 'none'),
+        (['NOUN', 'O'], 'none'),
+    ],
+)
+def test_labels_say_their_scheme(labels, expected):
+    assert schemes.of_labels(labels) == expected
