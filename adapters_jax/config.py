@@ -106,7 +106,7 @@ def _fusion() -> Config:
 def _task() -> Config:
     return ConfigDict(
         {
-            # 'classification', 'regression' or 'question_answering'.
+            # 'classification', 'regression', 'tagging' or 'question_answering'.
             'name': 'classification',
             # Class names in their order; empty: the sorted labels of the training data.
             'labels': (),
@@ -117,6 +117,9 @@ def _task() -> Config:
             # The class that 'precision', 'recall' and 'f1' are about; empty: with two classes the
             # second one.
             'positive': '',
+            # How tagging is to learn spans: 'bio', 'iobes', or 'none': tags as they are; empty: as
+            # the training data have them.
+            'scheme': '',
             # Question answering, in tokens: what neighbouring windows of a long context share, the
             # most of a question (the rest is cut), and the most of an answer.
             'stride': 128,
@@ -143,12 +146,14 @@ def _data() -> Config:
             'dir': '',
             # A GLUE task: cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte, wnli.
             'glue': '',
-            # Explicit files instead of a folder: CSV, TSV, JSONL, JSON, Parquet or text, also .gz.
+            # Explicit files instead of a folder: CSV, TSV, JSONL, JSON, Parquet or text, also .gz;
+            # for tagging CoNLL, CoNLL-U, JSONL, JSON or Parquet.
             'train': '',
             'validation': '',
             'test': '',
             # Column names, or numbers from 0 in files without a header; empty: detected. To answer
-            # questions: text_a is the question, text_b the context, label the answers.
+            # questions: text_a is the question, text_b the context, label the answers. To tag:
+            # text_a is the words (the first column; FORM), label the tags (the last; UPOS).
             'columns': ConfigDict({'text_a': '', 'text_b': '', 'label': ''}),
             # Whether a file's first line names its columns: 'true', 'false' or 'auto'.
             'header': 'auto',

@@ -2,6 +2,7 @@
 
 Writes `evaluation_SPLIT.json` (the metrics) and `predictions_SPLIT.jsonl` (one object an example,
 in the split's order) into the workdir; for a run of several tasks `predictions_TASK_SPLIT.jsonl`.
+Tasks that have a format of their own are written in it too, as `predictions_SPLIT.conllu`.
 With `--drop_layers=N` the adapter is left out of the N lowest layers (AdapterDrop), and the files'
 names end in `_dropN`.
 """
@@ -137,13 +138,19 @@ def main(workdir: str, split: str, drop_layers: int) -> None:
     for name, part in result.get('tasks', {}).items():
         task, _, own = name.partition('/')
         _show(folder / 'adapter' / task, name, part)
-        print(f'wrote {_predictions(folder, f"{task}_{own}", drop_layers)}')
+        print(f'wrote {_files(_predictions(folder, f"{task}_{own}", drop_layers))}')
     if 'tasks' in result:
         print(entry.table(result['metrics']))
         print(f'wrote {written}')
         return
     _show(folder / 'adapter', split, result)
-    print(f'wrote {written} and {_predictions(folder, split, drop_layers)}')
+    print(f'wrote {written} and {_files(_predictions(folder, split, drop_layers))}')
+
+
+def _files(predictions: Path) -> str:
+    """Name a file of predictions and those beside it in other formats."""
+    own = sorted(predictions.parent.glob(f'{predictions.stem}.*'), key=lambda p: p != predictions)
+    return ', '.join(map(str, own))
 
 
 def _show(adapter: Path, name: str, result: dict[str, Any]) -> None:

@@ -25,6 +25,7 @@ PAIRED = [
     ('text_classification', 'dvora[r=2]|pfeiffer[reduction_factor=2]'),
     ('text_classification:task=regression', 'compacter[reduction_factor=2]|invertible'),
     ('question_answering', 'pfeiffer[reduction_factor=2]'),
+    ('tagging', 'pfeiffer[reduction_factor=2]'),
     ('glue:task=cola', 'attention[size=4,heads=2]'),
     ('glue:task=sst2', 'attention_side[size=4,heads=2]'),
     ('glue:task=mrpc', 'full'),
@@ -62,6 +63,8 @@ def shipped(name, method, backbone, folder, monkeypatch):
         config.data.dir = toy.write_glue(folder, argument.removeprefix('task='))
     elif file == 'question_answering':
         config.data.train = toy.write_questions(folder / 'questions.json', 60)
+    elif file == 'tagging':
+        config.data.dir = toy.write_tagged(folder)
     elif 'regression' in argument:
         config.data.train = toy.write_ratings(folder / 'ratings.csv', 60)
     else:

@@ -65,6 +65,39 @@ def write_questions(path: Path, paragraphs: int = 60, seed: int = 0, none: int =
     return str(path)
 
 
+def tagged(count: int, seed: int = 0) -> list[tuple[list[str], list[str]]]:
+    """Return (words, tags in BIO): a word of a topic is a span, and some others continue it."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for _ in range(count):
+        words, tags = [], []
+        for word in fillers(rng, 4.0):
+            words.append(word)
+            tags.append('O')
+            if rng.random() < 0.5:
+                topic = str(rng.choice(list(TOPICS)))
+                span = [rng.choice(TOPICS[topic][:3]), rng.choice(TOPICS[topic][3:])]
+                for letter, own in zip('BI'[: rng.integers(1, 3)], span, strict=False):
+                    words.append(str(own))
+                    tags.append(f'{letter}-{topic}')
+        rows.append((words, tags))
+    return rows
+
+
+def write_tagged(folder: Path, train: int = 120, held_out: int = 30, between: str = '\t') -> str:
+    """Write CoNLL files of words and tags for three splits; return their folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, (split, count) in enumerate(
+        {'train': train, 'dev': held_out, 'test': held_out}.items()
+    ):
+        sentences = [
+            ''.join(f'{word}{between}{tag}\n' for word, tag in zip(*row, strict=True))
+            for row in tagged(count, number)
+        ]
+        (folder / f'{split}.conll').write_text('\n'.join(sentences))
+    return str(folder)
+
+
 def trec_like(_: str) -> dict[str, list[str]]:
     """Stand in for `builtin.read`: a pool as large as the one that the quickstart cuts up."""
     rows = texts(300)

@@ -132,6 +132,20 @@ def open_table(path: pathlib.Path, layout: Layout) -> Table:
         raise ValueError(_not_decodable(path, error)) from None
 
 
+def read_lines(path: pathlib.Path, encoding: str) -> list[str]:
+    """The lines of a text file without their line feeds; carriage returns stay.
+
+    Raises ValueError where it is not in that encoding, or is a damaged .gz file.
+    """
+    try:
+        with _open(path, encoding, '\n') as file:
+            return file.read().split('\n')
+    except UnicodeDecodeError as error:
+        raise ValueError(_not_decodable(path, error)) from None
+    except (gzip.BadGzipFile, EOFError) as error:
+        raise ValueError(f'{path} is no whole gzip file ({error}); fetch it again.') from None
+
+
 def suffix_of(path: pathlib.Path) -> str:
     """The ending that says what a file holds: '.json' of 'A.JSON.gz'."""
     name = path.name.lower().removesuffix('.gz')

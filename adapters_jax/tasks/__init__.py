@@ -3,12 +3,14 @@
 from adapters_jax.tasks.classification import Classification
 from adapters_jax.tasks.question_answering import QuestionAnswering
 from adapters_jax.tasks.regression import Regression
+from adapters_jax.tasks.tagging import Tagging
 from adapters_jax.tasks.task import Task, create, from_json, kind
 
 __all__ = [
     'Classification',
     'QuestionAnswering',
     'Regression',
+    'Tagging',
     'Task',
     'create',
     'from_json',

@@ -5,14 +5,13 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import sklearn.metrics
-from jaxtyping import Array, Float, Float32, Int
+from jaxtyping import Array, Float, Float32
 
 from adapters_jax.data.encoded import Encoded
-from adapters_jax.tasks.task import Column, Rows, masked_sum, register
+from adapters_jax.tasks.classes import checked_labels, cross_entropy_sum, listed
+from adapters_jax.tasks.task import Column, Rows, register
 from adapters_jax.tasks.texts import TextTask
 
 Metric = Callable[['Classification', np.ndarray, np.ndarray], float]
@@ -93,15 +92,12 @@ class Classification(TextTask):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.labels, list | tuple):
-            raise ValueError(f'labels is {self.labels!r}; expected a list of names')
-        self._set(labels=tuple(self.labels))
-        self._check_labels()
+        self._set(labels=checked_labels(self.labels, self.name))
         if not self.positive and len(self.labels) == 2:
             self._set(positive=self.labels[1])
         if self.positive and self.positive not in self.labels:
             raise ValueError(
-                f'the positive class {self.positive!r} is none of {_listed(self.labels)}'
+                f'the positive class {self.positive!r} is none of {listed(self.labels)}'
             )
         lacking = [metric for metric in self.metric_names if metric in _SCORES]
         if lacking and not self.positive:
@@ -109,19 +105,6 @@ class Classification(TextTask):
                 f'{", ".join(lacking)} of {len(self.labels)} classes needs a positive class: set '
                 f'`positive`, or use {lacking[0]}_macro'
             )
-
-    def _check_labels(self) -> None:
-        wrong = [label for label in self.labels if not isinstance(label, str) or not label]
-        if wrong:
-            raise ValueError(f'classes are named by texts that are not empty, not by {wrong[0]!r}')
-        if len(self.labels) < 2:
-            raise ValueError(
-                f'classification needs at least two classes, not {len(self.labels)} '
-                f'({_listed(self.labels)})'
-            )
-        twice = [label for label, count in Counter(self.labels).items() if count > 1]
-        if twice:
-            raise ValueError(f'each class may be named once, but these are repeated: {twice}')
 
     @classmethod
     def settings(cls, given: Mapping[str, Any], train: Rows | None) -> dict[str, Any]:
@@ -148,7 +131,7 @@ class Classification(TextTask):
             found = ', '.join(f'{label!r} ({n} times)' for label, n in unseen.most_common(5))
             more = f' and {len(unseen) - 5} more' if len(unseen) > 5 else ''
             raise ValueError(
-                f'unseen labels {found}{more}; known: {_listed(self.labels)}. Correct them, or '
+                f'unseen labels {found}{more}; known: {listed(self.labels)}. Correct them, or '
                 f'name all classes in the task'
             )
         return np.asarray([ids[value] for value in values], np.int32)
@@ -170,17 +153,7 @@ class Classification(TextTask):
         Raises:
             ValueError: a label smoothing outside 0 to 1.
         """
-        if isinstance(label_smoothing, int | float) and not 0 <= label_smoothing <= 1:
-            raise ValueError(f'label smoothing must lie between 0 and 1, not {label_smoothing}')
-
-        def cross_entropy(
-            logits: Float32[Array, 'B S C'], labels: Int[Array, 'B S']
-        ) -> Float32[Array, 'B S']:
-            log_p = jax.nn.log_softmax(logits)
-            of_label = jnp.take_along_axis(log_p, labels[..., None], axis=-1)[..., 0]
-            return -(1 - label_smoothing) * of_label - label_smoothing * log_p.mean(-1)
-
-        return masked_sum(cross_entropy, outputs, batch['label'], batch['example_mask'])
+        return cross_entropy_sum(outputs, batch['label'], batch['example_mask'], label_smoothing)
 
     def _scores(self, outputs: np.ndarray, labels: np.ndarray) -> dict[str, float]:
         self._check_ids(labels)
@@ -247,9 +220,3 @@ class Classification(TextTask):
         errors.sort(key=lambda error: (-error[0], *error[1:]))
         lines = [f'{n:>6}  {true} -> {predicted}' for n, true, predicted in errors[:MAX_TABLE]]
         return '\n'.join([f'{sum(e[0] for e in errors)} errors; true -> predicted', *lines])
-
-
-def _listed(labels: Sequence[str]) -> str:
-    """List class names for a message, the first 20 of many."""
-    more = f' and {len(labels) - 20} more' if len(labels) > 20 else ''
-    return ', '.join(map(repr, labels[:20])) + more

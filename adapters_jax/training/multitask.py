@@ -81,6 +81,7 @@ def build(config: Config) -> Multitask:
     backbone = load_backbone(config.backbone, dtype=None)
     members = {name: build_member(config, name, backbone) for name in sorted(config.tasks)}
     _check_validation(members)
+    model = Routed(tuple(member.model for member in members.values()))
     mixture = Mixture(
         names=tuple(members),
         tasks=tuple(member.task for member in members.values()),
@@ -92,7 +93,6 @@ def build(config: Config) -> Multitask:
         for split, encoded in member.splits.items()
         if split != 'train'
     }
-    model = Routed(tuple(member.model for member in members.values()))
     built = Multitask(config, backbone, mixture, model, members, splits)
     _check_model(built)
     return built

@@ -27,15 +27,19 @@ class Routed:
     """Models that differ in their names and heads only; it stands where a step takes a `Model`.
 
     In the `dropped` lowest layers all of them leave their adapters out.
+
+    Raises:
+        ValueError: heads of tokens together with heads of texts.
     """
 
     members: tuple[Model, ...]
     dropped: int = 0
 
     def __post_init__(self) -> None:
-        """Let every member drop as many layers."""
+        """Let every member drop as many layers; refuse heads that cannot share a batch."""
         members = (dataclasses.replace(model, dropped=self.dropped) for model in self.members)
         object.__setattr__(self, 'members', tuple(members))
+        self._heads()
 
     @property
     def method(self) -> Method:
@@ -84,10 +88,12 @@ class Routed:
         own = {'adapters': {_NAME: adapters}, 'heads': {_NAME: params['heads']}}
         return self._bank.apply({'backbone': params['backbone']} | own, batch, key)
 
+    def _heads(self) -> HeadBank:
+        return HeadBank(tuple((m.name, m.head_config, m.outputs) for m in self.members))
+
     @property
     def _bank(self) -> Model:
-        heads = tuple((model.name, model.head_config, model.outputs) for model in self.members)
         bank = Bank(members={model.name: model.method for model in self.members})
         return dataclasses.replace(
-            self.members[0], method=bank, heads=HeadBank(heads), name=_NAME, dropped=0
+            self.members[0], method=bank, heads=self._heads(), name=_NAME, dropped=0
         )

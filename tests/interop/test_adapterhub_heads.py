@@ -11,6 +11,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
+from adapters_jax import tasks
 from adapters_jax.interop import adapterhub
 
 SEQ_BN = library.CONFIGS['seq_bn']
@@ -82,6 +83,30 @@ def test_heads_that_answer_questions_both_ways(source, tmp_path, layers):
     np.testing.assert_allclose(answers(again), answers(theirs), atol=2e-5)
 
 
+@pytest.mark.parametrize(
+    ('labels', 'scheme'), [(['O', 'B-X', 'I-X'], 'bio'), (['NOUN', 'VERB'], 'none')]
+)
+def test_heads_that_tag_both_ways(source, tmp_path, labels, scheme):
+    theirs = source.model()
+    theirs.add_adapter('ad', config=SEQ_BN)
+    options = {'layers': len(labels) - 1, 'id2label': dict(enumerate(labels))}
+    theirs.add_tagging_head('ad', num_labels=len(labels), **options)
+    library.randomise(source, theirs, 1)
+    theirs.set_active_adapters('ad')
+    theirs.eval()
+    mask = library.texts(source)[1]
+    expected = library.library_logits(theirs, source)[mask]
+    theirs.save_adapter(str(tmp_path / 'a'), 'ad')
+    folder = adapterhub.load(tmp_path / 'a', source.loaded)
+    assert folder.task == {'name': 'tagging', 'labels': labels}
+    assert tasks.from_json(folder.task).scheme == scheme
+    np.testing.assert_allclose(library.our_outputs(folder, source)[mask], expected, atol=2e-5)
+    adapterhub.save(folder, tmp_path / 'b', source.loaded)
+    again = library.loaded_by_library(source, tmp_path / 'b')
+    np.testing.assert_allclose(library.library_logits(again, source)[mask], expected, atol=2e-5)
+    assert again.get_labels_dict() == dict(enumerate(labels))
+
+
 FIXED = {
     'bert': transformers.BertForSequenceClassification,
     'roberta': transformers.RobertaForSequenceClassification,
@@ -115,7 +140,6 @@ def test_heads_of_plain_models(tmp_path, family):
 
 
 OTHERS = {
-    'tagging': lambda model: model.add_tagging_head('ad'),
     'multiple_choice': lambda model: model.add_multiple_choice_head('ad'),
     'masked_lm': lambda model: model.add_masked_lm_head('ad'),
     'multilabel_classification': lambda model: model.add_classification_head('ad', multilabel=True),

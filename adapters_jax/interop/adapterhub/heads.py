@@ -2,7 +2,7 @@
 
 The library has exchangeable heads, whose config says what they are, and the fixed ones of Hugging
 Face models. Those that classify a whole text, or give it a number, are ours too, and exchangeable
-ones that answer questions; of any other kind the adapter is read without its head.
+ones that tag words or answer questions; of any other kind the adapter is read without its head.
 """
 
 import logging
@@ -21,7 +21,8 @@ from adapters_jax.params import Tree
 
 _LOG = logging.getLogger(__name__)
 _FIXED = 'ForSequenceClassification'
-_CLASSES, _QUESTIONS = 'classification', 'question_answering'  # kinds of exchangeable heads
+# Kinds of exchangeable heads.
+_CLASSES, _TAGS, _QUESTIONS = 'classification', 'tagging', 'question_answering'
 
 
 class Head(NamedTuple):
@@ -50,7 +51,7 @@ def read(directory: Path, loaded: LoadedBackbone) -> Head:
     tensors = store.read_tensors(directory, store.HEAD)
     config = store.field(values, 'config', dict, path, default={})
     kind = config.get('head_type') if config else values.get('model_class')
-    known = kind in (_CLASSES, _QUESTIONS) if config else str(kind).endswith(_FIXED)
+    known = kind in (_CLASSES, _TAGS, _QUESTIONS) if config else str(kind).endswith(_FIXED)
     if not known:
         _LOG.warning('%s: a head of kind %r is not supported, so it is left out', directory, kind)
         return NONE
@@ -88,7 +89,7 @@ def _described(config: Mapping[str, Any], path: Path, loaded: LoadedBackbone) ->
         )
     pooling = 'pooler' if store.field(config, 'use_pooler', bool, path, False) else 'cls'
     return HeadConfig(
-        pooling=TOKENS if config['head_type'] == _QUESTIONS else pooling,
+        pooling=TOKENS if config['head_type'] in (_TAGS, _QUESTIONS) else pooling,
         layers=store.field(config, 'layers', int, path),
         activation=activation.lower() if activation else 'linear',
         dropout=dropout,
@@ -164,7 +165,8 @@ def _task(config: Mapping[str, Any], path: Path) -> tuple[int, dict[str, Any]]:
         if count != 2:
             raise ValueError(f'{path} has num_labels={count}; answers have 2, a start and an end')
         return 2, {'name': _QUESTIONS}
-    if count == 1:
+    kind = _TAGS if config.get('head_type') == _TAGS else _CLASSES
+    if count == 1 and kind == _CLASSES:
         return 1, {'name': 'regression'}
     labels = {_whole(i): label for label, i in ids.items()} or {
         i: f'LABEL_{i}' for i in range(count)
@@ -174,7 +176,7 @@ def _task(config: Mapping[str, Any], path: Path) -> tuple[int, dict[str, Any]]:
             f'{path} has num_labels={count} and label2id={ids!r}; expected a name for each of the '
             f'numbers 0 to {count - 1}'
         )
-    return count, {'name': 'classification', 'labels': [labels[i] for i in range(count)]}
+    return count, {'name': kind, 'labels': [labels[i] for i in range(count)]}
 
 
 def _whole(value: Any) -> Any:
@@ -215,20 +217,16 @@ def _config(head: HeadConfig, task: Mapping[str, Any]) -> dict[str, Any] | None:
     if task.get('name') == _QUESTIONS:
         return {'head_type': _QUESTIONS, 'num_labels': 2, 'label2id': None, **common}
     labels = _labels(task)
-    if labels is None or head.pooling not in ('cls', 'pooler'):
+    if labels is None or head.pooling not in ('cls', 'pooler', TOKENS):
         return None
-    return {
-        'head_type': _CLASSES,
-        'num_labels': len(labels),
-        'label2id': {label: i for i, label in enumerate(labels)},
-        'use_pooler': head.pooling == 'pooler',
-        'bias': True,
-        **common,
-    }
+    common |= {'num_labels': len(labels), 'label2id': {label: i for i, label in enumerate(labels)}}
+    if task['name'] == _TAGS:
+        return {'head_type': _TAGS, **common}
+    return {'head_type': _CLASSES, 'use_pooler': head.pooling == 'pooler', 'bias': True, **common}
 
 
 def _labels(task: Mapping[str, Any]) -> list[str] | None:
-    """Return the names of a text's outputs; None for a task of another kind."""
+    """Return the names of a text's or a word's outputs; None for a task of another kind."""
     if task.get('name') == 'regression':
         return ['LABEL_0']
-    return list(task['labels']) if task.get('name') == 'classification' else None
+    return list(task['labels']) if task.get('name') in (_CLASSES, _TAGS) else None
