@@ -155,6 +155,7 @@ def arguments(toys, workdir):
     ]
 
 
+@pytest.mark.slow
 def test_a_killed_run_ends_with_the_bits_of_one_that_was_not(toys, tmp_path):
     """Killed once a checkpoint is there, with dropout, in the annealed mixture."""
     done = command.run('train', *arguments(toys, tmp_path / 'whole'), folder=tmp_path / 'out')

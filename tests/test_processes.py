@@ -168,6 +168,7 @@ def test_the_trunk_is_computed_by_all_and_kept_by_one(toys, tmp_path):
         shutil.rmtree(two / 'run')
 
 
+@pytest.mark.slow
 def test_sigterm_to_one_stops_all_and_the_run_goes_on_elsewhere(toys, tmp_path, alone):
     """It is told to a process that does not write, and goes on in one process on another mesh."""
     workdir = tmp_path / 'run'

@@ -217,6 +217,7 @@ def test_members_begin_where_the_trunk_ends_and_read_it_from_the_disk(toys, tmp_
     np.testing.assert_allclose(scores[1], scores[0], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_shards_together_leave_what_one_sweep_does(toys, tmp_path):
     """Two shards at once, one of which is killed and run again, and ranked at the end."""
     axes = ('optimizer.learning_rate=2e-2,1e-2', 'seed=0,1')
@@ -285,6 +286,7 @@ def arguments(toys, workdir, axes=GRID[:2]):
     ]
 
 
+@pytest.mark.slow
 def test_killed_and_stopped_and_gone_on_the_bits_are_the_same(toys, tmp_path):
     """The command, undisturbed; then one that is killed, stopped by SIGTERM, and finished."""
     whole = command.run('sweep', *arguments(toys, tmp_path / 'whole'), folder=tmp_path / 'out')

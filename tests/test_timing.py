@@ -79,6 +79,7 @@ def test_times_of_other_rounds_are_not_compared():
         Times((1.0, 2.0)).over(Times((1.0, 2.0, 3.0)))
 
 
+@pytest.mark.slow
 def test_the_adapter_drop_benchmark_writes_its_table(tmp_path, capsys):
     backbone = toy.write_backbone(tmp_path / 'backbone', layers=2)
     method = 'pfeiffer[reduction_factor=4]'
