@@ -106,7 +106,7 @@ def _fusion() -> Config:
 def _task() -> Config:
     return ConfigDict(
         {
-            # 'classification' or 'regression'.
+            # 'classification', 'regression' or 'multi_label' (any number of classes, also none).
             'name': 'classification',
             # Class names in their order; empty: the sorted labels of the training data.
             'labels': (),
@@ -117,6 +117,8 @@ def _task() -> Config:
             # The class that 'precision', 'recall' and 'f1' are about; empty: with two classes the
             # second one.
             'positive': '',
+            # 'multi_label': the least probability of a class that is predicted.
+            'threshold': 0.5,
         }
     )
 
@@ -138,6 +140,8 @@ def _data() -> Config:
             'test': '',
             # Column names, or numbers from 0 in files without a header; empty: detected.
             'columns': ConfigDict({'text_a': '', 'text_b': '', 'label': ''}),
+            # What stands between the labels of a text that has several ('multi_label').
+            'label_separator': ',',
             # Whether a file's first line names its columns: 'true', 'false' or 'auto'.
             'header': 'auto',
             # The files' encoding; a byte-order mark is dropped by 'utf-8-sig'.

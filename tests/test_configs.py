@@ -24,6 +24,7 @@ PAIRED = [
     ('text_classification', 'lora[r=2]|bitfit'),
     ('text_classification', 'dvora[r=2]|pfeiffer[reduction_factor=2]'),
     ('text_classification:task=regression', 'compacter[reduction_factor=2]|invertible'),
+    ('text_classification:task=multi_label', 'par_bn[reduction_factor=2]'),
     ('glue:task=cola', 'attention[size=4,heads=2]'),
     ('glue:task=sst2', 'attention_side[size=4,heads=2]'),
     ('glue:task=mrpc', 'full'),

@@ -1,7 +1,8 @@
 """What is learned: labels, loss, metrics and predictions, one file a kind of task."""
 
 from adapters_jax.tasks.classification import Classification
+from adapters_jax.tasks.multi_label import MultiLabel
 from adapters_jax.tasks.regression import Regression
 from adapters_jax.tasks.task import Task, create, from_json, kind
 
-__all__ = ['Classification', 'Regression', 'Task', 'create', 'from_json', 'kind']
+__all__ = ['Classification', 'MultiLabel', 'Regression', 'Task', 'create', 'from_json', 'kind']

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import jax
@@ -12,7 +12,7 @@ import sklearn.metrics
 from jaxtyping import Array, Float, Float32, Int
 
 from adapters_jax.data.encoded import Encoded
-from adapters_jax.tasks.task import Column, Rows, masked_sum, register
+from adapters_jax.tasks.task import Column, Rows, check_smoothing, masked_sum, register
 from adapters_jax.tasks.texts import TextTask
 
 Metric = Callable[['Classification', np.ndarray, np.ndarray], float]
@@ -93,15 +93,12 @@ class Classification(TextTask):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.labels, list | tuple):
-            raise ValueError(f'labels is {self.labels!r}; expected a list of names')
-        self._set(labels=tuple(self.labels))
-        self._check_labels()
+        self._set(labels=checked_names(self.labels, self.name))
         if not self.positive and len(self.labels) == 2:
             self._set(positive=self.labels[1])
         if self.positive and self.positive not in self.labels:
             raise ValueError(
-                f'the positive class {self.positive!r} is none of {_listed(self.labels)}'
+                f'the positive class {self.positive!r} is none of {listed(self.labels)}'
             )
         lacking = [metric for metric in self.metric_names if metric in _SCORES]
         if lacking and not self.positive:
@@ -109,19 +106,6 @@ class Classification(TextTask):
                 f'{", ".join(lacking)} of {len(self.labels)} classes needs a positive class: set '
                 f'`positive`, or use {lacking[0]}_macro'
             )
-
-    def _check_labels(self) -> None:
-        wrong = [label for label in self.labels if not isinstance(label, str) or not label]
-        if wrong:
-            raise ValueError(f'classes are named by texts that are not empty, not by {wrong[0]!r}')
-        if len(self.labels) < 2:
-            raise ValueError(
-                f'classification needs at least two classes, not {len(self.labels)} '
-                f'({_listed(self.labels)})'
-            )
-        twice = [label for label, count in Counter(self.labels).items() if count > 1]
-        if twice:
-            raise ValueError(f'each class may be named once, but these are repeated: {twice}')
 
     @classmethod
     def settings(cls, given: Mapping[str, Any], train: Rows | None) -> dict[str, Any]:
@@ -142,15 +126,7 @@ class Classification(TextTask):
         Raises:
             ValueError: a label that is no class of this task.
         """
-        ids = {label: index for index, label in enumerate(self.labels)}
-        unseen = Counter(value for value in values if value not in ids)
-        if unseen:
-            found = ', '.join(f'{label!r} ({n} times)' for label, n in unseen.most_common(5))
-            more = f' and {len(unseen) - 5} more' if len(unseen) > 5 else ''
-            raise ValueError(
-                f'unseen labels {found}{more}; known: {_listed(self.labels)}. Correct them, or '
-                f'name all classes in the task'
-            )
+        ids = ids_of(values, self.labels)
         return np.asarray([ids[value] for value in values], np.int32)
 
     def loss(
@@ -170,8 +146,7 @@ class Classification(TextTask):
         Raises:
             ValueError: a label smoothing outside 0 to 1.
         """
-        if isinstance(label_smoothing, int | float) and not 0 <= label_smoothing <= 1:
-            raise ValueError(f'label smoothing must lie between 0 and 1, not {label_smoothing}')
+        check_smoothing(label_smoothing)
 
         def cross_entropy(
             logits: Float32[Array, 'B S C'], labels: Int[Array, 'B S']
@@ -249,7 +224,44 @@ class Classification(TextTask):
         return '\n'.join([f'{sum(e[0] for e in errors)} errors; true -> predicted', *lines])
 
 
-def _listed(labels: Sequence[str]) -> str:
+def checked_names(labels: Sequence[str], kind: str) -> tuple[str, ...]:
+    """Return the names of classes for a task of this kind.
+
+    Raises:
+        ValueError: fewer than two classes, or a class named twice or not by a text.
+    """
+    if not isinstance(labels, list | tuple):
+        raise ValueError(f'labels is {labels!r}; expected a list of names')
+    wrong = [label for label in labels if not isinstance(label, str) or not label]
+    if wrong:
+        raise ValueError(f'classes are named by texts that are not empty, not by {wrong[0]!r}')
+    if len(labels) < 2:
+        raise ValueError(f'{kind} needs at least two classes, not {len(labels)} ({listed(labels)})')
+    twice = [label for label, count in Counter(labels).items() if count > 1]
+    if twice:
+        raise ValueError(f'each class may be named once, but these are repeated: {twice}')
+    return tuple(labels)
+
+
+def ids_of(values: Iterable[str], labels: Sequence[str]) -> dict[str, int]:
+    """Return the classes' ids by name, having found every value among them.
+
+    Raises:
+        ValueError: a value that is no class.
+    """
+    ids = {label: index for index, label in enumerate(labels)}
+    unseen = Counter(value for value in values if value not in ids)
+    if unseen:
+        found = ', '.join(f'{label!r} ({n} times)' for label, n in unseen.most_common(5))
+        more = f' and {len(unseen) - 5} more' if len(unseen) > 5 else ''
+        raise ValueError(
+            f'unseen labels {found}{more}; known: {listed(labels)}. Correct them, or '
+            f'name all classes in the task'
+        )
+    return ids
+
+
+def listed(labels: Sequence[str]) -> str:
     """List class names for a message, the first 20 of many."""
     more = f' and {len(labels) - 20} more' if len(labels) > 20 else ''
     return ', '.join(map(repr, labels[:20])) + more

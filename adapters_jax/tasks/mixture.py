@@ -94,7 +94,12 @@ class Mixture:
         for name, column in self.tasks[number].labels_in.items():
             # A row holds examples of one task. Labels of the others may be none of this task.
             where = mine if column.per == 'example' else mine.any(1, keepdims=True)
-            own[name] = jnp.where(where, batch[name], column.empty).astype(column.dtype)
+            labels = batch[name]
+            if column.wide:
+                labels, where = labels[..., : self.tasks[number].num_outputs], where[..., None]
+            elif labels.ndim == 3:  # as wide as those of another task
+                labels = labels[..., 0]
+            own[name] = jnp.where(where, labels, column.empty).astype(column.dtype)
         return {**batch, **own}
 
     @property

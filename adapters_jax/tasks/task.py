@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import datasets
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Float32
@@ -28,12 +29,13 @@ Objects = Sequence[dict[str, Any]]
 class Column(NamedTuple):
     """A column of labels in a batch: one for each example [B, S], or for each token [B, T].
 
-    `empty` is the label of what has none.
+    `empty` is the label of what has none. A `wide` column has a label for each output, [..., C].
     """
 
     per: Literal['example', 'token']
     dtype: Any
     empty: int = 0
+    wide: bool = False
 
 
 class Encoding(NamedTuple):
@@ -181,6 +183,20 @@ class Task(abc.ABC):
         """Whether a split has labels."""
         return self.labels_in.keys() <= encoded.examples.keys() | encoded.tokens.keys()
 
+    def batch_shapes(self, rows: int, length: int, texts: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """Return the shapes of what a batch of the task has beside texts: its labels.
+
+        It has `rows` rows of `length` tokens with `texts` examples each.
+        """
+        return {
+            name: jax.ShapeDtypeStruct(
+                (rows, texts if column.per == 'example' else length)
+                + (self.num_outputs,) * column.wide,
+                column.dtype,
+            )
+            for name, column in self.labels_in.items()
+        }
+
     def parts(self, outputs: Any, batch: Any, label_smoothing: Any = 0.0) -> dict[str, Any]:
         """Return each task's loss and count, where there are several; see `Mixture.parts`."""
         return {}
@@ -315,6 +331,16 @@ def from_json(data: Mapping[str, Any]) -> Task:
     """
     fields = dict(data)
     return kind(fields.pop('name', '')).from_fields(**fields)
+
+
+def check_smoothing(value: Any) -> None:
+    """Refuse a label smoothing outside 0 to 1, where it is a number and not traced.
+
+    Raises:
+        ValueError: naming it.
+    """
+    if isinstance(value, int | float) and not 0 <= value <= 1:
+        raise ValueError(f'label smoothing must lie between 0 and 1, not {value}')
 
 
 def masked_sum(

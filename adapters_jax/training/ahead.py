@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import topologies
 
-from adapters_jax import sharding, tasks
+from adapters_jax import sharding
 from adapters_jax.config import Config
 from adapters_jax.interop.backbones import describe_backbone
 from adapters_jax.params import Tree
@@ -141,13 +141,11 @@ def _batch(
             'where texts share a row'
         )
     rows = batching.filled_rows(config, config.training.batch_size, placement.row_parts)
-    labels = tasks.kind(config.task.name).labels_in.items()
     tokens = dict.fromkeys(('input_ids', 'token_type_ids', 'positions', 'segments'), jnp.int32)
     per_text = {'starts': jnp.int32, 'example_mask': bool, 'example_id': jnp.int32}
-    tokens |= {name: column.dtype for name, column in labels if column.per == 'token'}
-    per_text |= {name: column.dtype for name, column in labels if column.per == 'example'}
     shapes = {name: jax.ShapeDtypeStruct((rows, length), dtype) for name, dtype in tokens.items()}
     shapes |= {name: jax.ShapeDtypeStruct((rows, texts), dtype) for name, dtype in per_text.items()}
+    shapes |= experiment.task.batch_shapes(rows, length, texts)
     where = sharding.by_rows(placement.mesh)
     return sharding.describe(shapes, jax.tree.map(lambda _: where, shapes))
 

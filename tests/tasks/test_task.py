@@ -74,8 +74,8 @@ def test_defaults():
 @pytest.mark.parametrize(
     ('fields', 'message'),
     [
-        ({'name': 'clasification'}, "unknown task 'clasification'; known: classification, regr"),
-        ({}, "unknown task ''; known: classification, regression"),
+        ({'name': 'clasification'}, "unknown task 'clasification'; known: classification, "),
+        ({}, "unknown task ''; known: classification, "),
         (
             {'name': 'regression', 'labels': ['a']},
             "regression has no setting 'labels'; known: metr",
