@@ -106,7 +106,8 @@ def _fusion() -> Config:
 def _task() -> Config:
     return ConfigDict(
         {
-            # 'classification', 'regression' or 'multi_label' (any number of classes, also none).
+            # 'classification', 'regression', 'multi_label' (any number of classes, also none) or
+            # 'multiple_choice' (one of the candidates that each row has).
             'name': 'classification',
             # Class names in their order; empty: the sorted labels of the training data.
             'labels': (),
@@ -139,9 +140,12 @@ def _data() -> Config:
             'validation': '',
             'test': '',
             # Column names, or numbers from 0 in files without a header; empty: detected.
-            'columns': ConfigDict({'text_a': '', 'text_b': '', 'label': ''}),
+            # `choices`, of 'multiple_choice': that of a list, or several: 'ending0+ending1'.
+            'columns': ConfigDict({'text_a': '', 'text_b': '', 'label': '', 'choices': ''}),
             # What stands between the labels of a text that has several ('multi_label').
             'label_separator': ',',
+            # The number that the first candidate has in the labels of 'multiple_choice'.
+            'first_choice': 0,
             # Whether a file's first line names its columns: 'true', 'false' or 'auto'.
             'header': 'auto',
             # The files' encoding; a byte-order mark is dropped by 'utf-8-sig'.

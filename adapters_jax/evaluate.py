@@ -76,7 +76,7 @@ def _evaluate_one(
 ) -> dict[str, Any]:
     """Score an adapter on a split, and write what it predicts."""
     encoded, rows = run.splits[split], run.texts[split]
-    found = inference.outputs(folder, run.backbone, encoded, run.config, dropped)
+    found = inference.outputs(folder, run.backbone, encoded, run.config, run.task, dropped)
     _write_predictions(predictions, run, split, found)
     if not run.task.is_labelled(encoded):
         return {'examples': len(rows), 'metrics': {}}

@@ -103,7 +103,7 @@ def _predict(
     config.data.max_length = max(folders[name].max_length for name in places)
     if len(places) > 1:
         config.data.batching = 'buckets'  # each row is one text, and one adapter's
-    found = serving.outputs(folders, loaded, encoded, config, drop_layers)
+    found = serving.outputs(folders, loaded, encoded, config, tasks, drop_layers)
     result: Rows = [{}] * len(rows)
     for name, own in places.items():
         told = tasks[name].predict(found[name], encoded[name], texts[name])

@@ -25,6 +25,7 @@ PAIRED = [
     ('text_classification', 'dvora[r=2]|pfeiffer[reduction_factor=2]'),
     ('text_classification:task=regression', 'compacter[reduction_factor=2]|invertible'),
     ('text_classification:task=multi_label', 'par_bn[reduction_factor=2]'),
+    ('multiple_choice', 'scaled_par_bn[reduction_factor=2]'),
     ('glue:task=cola', 'attention[size=4,heads=2]'),
     ('glue:task=sst2', 'attention_side[size=4,heads=2]'),
     ('glue:task=mrpc', 'full'),
@@ -59,6 +60,8 @@ def shipped(name, method, backbone, folder, monkeypatch):
         monkeypatch.setattr(builtin, 'read', toy.trec_like)
     elif file == 'glue':
         config.data.dir = toy.write_glue(folder, argument.removeprefix('task='))
+    elif file == 'multiple_choice':
+        config.data.train = toy.write_choices(folder / 'choices.jsonl', 60)
     elif 'regression' in argument:
         config.data.train = toy.write_ratings(folder / 'ratings.csv', 60)
     else:

@@ -44,11 +44,13 @@ class Choice:
     text_a: str | int | None = None
     text_b: str | int | None = None
     label: str | int | None = None
+    choices: str = ''  # of `data.choices` alone
 
     @property
     def given(self) -> dict[str, str | int]:
-        """The columns that are set."""
-        return {k: v for k, v in dataclasses.asdict(self).items() if v not in ('', None)}
+        """The columns of texts and label that are set."""
+        given = {key: getattr(self, key) for key in ('text_a', 'text_b', 'label')}
+        return {key: value for key, value in given.items() if value not in ('', None)}
 
     def header_in(self, cells: Sequence[str]) -> bool:
         """Whether a file's first line names its columns.
@@ -62,7 +64,7 @@ class Choice:
         if 'text_a' in self.given:
             return not all(_is_index(name) for name in self.given.values())
         raise ValueError(
-            f'Cannot tell whether the first line, {_shown(cells)}, names the columns. Set '
+            f'Cannot tell whether the first line, {shown(cells)}, names the columns. Set '
             'data.header to True or False, and data.columns.text_a and data.columns.label to '
             'names or, without a header, to positions counted from 0.'
         )
@@ -74,14 +76,14 @@ def choose(names: Sequence[str], choice: Choice, labelled: bool, where: str) -> 
     labelled: whether a missing label is an error. where: the file, for messages.
     Raises ValueError listing the columns, where one is missing or more than one would do.
     """
-    given = {key: _named(names, value) for key, value in choice.given.items()}
+    given = {key: named(names, value) for key, value in choice.given.items()}
     if not labelled and given.get('label', '') is None:
         del given['label']
     for key, name in given.items():
         if name is None:
             raise ValueError(
                 f'{where} has no column {choice.given[key]!r} (data.columns.{key}); its columns '
-                f'are {_shown(names)}, or 0 to {len(names) - 1} by position.'
+                f'are {shown(names)}, or 0 to {len(names) - 1} by position.'
             )
     if 'text_b' in given and 'text_a' not in given:
         raise ValueError('data.columns.text_b is set without data.columns.text_a; set both.')
@@ -180,7 +182,8 @@ def _texts(values: Sequence[Any], key: str, place: Callable[[int], str]) -> list
     return list(values)
 
 
-def _named(names: Sequence[str], value: str | int) -> str | None:
+def named(names: Sequence[str], value: str | int) -> str | None:
+    """The column that a name or a position means; None where there is none."""
     if value in names:
         return value
     return names[int(value)] if _is_index(value) and 0 <= int(value) < len(names) else None
@@ -199,7 +202,7 @@ def _detect_texts(names: Sequence[str], where: str, columns: Sequence[str]) -> d
         return {k: found[name] for k, name in zip(keys, [*sum(pairs, ()), *singles], strict=True)}
     reason = 'several columns could hold' if pairs or singles else 'no column is known to hold'
     raise ValueError(
-        f'{where}: {reason} the text; its columns are {_shown(columns)}. Set '
+        f'{where}: {reason} the text; its columns are {shown(columns)}. Set '
         'data.columns.text_a (and data.columns.text_b for pairs).'
     )
 
@@ -212,9 +215,10 @@ def _detect_label(names: Sequence[str], labelled: bool, where: str) -> dict[str,
         return {}
     reason = 'several columns could hold' if found else 'no column is known to hold'
     raise ValueError(
-        f'{where}: {reason} the label; its columns are {_shown(names)}. Set data.columns.label.'
+        f'{where}: {reason} the label; its columns are {shown(names)}. Set data.columns.label.'
     )
 
 
-def _shown(names: Sequence[str]) -> str:
+def shown(names: Sequence[str]) -> str:
+    """Names of columns for a message."""
     return ', '.join(repr(name[:40]) for name in names)

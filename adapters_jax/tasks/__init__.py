@@ -2,7 +2,17 @@
 
 from adapters_jax.tasks.classification import Classification
 from adapters_jax.tasks.multi_label import MultiLabel
+from adapters_jax.tasks.multiple_choice import MultipleChoice
 from adapters_jax.tasks.regression import Regression
 from adapters_jax.tasks.task import Task, create, from_json, kind
 
-__all__ = ['Classification', 'MultiLabel', 'Regression', 'Task', 'create', 'from_json', 'kind']
+__all__ = [
+    'Classification',
+    'MultiLabel',
+    'MultipleChoice',
+    'Regression',
+    'Task',
+    'create',
+    'from_json',
+    'kind',
+]

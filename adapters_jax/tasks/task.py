@@ -68,6 +68,7 @@ class Task(abc.ABC):
     name: ClassVar[str]
     # Whether the head gives outputs for each token, instead of each example.
     per_token: ClassVar[bool] = False
+    several_texts: ClassVar[bool] = False  # whether an example is several texts, which share a row
     smooths: ClassVar[bool] = False  # whether label smoothing has a meaning
     labels_in: ClassVar[Mapping[str, Column]]  # the columns of labels by name
     known_metrics: ClassVar[Collection[str]]
@@ -183,6 +184,17 @@ class Task(abc.ABC):
         """Whether a split has labels."""
         return self.labels_in.keys() <= encoded.examples.keys() | encoded.tokens.keys()
 
+    def width(self, encoded: Encoded) -> int:
+        """Return how many numbers there are for an example (or token) of a split: see `reduced`."""
+        return self.num_outputs
+
+    def reduced(self, outputs: Float[Array, 'B S C'], batch: Mapping[str, Array]) -> Array:
+        """Return what metrics and predictions need of a batch's outputs, [B, S, W] or [B, T, W].
+
+        It is computed on the device, so that nothing large leaves it.
+        """
+        return outputs
+
     def batch_shapes(self, rows: int, length: int, texts: int) -> dict[str, jax.ShapeDtypeStruct]:
         """Return the shapes of what a batch of the task has beside texts: its labels.
 
@@ -221,14 +233,15 @@ class Task(abc.ABC):
         of a population may do so without ending the others.
 
         Args:
-            outputs: [N, C] for the N examples of `encoded`, or [L, C] for all their L tokens.
+            outputs: what `reduced` returned: [N, W] for the N examples of `encoded`, or [L, W] for
+                all their L tokens; W is `width`, which for most kinds is C.
             encoded: the split as `encode` made it.
             rows: the same as people know it.
 
         Raises:
             ValueError: no labelled examples, or shapes that do not fit.
         """
-        outputs = self._checked(outputs, self._count(encoded))
+        outputs = self._checked(outputs, self._count(encoded), self.width(encoded))
         if not len(encoded) or not self.is_labelled(encoded):
             raise ValueError('metrics need at least one labelled example, but the split has none')
         return self._finite_or_nan(outputs, lambda: self._score(outputs, encoded, rows))
@@ -239,16 +252,18 @@ class Task(abc.ABC):
         Raises:
             ValueError: a shape that does not fit, or outputs that are not finite.
         """
-        outputs = self._finite(self._checked(outputs, self._count(encoded)))
+        given = self._checked(outputs, self._count(encoded), self.width(encoded))
+        outputs = self._finite(given)
         return self._predict(outputs, encoded, rows)
 
     def _count(self, encoded: Encoded) -> int:
         """Return how many vectors of outputs there are for a split."""
         return int(encoded.offsets[-1]) if self.per_token else len(encoded)
 
-    def _checked(self, outputs: np.ndarray, count: int | None = None) -> np.ndarray:
-        outputs, wanted = np.asarray(outputs), ['N' if count is None else count, self.num_outputs]
-        right = outputs.ndim == 2 and outputs.shape[1] == self.num_outputs
+    def _checked(self, outputs: np.ndarray, count: int | None = None, width: int = 0) -> np.ndarray:
+        width = width or self.num_outputs
+        outputs, wanted = np.asarray(outputs), ['N' if count is None else count, width]
+        right = outputs.ndim == 2 and outputs.shape[1] == width
         if not right or count not in (None, len(outputs)):
             shown = ', '.join(map(str, wanted))
             raise ValueError(f'outputs must have the shape [{shown}], not {list(outputs.shape)}')

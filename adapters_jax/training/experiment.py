@@ -120,6 +120,7 @@ def build(
     task = make_task(config, texts['train'])
     backbone = backbone or load_backbone(config.backbone, dtype=None)
     model = make_model(config, members, task, backbone, name)
+    check_texts(task, model)
     splits = encode_splits(config, texts, task, model, backbone)
     return Experiment(config, backbone, task, model, splits, texts, members)
 
@@ -166,6 +167,20 @@ def check_model(model: Model, backbone: Tree) -> None:
     names = ('input_ids', 'token_type_ids', 'positions', 'segments')
     batch = dict.fromkeys(names, np.ones((1, 8), np.int32))
     jax.eval_shape(model.apply, shapes, batch | {'starts': np.zeros((1, 1), np.int32)})
+
+
+def check_texts(task: Task, model: Model) -> None:
+    """Refuse a method that cannot do with several texts in a row where the task has them.
+
+    Raises:
+        ValueError: naming both.
+    """
+    if task.several_texts and not model.method.packable:
+        raise ValueError(
+            f'an example of {task.name} is several texts in one row, but vectors that '
+            f'{model.method.architecture} inserts would be common to all of them; choose a method '
+            'without prompt_tuning, split, batch_split and parallel'
+        )
 
 
 # The least value of a key of `training`; below it nothing sensible could be done.

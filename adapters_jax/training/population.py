@@ -20,6 +20,7 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from adapters_jax.model import Batch, Model
 from adapters_jax.params import Tree, flatten, merge, unflatten
+from adapters_jax.tasks.task import Task
 from adapters_jax.training import step as steps
 
 MakeOptimizer = Callable[[Float[Array, ''], Float[Array, '']], optax.GradientTransformation]
@@ -143,17 +144,17 @@ def jit_population_step(state: State, **fixed: Any) -> PopulationStep:
 
 
 def jit_population_outputs(
-    model: Model, chunk: int
-) -> Callable[[tuple[Tree, Traits], Tree, Batch], Float[Array, 'B S N C']]:
-    """Compile the forward pass of all members, without dropout."""
+    model: Model, chunk: int, task: Task
+) -> Callable[[tuple[Tree, Traits], Tree, Batch], Float[Array, 'B S N W']]:
+    """Compile the forward pass of all members, without dropout, and what the task needs of it."""
 
     def outputs(trained, frozen, batch):
         batch = with_trunk(model, trained[0], frozen, batch)
 
-        def one(item: tuple[Tree, Traits]) -> Float[Array, 'B S C']:
+        def one(item: tuple[Tree, Traits]) -> Float[Array, 'B S W']:
             trainable, member = item
             tree = merge(steps.scaled(trainable, member.multipliers), frozen, member.constants)
-            return model.apply(tree, batch)
+            return task.reduced(model.apply(tree, batch), batch)
 
         return jnp.moveaxis(over_members(one, trained, chunk), 0, 2)
 

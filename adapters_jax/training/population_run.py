@@ -102,7 +102,9 @@ class PopulationRun(Run):
             chunk=self.chunk,
             **self.step_options,
         )
-        self._forward = population.jit_population_outputs(self.model, self.chunk)
+        self._forward = population.jit_population_outputs(
+            self.model, self.chunk, self.experiment.task
+        )
 
     def _make_inputs(self, constants: Tree) -> Traits:
         """Return what tells the members apart in a step."""
@@ -224,7 +226,7 @@ class PopulationRun(Run):
         self.monitor.message(text)
 
     def forward(self, trainable: Tree, frozen: Tree, batch: Mapping[str, jax.Array]) -> jax.Array:
-        """Return the outputs of all members, [B, S, N, C]."""
+        """Return the outputs of all members, [B, S, N, W]."""
         return self._forward((trainable, self.inputs), frozen, batch)
 
     def _evaluate(self) -> None:
