@@ -107,7 +107,7 @@ def _task() -> Config:
     return ConfigDict(
         {
             # 'classification', 'regression', 'multi_label' (any number of classes, also none) or
-            # 'multiple_choice' (one of the candidates that each row has).
+            # 'multiple_choice' (one of the candidates that each row has), 'masked_lm' (no labels).
             'name': 'classification',
             # Class names in their order; empty: the sorted labels of the training data.
             'labels': (),
@@ -120,6 +120,9 @@ def _task() -> Config:
             'positive': '',
             # 'multi_label': the least probability of a class that is predicted.
             'threshold': 0.5,
+            # 'masked_lm': the share of words that are hidden, and whether only as a whole.
+            'mask_rate': 0.15,
+            'whole_words': False,
         }
     )
 
@@ -244,6 +247,9 @@ def _head() -> Config:
             'layers': 1,
             'activation': 'tanh',
             'dropout': 0.1,
+            # Whether it is trained: 'all', 'none', or 'auto': unless it is the language head of
+            # 'masked_lm' and comes with the checkpoint.
+            'train': 'auto',
         }
     )
 

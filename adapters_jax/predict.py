@@ -94,7 +94,7 @@ def _predict(
     places = {
         name: [i for i, own in enumerate(chosen) if own == name] for name in dict.fromkeys(chosen)
     }
-    tasks = {name: experiment.task_of(folders[name]) for name in places}
+    tasks = {name: experiment.task_of(folders[name]).predicting() for name in places}
     texts = {
         name: tasks[name].rows_of([rows[i] for i in own], [i + 1 for i in own], folders[name].pair)
         for name, own in places.items()
@@ -105,8 +105,10 @@ def _predict(
         config.data.batching = 'buckets'  # each row is one text, and one adapter's
     found = serving.outputs(folders, loaded, encoded, config, tasks, drop_layers)
     result: Rows = [{}] * len(rows)
+    tokenizer = tokenize.load_tokenizer(loaded.directory)
     for name, own in places.items():
         told = tasks[name].predict(found[name], encoded[name], texts[name])
+        told = tasks[name].worded(told, texts[name], tokenizer)
         for place, one in zip(own, told, strict=True):
             result[place] = rows[place] | one
     return result

@@ -26,6 +26,7 @@ PAIRED = [
     ('text_classification:task=regression', 'compacter[reduction_factor=2]|invertible'),
     ('text_classification:task=multi_label', 'par_bn[reduction_factor=2]'),
     ('multiple_choice', 'scaled_par_bn[reduction_factor=2]'),
+    ('masked_lm', 'seq_bn_inv[bottleneck={reduction_factor: 2}]'),
     ('glue:task=cola', 'attention[size=4,heads=2]'),
     ('glue:task=sst2', 'attention_side[size=4,heads=2]'),
     ('glue:task=mrpc', 'full'),

@@ -25,6 +25,7 @@ valid.*, val.*) and test.*; `train`, `validation` and `test` are looked up in it
 | limit | at most so many rows a split, drawn at random, for trials; 0 for all |
 """
 
+import dataclasses
 import functools
 import pathlib
 from collections.abc import Callable, Mapping
@@ -92,7 +93,10 @@ def _from_files(data: Mapping[str, Any], form: Form) -> Splits:
     layout = _layout(data, form.header_in)
     found = {}
     for split, path in folders.find_files(data).items():
-        table = text_files.open_table(path, layout)
+        plain = form.whole_lines and '.txt' in path.suffixes and not layout.delimiter
+        # No line has a line feed in it, so this divides none.
+        own = dataclasses.replace(layout, delimiter='\n') if plain else layout
+        table = text_files.open_table(path, own)
         labelled = split != 'test'
         values, lines = table.read(form.choose(table.names, labelled, str(path)))
         found[split] = form.build(values, labelled, columns.at_lines(path, lines))

@@ -4,6 +4,7 @@ Encoding is the slow part of starting a run, and its result depends on the texts
 the length limit alone. Those three name the cached file, so a run that repeats them reads arrays.
 """
 
+import functools
 import hashlib
 import json
 import logging
@@ -70,16 +71,14 @@ def encode(
     positions: how many the model has. Raises ValueError where max_length fits no text or no model.
     """
     pair = 'text_b' in dataset.column_names
-    _check_length(max_length, positions, tokenizer.num_special_tokens_to_add(pair))
+    check_length(max_length, positions, tokenizer.num_special_tokens_to_add(pair))
     texts = [dataset[key][:] for key in ('text_a', 'text_b') if key in dataset.column_names]
-    path = None
-    if cache_dir is not None:
-        path = pathlib.Path(cache_dir) / f'{_cache_key(texts, tokenizer, max_length)}.npz'
-    arrays = _read(path) if path else None
-    if arrays is None:
-        arrays = _encode_texts(texts, tokenizer, max_length)
-        if path:
-            _write(path, arrays)
+    arrays = cached(
+        cache_dir,
+        functools.partial(cache_key, texts, tokenizer, max_length),
+        (*COLUMNS, 'offsets', 'truncated'),
+        functools.partial(_encode_texts, texts, tokenizer, max_length),
+    )
     truncated = int(arrays['truncated'])
     if truncated:
         _LOG.warning(
@@ -101,7 +100,8 @@ def tokenizer_fingerprint(tokenizer: Tokenizer) -> str:
     return hashlib.sha256((sides + json.dumps(state, sort_keys=True)).encode()).hexdigest()
 
 
-def _check_length(max_length: int, positions: int | None, special: int) -> None:
+def check_length(max_length: int, positions: int | None, special: int) -> None:
+    """Raises ValueError where max_length fits no text beside `special` tokens, or no model."""
     if positions is not None and max_length > positions:
         raise ValueError(
             f'max_length is {max_length}, but the model has {positions} positions; set it to '
@@ -144,20 +144,41 @@ def _encode_texts(
     return flat | {'offsets': offsets, 'truncated': np.array(truncated)}
 
 
-def _cache_key(texts: Sequence[Sequence[str]], tokenizer: Tokenizer, max_length: int) -> str:
+def cache_key(texts: Sequence[Sequence[str]], tokenizer: Tokenizer, max_length: int) -> str:
+    """A hexadecimal name of all that decides an encoding."""
     digest = hashlib.sha256(f'{FORMAT} {max_length} {tokenizer_fingerprint(tokenizer)}'.encode())
     for part in _slices(texts):
         digest.update(json.dumps(part).encode())
     return digest.hexdigest()[:32]
 
 
-def _read(path: pathlib.Path) -> dict[str, np.ndarray] | None:
+def cached(
+    cache_dir: str | os.PathLike | None,
+    key: Callable[[], str],
+    names: Sequence[str],
+    make: Callable[[], dict[str, np.ndarray]],
+) -> dict[str, np.ndarray]:
+    """The arrays of these names that `make` makes: read, where they have been made before.
+
+    cache_dir: None for no cache. key: gives the name of the file; not called without a cache.
+    """
+    if cache_dir is None:
+        return make()
+    path = pathlib.Path(cache_dir) / f'{key()}.npz'
+    arrays = _read(path, names)
+    if arrays is None:
+        arrays = make()
+        _write(path, arrays)
+    return arrays
+
+
+def _read(path: pathlib.Path, names: Sequence[str]) -> dict[str, np.ndarray] | None:
     if not path.is_file():
         return None
     try:
         # numpy leaves a file that it opened itself open where it cannot read it.
         with path.open('rb') as file, np.load(file, allow_pickle=False) as stored:
-            return {name: stored[name] for name in (*COLUMNS, 'offsets', 'truncated')}
+            return {name: stored[name] for name in names}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         _LOG.warning('The cached encoding %s is damaged (%s): encoding again.', path, error)
         return None

@@ -1,6 +1,7 @@
 """What is learned: labels, loss, metrics and predictions, one file a kind of task."""
 
 from adapters_jax.tasks.classification import Classification
+from adapters_jax.tasks.masked_lm import MaskedLM
 from adapters_jax.tasks.multi_label import MultiLabel
 from adapters_jax.tasks.multiple_choice import MultipleChoice
 from adapters_jax.tasks.regression import Regression
@@ -8,6 +9,7 @@ from adapters_jax.tasks.task import Task, create, from_json, kind
 
 __all__ = [
     'Classification',
+    'MaskedLM',
     'MultiLabel',
     'MultipleChoice',
     'Regression',

@@ -8,6 +8,7 @@ would be in a batch of these alone.
 import dataclasses
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32
@@ -86,6 +87,10 @@ class Mixture:
             own = outputs[..., : task.num_outputs]
             found[name] = task.loss(own, self._own(batch, number), smoothing)
         return found
+
+    def transform(self, batch: Mapping[str, Any], seed: int = 0, epoch: int | None = None) -> Any:
+        """Return the batch as it is: none of the tasks that can be mixed changes its own."""
+        return batch
 
     def reduced(self, outputs: Float[Array, 'B S C'], batch: Mapping[str, Array]) -> Array:
         """Return the outputs as they are: metrics are found for each task by itself."""

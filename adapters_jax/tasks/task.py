@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Float32
 
+from adapters_jax.data.batches import Batch
 from adapters_jax.data.encoded import Encoded
 from adapters_jax.data.tokenize import Tokenizer
 from adapters_jax.models.heads import TOKENS, HeadConfig
@@ -69,6 +70,7 @@ class Task(abc.ABC):
     # Whether the head gives outputs for each token, instead of each example.
     per_token: ClassVar[bool] = False
     several_texts: ClassVar[bool] = False  # whether an example is several texts, which share a row
+    draws: ClassVar[bool] = False  # whether `transform` makes other batches of it in each epoch
     smooths: ClassVar[bool] = False  # whether label smoothing has a meaning
     labels_in: ClassVar[Mapping[str, Column]]  # the columns of labels by name
     known_metrics: ClassVar[Collection[str]]
@@ -122,6 +124,14 @@ class Task(abc.ABC):
         """
         return {}
 
+    def fitted(self, vocabulary: int, tokenizer: Callable[[], Tokenizer] | None) -> Self:
+        """Return the task for a backbone; the tokenizer is None where a run is only described."""
+        return self
+
+    def predicting(self) -> Self:
+        """Return the task as it predicts for inputs, where that is another one than evaluating."""
+        return self
+
     @abc.abstractmethod
     def encode(self, rows: Rows, encoding: Encoding) -> Encoded:
         """Turn rows into tokens and, where they have labels, into the columns of `labels_in`.
@@ -166,6 +176,12 @@ class Task(abc.ABC):
         """Return the head that a config asks for as this task needs it."""
         return dataclasses.replace(config, pooling=TOKENS) if self.per_token else config
 
+    def worded(
+        self, predicted: list[dict[str, Any]], rows: Rows, tokenizer: Tokenizer
+    ) -> list[dict[str, Any]]:
+        """Return what `predict` found with words in place of their numbers."""
+        return predicted
+
     def details(self, outputs: np.ndarray, encoded: Encoded, rows: Rows) -> dict[str, Any]:
         """Return what an evaluation reports besides the metrics, as JSON-able values."""
         return {}
@@ -183,6 +199,13 @@ class Task(abc.ABC):
     def is_labelled(self, encoded: Encoded) -> bool:
         """Whether a split has labels."""
         return self.labels_in.keys() <= encoded.examples.keys() | encoded.tokens.keys()
+
+    def transform(self, batch: Batch, seed: int = 0, epoch: int | None = None) -> Batch:
+        """Return a batch of host arrays as the model is to see it.
+
+        It depends on nothing else than the arguments; epoch None is that of every evaluation.
+        """
+        return batch
 
     def width(self, encoded: Encoded) -> int:
         """Return how many numbers there are for an example (or token) of a split: see `reduced`."""
@@ -356,6 +379,16 @@ def check_smoothing(value: Any) -> None:
     """
     if isinstance(value, int | float) and not 0 <= value <= 1:
         raise ValueError(f'label smoothing must lie between 0 and 1, not {value}')
+
+
+def refuse_smoothing(value: Any, what: str) -> None:
+    """Refuse any label smoothing.
+
+    Raises:
+        ValueError: naming it, and what it is not for.
+    """
+    if not isinstance(value, int | float) or value != 0:
+        raise ValueError(f'label smoothing is for classes: {what} takes 0, not {value}')
 
 
 def masked_sum(

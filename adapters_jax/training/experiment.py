@@ -16,10 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from adapters_jax import quantize, tasks
-from adapters_jax.adapters import dropping, registry
+from adapters_jax.adapters import composed, dropping, registry
 from adapters_jax.config import Config
 from adapters_jax.data import tokenize
 from adapters_jax.data.encoded import Encoded
+from adapters_jax.interop import language_heads
 from adapters_jax.interop.adapter_folder import AdapterFolder
 from adapters_jax.interop.backbones import LoadedBackbone, load_backbone
 from adapters_jax.model import Model
@@ -60,6 +61,9 @@ class Experiment:
         """Return the backbone with a fresh adapter and head, from the config's seed."""
         key = jax.random.fold_in(jax.random.key(self.config.seed), 0)
         tree = self.model.init(key, self.backbone.params)
+        if self.model.head_config.scores_words:
+            published = language_heads.read(self.backbone)
+            tree |= {'heads': {self.model.name: published} if published else tree['heads']}
         if not self.members.folders:
             return tree
         own = {self.model.name: self.members.overlay(tree['adapters'][self.model.name])}
@@ -77,7 +81,7 @@ class Experiment:
             max_length=self.config.data.max_length,
             pair='text_b' in self.texts['train'].column_names,
             adapter_params=merge(own, self._frozen()),
-            head_params=trainable['heads'][self.model.name],
+            head_params=trainable.get('heads', {}).get(self.model.name, {}),
             backbone_params=trainable.get('backbone', {}),
         )
 
@@ -119,6 +123,9 @@ def build(
         raise ValueError('there is no training split; set data.train, data.dir or data.name')
     task = make_task(config, texts['train'])
     backbone = backbone or load_backbone(config.backbone, dtype=None)
+    task = task.fitted(
+        backbone.config.vocabulary, lambda: tokenize.load_tokenizer(backbone.directory)
+    )
     model = make_model(config, members, task, backbone, name)
     check_texts(task, model)
     splits = encode_splits(config, texts, task, model, backbone)
@@ -140,7 +147,7 @@ def make_model(
     model = Model(
         config=backbone.config,
         method=members.method.prepare(token_ids),
-        head_config=task.head(HeadConfig(**config.head.to_dict())),
+        head_config=choose_head(config, task, backbone),
         outputs=task.num_outputs,
         name=name,
         dtype=choose_dtype(config),
@@ -156,6 +163,24 @@ def make_model(
     return model
 
 
+def choose_head(config: Config, task: Task, backbone: LoadedBackbone) -> HeadConfig:
+    """Return the head that the config asks for as the task needs it.
+
+    Raises:
+        ValueError: one that is not to be trained, and that no checkpoint has.
+    """
+    head = task.head(HeadConfig(**config.head.to_dict()))
+    there = head.scores_words and language_heads.exists(backbone)
+    if head.train == 'none' and not there:
+        raise ValueError(
+            "head.train is 'none', but the head does not come with the checkpoint, so it would "
+            "stay as it is drawn; set head.train='auto'"
+        )
+    if not head.scores_words or head.train != 'auto':
+        return head
+    return dataclasses.replace(head, train='none' if there else 'all')
+
+
 def check_model(model: Model, backbone: Tree) -> None:
     """Trace initialisation and forward pass once, on shapes, for what only they can find.
 
@@ -166,7 +191,8 @@ def check_model(model: Model, backbone: Tree) -> None:
     shapes = jax.eval_shape(model.init, jax.random.key(0), backbone)
     names = ('input_ids', 'token_type_ids', 'positions', 'segments')
     batch = dict.fromkeys(names, np.ones((1, 8), np.int32))
-    jax.eval_shape(model.apply, shapes, batch | {'starts': np.zeros((1, 1), np.int32)})
+    batch |= dict.fromkeys(('starts', 'masked'), np.zeros((1, 1), np.int32))
+    jax.eval_shape(model.apply, shapes, batch)
 
 
 def check_texts(task: Task, model: Model) -> None:
@@ -175,6 +201,13 @@ def check_texts(task: Task, model: Model) -> None:
     Raises:
         ValueError: naming both.
     """
+    blocks = getattr(model.method, 'tree', None)
+    kinds = {block.kind for block in composed.blocks_of(blocks)} if blocks else set()
+    if model.head_config.scores_words and kinds - {'stack'}:
+        raise ValueError(
+            f'{task.name} under {model.method.expression}: what the adapters do to the embedded '
+            'input must be undone before the output embeddings, which only stack(...) can'
+        )
     if task.several_texts and not model.method.packable:
         raise ValueError(
             f'an example of {task.name} is several texts in one row, but vectors that '
@@ -303,6 +336,24 @@ def task_of(folder: AdapterFolder) -> Task:
             'nothing; train a head for it, or take the folder that has one'
         )
     return tasks.from_json(folder.task)
+
+
+def parameters(folder: AdapterFolder, backbone: LoadedBackbone, model: Model) -> Tree:
+    """Return all parameters of the model that `bind` made of a finished adapter.
+
+    Raises:
+        ValueError: it was trained under a language head that the backbone's checkpoint lacks.
+    """
+    tree = folder.overlay(backbone.params, model.method.constants(model.config.dimensions))
+    if model.head_config.train != 'none':
+        return tree
+    published = language_heads.read(backbone)
+    if not published:
+        raise ValueError(
+            f'the adapter {folder.name!r} was trained under the language head of its checkpoint, '
+            f'which {backbone.directory} does not have; use the whole checkpoint'
+        )
+    return tree | {'heads': {folder.name: published}}
 
 
 def bind(

@@ -12,7 +12,12 @@ from adapters_jax.interop.backbones import LoadedBackbone
 from adapters_jax.params import partition
 from adapters_jax.tasks.task import Task
 from adapters_jax.training import batching, evaluation
-from adapters_jax.training.experiment import bind, choose_dtype, choose_frozen_dtype
+from adapters_jax.training.experiment import (
+    bind,
+    choose_dtype,
+    choose_frozen_dtype,
+    parameters,
+)
 from adapters_jax.training.placement import Placement
 from adapters_jax.training.step import jit_outputs
 
@@ -39,10 +44,7 @@ def outputs(
     adapter_folder.check_leaves(folder, *partition(described, model.rules))
     placement = Placement.of(config)
     # The same split as in training, so that frozen weights are in the same number format.
-    trainable, frozen = partition(
-        folder.overlay(backbone.params, model.method.constants(model.config.dimensions)),
-        model.rules,
-    )
+    trainable, frozen = partition(parameters(folder, backbone, model), model.rules)
     return evaluation.outputs(
         jit_outputs(model, task),
         placement.trainable(trainable),
@@ -52,4 +54,5 @@ def outputs(
         backbone.config.pad_id,
         placement.mesh,
         per_token=task.per_token,
+        transform=task.transform,
     )

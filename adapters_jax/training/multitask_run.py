@@ -86,6 +86,7 @@ class MultitaskRun(Trainer):
             self.pad_id,
             self.mesh,
             per_token=self.experiment.member(split).task.per_token,
+            transform=self.experiment.member(split).task.transform,
         )
 
     def _evaluate(self) -> None:

@@ -82,7 +82,7 @@ class PopulationRun(Run):
         self.progress = PopulationProgress(0.0, {name: Progress() for name in self.names})
         trainable = population.stack([own.trainable for own in self.own])
         common, different = population.split_common(
-            [{'adapters': own.frozen.get('adapters', {})} for own in self.own]
+            [{b: own.frozen.get(b, {}) for b in ('adapters', 'heads')} for own in self.own]
         )
         backbone = {'backbone': self.own[0].frozen.get('backbone', {})}
         frozen = params.merge(backbone, common)

@@ -87,6 +87,8 @@ def _groups(adapters: Mapping[str, AdapterFolder], tasks: Mapping[str, Task]) ->
 
 def can_share(folder: AdapterFolder) -> bool:
     """Tell whether an adapter can be chosen by row."""
+    if HeadConfig.from_json(folder.head).scores_words:
+        return False
     try:
         Bank(members={folder.name: registry.from_json(folder.method)})
     except ValueError:

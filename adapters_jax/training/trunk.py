@@ -121,6 +121,11 @@ def attach(experiment: Experiment, mesh: Mesh) -> Experiment:
     check(config)
     if config.training.trunk_cache == 'none':
         return experiment
+    if experiment.task.draws:
+        raise ValueError(
+            f'training.trunk_cache is {config.training.trunk_cache!r}, but {experiment.task.name} '
+            "hides other words in each epoch, so nothing could be kept; set it to 'none'"
+        )
     shapes = jax.eval_shape(experiment.init_params)
     if model.trunk(shapes).layer == 0:
         _LOG.info('The lowest layer is adapted, so there is no trunk whose outputs could be kept.')
