@@ -53,14 +53,14 @@ def learned(toys):
     workdir.mkdir()
     trainer = loop.Trainer(built, workdir)
     at_best = {}
-    judge = trainer._judge
+    evaluate = trainer._evaluate
 
-    def remembering(results):
-        judge(results)
+    def remembering():
+        evaluate()
         if trainer.progress.best_step == trainer.step:
             at_best.update(toy.bits(trainer.trainable))
 
-    trainer._judge = remembering
+    trainer._evaluate = remembering
     summary = trainer.run()
     configs_path = workdir / 'config.json'
     configs_path.write_text(json.dumps(configs.to_json(given)))
