@@ -283,7 +283,7 @@ def wrong(toys, **changes):
         ({'tasks__topic__data__split_fractions': (0.0, 0.0)}, 'tasks topic have no validation'),
         ({'adapters': 'a=pfeiffer'}, "adapters is 'a=pfeiffer', but a run of several tasks"),
         ({'method': 'full'}, r'stars \(full\) changes whole matrices of the backbone'),
-        ({'tasks__stars__data__max_length': 500}, "task 'stars': in the split 'train': max_length is 500"),
+        ({'tasks__stars__data__max_length': 500}, 'max_length is 500, but the model'),
     ],
 )
 def test_mistakes_are_named_with_their_task(toys, tmp_path, changes, message):
