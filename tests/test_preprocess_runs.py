@@ -338,6 +338,33 @@ def test_an_adapter_that_tags_is_asked_as_any_other(tagged, tmp_path, monkeypatc
     assert again.inventory == ('B-animal', 'O') and again.to_json()[0]['source'] != source
 
 
+def test_a_tagging_adapter_tags_for_another_adapter(place, tmp_path):
+    """From words with tags to a tagger, and from the tagger's tags to topics."""
+    toy.write_tagged(tmp_path / 'spans')
+    learner = toy.config(str(place / 'bert'), data__dir=str(tmp_path / 'spans'))
+    learner.task.name, learner.optimizer.learning_rate = 'tagging', 2e-2
+    learner.training.batch_size, learner.training.epochs = 8, 3.0
+    train(learner, tmp_path / 'tagger')
+    tagger = tmp_path / 'tagger' / 'adapter'
+    step = f'tags[adapter={tagger}]'
+    made = chain.create(['lower', step], preprocessing.load_adapter_tagger)
+    assert list(made.inventory) == adapter_folder.load(tagger).task['labels']
+    odd = ['The cat, the ＤＯＧ', 'snow \u200d\U0001f98a', '\x00', "isn't 3.5"]
+    documents, _ = made.run(odd)
+    words = [document.words for document in documents if document.words]
+    alone = prediction.predict(tagger, [{'tokens': own} for own in words])
+    expected = [tuple(row['prediction']) for row in alone]
+    assert [document.tags for document in documents if document.words] == expected
+    assert len({tag for tags in expected for tag in tags}) > 1
+    method = f'attention[size=8,heads=2,tags={made.num_tags}]'
+    given = config(place, method, data__preprocess=('lower', step), training__steps=2)
+    train(given, tmp_path / 'run')
+    evaluate(tmp_path / 'run', 'test')
+    rows = toy.read_lines(tmp_path / 'run' / 'predictions_test.jsonl')
+    found = logits(tmp_path / 'run' / 'adapter', [row['text_a'] for row in rows])
+    np.testing.assert_allclose(found, [row['logits'] for row in rows], atol=1e-5)
+
+
 def test_an_adapter_that_does_not_tag_is_refused(tagged, tmp_path):
     given = f'tags[adapter={tagged / "adapter"}]'
     with pytest.raises(ValueError, match=r'an adapter for classification; expected one .* tagging'):
