@@ -338,6 +338,7 @@ def test_an_adapter_that_tags_is_asked_as_any_other(tagged, tmp_path, monkeypatc
     assert again.inventory == ('B-animal', 'O') and again.to_json()[0]['source'] != source
 
 
+@pytest.mark.slow
 def test_a_tagging_adapter_tags_for_another_adapter(place, tmp_path):
     """From words with tags to a tagger, and from the tagger's tags to topics."""
     toy.write_tagged(tmp_path / 'spans')
