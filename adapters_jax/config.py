@@ -338,7 +338,32 @@ def _sweep() -> Config:
             # 'method.OPTION' for an option of the method ('method.MEMBER.OPTION' for one of a
             # member's, where several are joined): ('method.size=8,64', 'seed=0,1,2').
             'grid': (),
-            # Most members that are trained at once; 0: all that can be.
+            # Instead of a grid, what a search draws its trials from: 'KEY=VALUE,VALUE,...' as
+            # there, or 'KEY=RANGE' with one of uniform(LOW,HIGH), log(LOW,HIGH),
+            # int(LOW,HIGH[,STEP]) and logint(LOW,HIGH): ('optimizer.learning_rate=log(1e-4,1e-2)',
+            # 'method.size=8,16,32').
+            'space': (),
+            # How many trials a search has, and who proposes them: 'tpe' (from the trials before,
+            # Bergstra et al. 2011) or 'random'.
+            'trials': 32,
+            'sampler': 'tpe',
+            # What a search draws follows from it, and from the results alone.
+            'seed': 0,
+            # Who ends before its last step: 'none'; 'median': who is worse than the median of the
+            # others at the same step (searches only); 'halving': who is not among the best
+            # 1/`reduction` at a rung. Rungs are the shares grace, grace x reduction, ... of a
+            # member's steps; before the first one nobody ends.
+            'pruner': 'none',
+            'reduction': 2.0,
+            'grace': 0.25,
+            # Recommend one of a grid's members: the cheapest of those trained to the end whose
+            # score is at most `margin` worse than the best. Cheap is what has few trained
+            # 'parameters', or what computes little in 'inference' (FLOPs).
+            'recommend': False,
+            'margin': 0.01,
+            'cost': 'parameters',
+            # Most members that are trained at once; 0: all that can be. Of a search: how many
+            # trials are proposed at a time; 0: eight.
             'size': 0,
             # Members computed at a time in a step, to save memory and cache; 0: chosen by device.
             'chunk': 0,

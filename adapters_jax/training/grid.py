@@ -20,6 +20,7 @@ from adapters_jax.adapters.method import Method
 from adapters_jax.config import Config
 from adapters_jax.training.members import load as load_members
 
+GRID = 'sweep.grid'
 # What members of one population may differ in, beside sizes that can be padded.
 FREE = ('seed', 'optimizer.learning_rate', 'optimizer.weight_decay')
 _METHOD = 'method.'
@@ -78,8 +79,10 @@ class Shard:
         return range(self.index, populations, self.count)
 
 
-def parse_axis(text: str) -> Axis:
+def parse_axis(text: str, where: str = GRID) -> Axis:
     """Parse 'KEY=VALUE,VALUE,...'; commas inside brackets do not separate.
+
+    `where` is the key of the config that the text comes from.
 
     Raises:
         ValueError: no key, no value, a key of the sweep itself, or a value that comes twice.
@@ -88,14 +91,14 @@ def parse_axis(text: str) -> Axis:
     values = configs.split_outside_brackets(rest)
     if not equals or not key or not values:
         raise ValueError(
-            f'sweep.grid holds {text!r}; expected KEY=VALUE,VALUE,... such as '
+            f'{where} holds {text!r}; expected KEY=VALUE,VALUE,... such as '
             "'optimizer.learning_rate=3e-4,3e-3' or 'method.size=8,64'"
         )
     if key.split('.')[0] == 'sweep':
-        raise ValueError(f'sweep.grid holds {text!r}; a key of the sweep itself cannot be swept')
+        raise ValueError(f'{where} holds {text!r}; a key of the sweep itself cannot be swept')
     twice = [value for i, value in enumerate(values) if value in values[:i]]
     if twice:
-        raise ValueError(f'sweep.grid holds {text!r}, which has the value {twice[0]!r} twice')
+        raise ValueError(f'{where} holds {text!r}, which has the value {twice[0]!r} twice')
     return Axis(key, tuple(values))
 
 
@@ -113,25 +116,40 @@ def expand(config: Config) -> list[Member]:
     keys = [axis.key for axis in axes]
     if not axes:
         raise ValueError(
-            "sweep.grid is empty; expected at least one text such as 'seed=0,1,2' in it"
+            "sweep.grid is empty; expected at least one text such as 'seed=0,1,2' in it, or a "
+            'sweep.space to search'
         )
-    twice = [key for i, key in enumerate(keys) if key in keys[:i]]
-    if twice:
-        raise ValueError(f'sweep.grid has the key {twice[0]!r} twice; give it all of its values')
-    if 'method' in keys and any(key.startswith(_METHOD) for key in keys):
-        raise ValueError(
-            "sweep.grid has both 'method' and one of its options; write the options into the "
-            'methods, such as method=pfeiffer[size=8],pfeiffer[size=64]'
-        )
+    check_keys(keys)
     combinations = list(itertools.product(*(axis.values for axis in axes)))
     names = _names(keys, combinations)
     return [
-        _member(config, name, dict(zip(keys, values, strict=True)))
+        make_member(config, name, dict(zip(keys, values, strict=True)))
         for name, values in zip(names, combinations, strict=True)
     ]
 
 
-def _member(base: Config, name: str, texts: Mapping[str, str]) -> Member:
+def check_keys(keys: Sequence[str], where: str = GRID) -> None:
+    """Refuse keys that cannot be swept together; `where` is the config's key that has them.
+
+    Raises:
+        ValueError: a key that comes twice, or a method beside its own options.
+    """
+    twice = [key for i, key in enumerate(keys) if key in keys[:i]]
+    if twice:
+        raise ValueError(f'{where} has the key {twice[0]!r} twice; give it all of its values')
+    if 'method' in keys and any(key.startswith(_METHOD) for key in keys):
+        raise ValueError(
+            f"{where} has both 'method' and one of its options; write the options into the "
+            'methods, such as method=pfeiffer[size=8],pfeiffer[size=64]'
+        )
+
+
+def make_member(base: Config, name: str, texts: Mapping[str, str]) -> Member:
+    """Return the run that differs from `base` in these keys, whose values are texts.
+
+    Raises:
+        ValueError: an unknown key or option, or a value of another type than the key's.
+    """
     config = configs.from_json(configs.to_json(base))
     config.sweep = configs.base().sweep
     if 'seed' in texts and 'data.seed' not in texts and config.data.seed < 0:
@@ -163,7 +181,7 @@ def with_option(method: str, path: Sequence[str], value: Any) -> str:
     index, keys = (names.index(path[0]), path[1:]) if path[0] in names else (0, path)
     if not keys or (len(parts) > 1 and keys is path):
         raise ValueError(
-            f"sweep.grid has the key 'method.{'.'.join(path)}', but the method is {method!r}; "
+            f"the sweep has the key 'method.{'.'.join(path)}', but the method is {method!r}; "
             f'expected method.NAME.OPTION with one of the names {", ".join(names)}'
         )
     *parents, option = keys

@@ -28,11 +28,12 @@ def check(config: Config, placement: Placement | None = None) -> None:
     Raises:
         ValueError: naming the value and what was expected.
     """
-    if config.sweep.grid:
-        raise ValueError(
-            f'sweep.grid is {config.sweep.grid!r}, which is for `python -m adapters_jax.sweep`; '
-            'a single run has none'
-        )
+    for key in ('grid', 'space'):
+        if config.sweep[key]:
+            raise ValueError(
+                f'sweep.{key} is {config.sweep[key]!r}, which is for `python -m adapters_jax.sweep`'
+                '; a single run has none'
+            )
     if config.data.seed < -1:
         raise ValueError(f'data.seed is {config.data.seed}; expected -1 (as seed) or 0 or more')
     devices = (placement or Placement.of(config)).row_parts

@@ -105,7 +105,14 @@ def population_step(
     def one(item: tuple[State, Traits]) -> tuple[State, dict[str, Array]]:
         return member_step(*item, frozen, batch, step, model=model, **options)
 
-    return over_members(one, (state, members), chunk)
+    def ended(item: tuple[State, Traits]) -> tuple[State, dict[str, Array]]:
+        return item[0], _zeros(jax.eval_shape(one, item)[1])
+
+    return over_members(one, ended, (state, members), chunk)
+
+
+def _zeros(shapes: Any) -> Any:
+    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
 
 def with_trunk(model: Model, trainable: Tree, frozen: Tree, batch: Batch) -> Batch:
@@ -119,12 +126,23 @@ def with_trunk(model: Model, trainable: Tree, frozen: Tree, batch: Batch) -> Bat
     return {**batch, 'trunk': model.trunk_outputs(tree, batch)}
 
 
-def over_members(function: Callable[[Any], Any], mapped: Any, chunk: int) -> Any:
-    """Map a function over the first axis of every leaf: `chunk` at a time, 0 for all at once."""
-    count = len(jax.tree.leaves(mapped)[0])
+def over_members(
+    function: Callable[[Any], Any],
+    ended: Callable[[Any], Any],
+    members: tuple[State, Any],
+    chunk: int,
+) -> Any:
+    """Map a function over the members: `chunk` at a time, 0 for all at once.
+
+    Where members are computed one after another, one that is not alive costs nothing: `ended` is
+    taken in place of the function. Where several are computed at once they are computed along.
+    """
+    count = len(members[0].alive)
     if not 0 < chunk < count:
-        return jax.vmap(function)(mapped)
-    return jax.lax.map(function, mapped, batch_size=None if chunk == 1 else chunk)
+        return jax.vmap(function)(members)
+    if chunk > 1:
+        return jax.lax.map(function, members, batch_size=chunk)
+    return jax.lax.map(lambda own: jax.lax.cond(own[0].alive, function, ended, own), members)
 
 
 def jit_population_step(state: State, **fixed: Any) -> PopulationStep:
@@ -144,18 +162,24 @@ def jit_population_step(state: State, **fixed: Any) -> PopulationStep:
 
 def jit_population_outputs(
     model: Model, chunk: int
-) -> Callable[[tuple[Tree, Traits], Tree, Batch], Float[Array, 'B S N C']]:
-    """Compile the forward pass of all members, without dropout."""
+) -> Callable[[tuple[State, Traits], Tree, Batch], Float[Array, 'B S N C']]:
+    """Compile the forward pass of all members, without dropout.
+
+    The outputs of a member that is not alive may be zeros.
+    """
 
     def outputs(trained, frozen, batch):
-        batch = with_trunk(model, trained[0], frozen, batch)
+        batch = with_trunk(model, trained[0].trainable, frozen, batch)
 
-        def one(item: tuple[Tree, Traits]) -> Float[Array, 'B S C']:
-            trainable, member = item
-            tree = merge(steps.scaled(trainable, member.multipliers), frozen, member.constants)
-            return model.apply(tree, batch)
+        def one(item: tuple[State, Traits]) -> Float[Array, 'B S C']:
+            state, member = item
+            trainable = steps.scaled(state.trainable, member.multipliers)
+            return model.apply(merge(trainable, frozen, member.constants), batch)
 
-        return jnp.moveaxis(over_members(one, trained, chunk), 0, 2)
+        def ended(item: tuple[State, Traits]) -> Float[Array, 'B S C']:
+            return _zeros(jax.eval_shape(one, item))
+
+        return jnp.moveaxis(over_members(one, ended, trained, chunk), 0, 2)
 
     return jax.jit(outputs)
 

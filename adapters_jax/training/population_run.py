@@ -8,7 +8,8 @@ import contextlib
 import dataclasses
 import functools
 import io
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +35,19 @@ from adapters_jax.training.run import Progress, Results, Run
 
 SUMMARY, CONFIG = 'summary.json', 'config.json'
 
+# Of each member the steps of its evaluations and the scores there, where they are numbers.
+Scores = dict[str, list[tuple[int, float]]]
+# Who of the members alive ends after an evaluation, and why: of (scores, alive, steps of the run).
+Prune = Callable[[Scores, Sequence[str], int], Mapping[str, str]]
+
 
 @dataclasses.dataclass
 class PopulationProgress:
-    """The time taken, and every member's progress by name."""
+    """The time taken, and every member's progress and scores by name."""
 
     seconds: float
     members: dict[str, Progress]
+    scores: Scores
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -66,20 +73,25 @@ class PopulationRun(Run):
         workdir: Path,
         folder: Path,
         chunk: int = 0,
+        prune: Prune | None = None,
     ) -> None:
         """Prepare everything short of the first step.
 
         The population's checkpoints and log go to `workdir`, the members' to `folder`/NAME. In a
         step, `chunk` members are computed at a time (0: as many as is fast on this device).
+        `prune` is asked after every evaluation; what it says must follow from its arguments and
+        from what is on the disk when the run begins, or a run that was killed would end others.
         """
-        self.members, self.folder = members, folder
+        self.members, self.folder, self.prune = members, folder, prune
+        self.ended: dict[str, str] = {}
         self.chunk = chunk or population.default_chunk()
         self.names = [member.name for member in members]
         super().__init__(experiment, workdir)
 
     def _prepare_state(self) -> None:
         self.model, self.own = widen(self.experiment, self.members, self.folder)
-        self.progress = PopulationProgress(0.0, {name: Progress() for name in self.names})
+        members = {name: Progress() for name in self.names}
+        self.progress = PopulationProgress(0.0, members, {name: [] for name in self.names})
         trainable = population.stack([own.trainable for own in self.own])
         common, different = population.split_common(
             [{'adapters': own.frozen.get('adapters', {})} for own in self.own]
@@ -156,7 +168,27 @@ class PopulationRun(Run):
 
     def _restore_progress(self, values: dict[str, Any]) -> None:
         members = {name: Progress(**values['members'][name]) for name in self.names}
-        self.progress = PopulationProgress(values['seconds'], members)
+        # Checkpoints of before there were searches have no scores.
+        scores = {name: values.get('scores', {}).get(name, []) for name in self.names}
+        self.progress = PopulationProgress(values['seconds'], members, scores)
+
+    def end(self, reasons: Mapping[str, str]) -> None:
+        """Let members end, with a reason each, when the run goes on; those that have ended stay.
+
+        A run that is to end members between two of its parts (`run(until)`) is told so each time.
+        """
+        self.ended |= reasons
+
+    def _resume(self) -> None:
+        super()._resume()
+        self._end(self.ended)
+
+    def _end(self, reasons: Mapping[str, str]) -> None:
+        for name, reason in reasons.items():
+            if not self.progress.members[name].finished:
+                self.progress.members[name].finished = reason
+                self._tell(self.names.index(name), reason)
+        self.state = self.state.replace(alive=self._alive())
 
     @contextlib.contextmanager
     def _monitored(self) -> Iterator[None]:
@@ -192,6 +224,25 @@ class PopulationRun(Run):
         )
         return metrics
 
+    def rehearse(self) -> Callable[[], Any]:
+        """Return a function that takes a step with copies, so that nothing of the run changes.
+
+        It is for a run that has not begun; a call ends when the devices are asked, not when they
+        are done.
+        """
+        position = self.iterator.get_state()
+        batch = self._next_batch()
+        self.iterator.set_state(position)
+        copies = [jax.tree.map(jax.numpy.copy, self.state)]
+
+        def step() -> Any:
+            copies[0], metrics = self.train_step(
+                copies[0], self.inputs, self.frozen, batch, np.int32(0)
+            )
+            return metrics
+
+        return step
+
     def _record(self, pending: tuple[int, Any] | None) -> None:
         """Read a step's metrics, and hand on those of the members that it moved."""
         if pending is None:
@@ -219,13 +270,17 @@ class PopulationRun(Run):
         name = self.names[index]
         progress = self.progress.members[name]
         progress.finished, progress.steps = f'diverged: {what}', step - 1
-        text = f'{name} diverged: {what}; it stays at the step before'
-        self.monitors[index].message(text)
-        self.monitor.message(text)
+        self._tell(index, f'diverged: {what}; it stays at the step before')
+
+    def _tell(self, index: int, what: str) -> None:
+        """Say what became of a member, in its own log and in the population's."""
+        for one in (self.monitors[index], self.monitor):
+            one.message(f'{self.names[index]} {what}')
 
     def forward(self, trainable: Tree, frozen: Tree, batch: Mapping[str, jax.Array]) -> jax.Array:
-        """Return the outputs of all members, [B, S, N, C]."""
-        return self._forward((trainable, self.inputs), frozen, batch)
+        """Return the outputs of all members, [B, S, N, C]; of those that ended perhaps zeros."""
+        state = self.state.replace(trainable=trainable, opt_state=())
+        return self._forward((state, self.inputs), frozen, batch)
 
     def _evaluate(self) -> None:
         logits = {name: self._outputs(name, self.state.trainable) for name in self.eval_policies}
@@ -233,7 +288,9 @@ class PopulationRun(Run):
         for i, progress in enumerate(self.progress.members.values()):
             if not progress.finished:
                 self._judge(i, {name: values[:, i] for name, values in logits.items()}, trainable)
-        self.state = self.state.replace(alive=self._alive())
+        alive = [name for name, p in self.progress.members.items() if not p.finished]
+        chosen = self.prune(self.progress.scores, alive, self.total_steps) if self.prune else {}
+        self._end(chosen)
         self._report()
 
     def _judge(self, index: int, logits: Mapping[str, np.ndarray], trainable: Tree) -> None:
@@ -251,6 +308,9 @@ class PopulationRun(Run):
         results: Results = {name: settled.score(name, values) for name, values in logits.items()}
         for name, values in results.items():
             self.monitors[index].evaluation(self.step, name, values)
+        score = next(iter(results.values()))[run.task.primary] if results else math.nan
+        if not math.isnan(score):
+            self.progress.scores[self.names[index]].append((self.step, float(score)))
         if progress.judge(run.task, results, self.step):
             leaves = population.unpad(population.unstack(trainable, index), own.shapes)
             if processes.is_writer():
@@ -272,10 +332,12 @@ class PopulationRun(Run):
         self._save_checkpoint(None)
 
     def _finish(self) -> dict[str, Any]:
-        """Write each member's summary, and return them by name."""
+        """Write the summary of each member that has ended, and return them by name."""
         summaries = {}
         for own, member in zip(self.own, self.members, strict=True):
             progress = self.progress.members[own.name]
+            if not progress.finished:
+                continue
             summary = self._summary(progress, params.count(own.shapes), member.config.seed)
             summary |= {'population': len(self.members)}
             if processes.is_writer():

@@ -23,7 +23,7 @@ class Row:
 
 def rank(rows: Sequence[Row], higher_is_better: bool) -> list[Row]:
     """Return the rows from the best to the worst; those without a score are last."""
-    return sorted(rows, key=_merit(lambda row: row.score, higher_is_better))
+    return sorted(rows, key=merit(lambda row: row.score, higher_is_better))
 
 
 def over_seeds(rows: Sequence[Row], higher_is_better: bool) -> list[dict[str, Any]]:
@@ -35,7 +35,7 @@ def over_seeds(rows: Sequence[Row], higher_is_better: bool) -> list[dict[str, An
     for row in rows:
         groups.setdefault(str(_setting(row)), []).append(row)
     found = [_summarise(group) for group in groups.values()]
-    return sorted(found, key=_merit(lambda group: group['mean'], higher_is_better))
+    return sorted(found, key=merit(lambda group: group['mean'], higher_is_better))
 
 
 def _setting(row: Row) -> dict[str, Any]:
@@ -54,7 +54,8 @@ def _summarise(group: Sequence[Row]) -> dict[str, Any]:
     }
 
 
-def _merit(score: Callable[[Any], float | None], higher_is_better: bool) -> Callable[[Any], float]:
+def merit(score: Callable[[Any], float | None], higher_is_better: bool) -> Callable[[Any], float]:
+    """Return a key to sort by, from the best to the worst; what has no score comes last."""
     sign = -1 if higher_is_better else 1
 
     def key(item: Any) -> float:
@@ -67,8 +68,8 @@ def _merit(score: Callable[[Any], float | None], higher_is_better: bool) -> Call
 def markdown(rows: Sequence[Row], metric: str) -> str:
     """Return a Markdown table of the members."""
     keys = list(rows[0].settings)
-    lines = [_line([*keys, metric, 'best step', 'steps', 'state', 'member'])]
-    lines.append(_line(['---'] * (len(keys) + 5)))
+    lines = [line([*keys, metric, 'best step', 'steps', 'state', 'member'])]
+    lines.append(line(['---'] * (len(keys) + 5)))
     for row in rows:
         settings = [_setting_text(row.settings[key]) for key in keys]
         facts = [
@@ -78,11 +79,12 @@ def markdown(rows: Sequence[Row], metric: str) -> str:
             row.state,
             f'`{row.name}`',
         ]
-        lines.append(_line([*settings, *facts]))
+        lines.append(line([*settings, *facts]))
     return '\n'.join(lines) + '\n'
 
 
-def _line(cells: Sequence[str]) -> str:
+def line(cells: Sequence[str]) -> str:
+    """Return a line of a Markdown table."""
     return f'| {" | ".join(cell.replace("|", "&#124;") for cell in cells)} |'
 
 
@@ -94,10 +96,15 @@ def text(groups: Sequence[Mapping[str, Any]], metric: str) -> str:
         settings = [_setting_text(group['settings'][key]) for key in keys]
         numbers = [_score_text(group['mean']), _score_text(group['deviation'])]
         table.append([*settings, *numbers, str(len(group['members'])), str(group['diverged'])])
+    return columns(table)
+
+
+def columns(table: Sequence[Sequence[str]]) -> str:
+    """Return lines of cells as aligned columns."""
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     return '\n'.join(
-        '  ' + '  '.join(f'{cell:<{width}}' for cell, width in zip(line, widths, strict=True))
-        for line in table
+        '  ' + '  '.join(f'{cell:<{width}}' for cell, width in zip(cells, widths, strict=True))
+        for cells in table
     )
 
 

@@ -183,16 +183,21 @@ class Run(abc.ABC):
         """What the config says of a step."""
         return step_options(self.config)
 
-    def run(self) -> dict[str, Any]:
-        """Train to the end (from the last checkpoint, where there is one); return the summary."""
+    def run(self, until: int = 0) -> dict[str, Any]:
+        """Train to the end (from the last checkpoint, where there is one); return the summary.
+
+        With `until`, pause after that many steps, with an evaluation and a checkpoint there; what
+        is returned then is what the run can tell by that time. Another call goes on.
+        """
         with (
             self._stoppable(),
             Checkpoints(self.workdir / 'checkpoints', self.identity) as self.checkpoints,
             self._monitored(),
         ):
-            self._announce()
+            if not self.saved:  # and not again after a pause
+                self._announce()
             self._resume()
-            self._train()
+            self._train(min(until or self.total_steps, self.total_steps))
         return self._finish()
 
     @contextlib.contextmanager
@@ -252,34 +257,39 @@ class Run(abc.ABC):
         )
 
     def _resume(self) -> None:
-        restored = self.checkpoints.restore(jax.tree.map(_abstract, self.state), self.iterator)
+        abstract = jax.tree.map(_abstract, self.state)
+        restored, before = self.checkpoints.restore(abstract, self.iterator), self.saved
         if restored is not None:
             self.state = restored.state
             self.step = self.saved = restored.step
             self._restore_progress(restored.progress)
         self._start_monitor()
-        if restored is not None:
+        if self.saved != before:
             self.monitor.message(f'continuing from the checkpoint of step {self.step}')
 
     def take_step(self) -> Any:
         """Take the next step, on the next batch; return its metrics, still on their way."""
-        _, batch = next(self.iterator)
-        batch = batching.fill(batch, self.own_rows, self.pad_id)
+        batch = self._next_batch()
         with jax.profiler.StepTraceAnnotation('train', step_num=self.step):
-            metrics = self._advance(sharding.put_batch(batch, self.mesh))
+            metrics = self._advance(batch)
         self.step += 1
         return metrics
 
-    def _train(self) -> None:
+    def _next_batch(self) -> Any:
+        _, batch = next(self.iterator)
+        batch = batching.fill(batch, self.own_rows, self.pad_id)
+        return sharding.put_batch(batch, self.mesh)
+
+    def _train(self, until: int) -> None:
         every, pending = self.config.training.checkpoint_every, None
         started = time.monotonic()
-        while self.step < self.total_steps and not self.finished:
+        while self.step < until and not self.finished:
             metrics = self.take_step()
             stop = self._stop.at_step()
             # The metrics of the step before: the host never waits for the one under way.
             self._record(pending)
             pending = (self.step, metrics)
-            evaluate = self.step % self.evaluate_every == 0 or self.step == self.total_steps
+            evaluate = self.step % self.evaluate_every == 0 or self.step == until
             if evaluate or stop or (every and self.step % every == 0):
                 self._record(pending)
                 pending = None

@@ -1,0 +1,1 @@
+"""Which of many runs to make, and what came of them: searches, halving, and a recommendation."""

@@ -1,0 +1,96 @@
+"""What an adapter costs beside its parameters: arithmetic and time, of inference and of training.
+
+FLOPs are what the compiler counts in the program, the same in every run; seconds are of this
+machine, measured in turns so that a slow minute slows all alike, and only their ratios mean much.
+"""
+
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from adapters_jax import params, sharding
+from adapters_jax.adapters import registry
+from adapters_jax.config import Config
+from adapters_jax.data import batches, pipeline, policies
+from adapters_jax.model import Model
+from adapters_jax.training import experiment
+from adapters_jax.training.experiment import Experiment
+from adapters_jax.training.members import load as load_members
+from adapters_jax.training.population_run import PopulationRun
+
+ROWS, ROUNDS = 32, 5
+_BARE = ''
+
+
+@dataclasses.dataclass(frozen=True)
+class Inference:
+    """A forward pass with an adapter, as multiples of the backbone's with a head alone."""
+
+    flops: float
+    seconds: float
+
+
+def inference(configs: Mapping[str, Config], run: Experiment) -> dict[str, Inference]:
+    """Return what each config's adapter costs in inference, by the name of the config.
+
+    One text a row, so that how texts are batched does not matter: the longest validation texts.
+    `run` is an experiment over the same backbone and data.
+    """
+    bare = dataclasses.replace(run.model, method=registry.create('head'))
+    models = {_BARE: bare} | {name: _model(config, run) for name, config in configs.items()}
+    place = sharding.replicated(sharding.make_mesh(1, devices=jax.local_devices()[:1]))
+    backbone = sharding.place(run.backbone.params, np.float32, place)
+    batch = jax.device_put(_batch(run))
+    programs = {name: _compile(model, backbone, batch) for name, model in models.items()}
+    seconds = _in_turns({name: call for name, (call, _) in programs.items()})
+    return {
+        name: Inference(
+            flops=programs[name][1] / programs[_BARE][1], seconds=seconds[name] / seconds[_BARE]
+        )
+        for name in configs
+    }
+
+
+def _model(config: Config, run: Experiment) -> Model:
+    return experiment.make_model(config, load_members(config), run.task, run.backbone)
+
+
+def _batch(run: Experiment) -> batches.Batch:
+    split = run.splits[run.validation_splits[0]]
+    policy = policies.choose_buckets(split.lengths, ROWS)
+    found = pipeline.eval_batches(split, policy, run.backbone.config.pad_id)
+    return max(found, key=lambda batch: batch['input_ids'].shape[1])
+
+
+def _compile(model: Model, backbone: params.Tree, batch: Any) -> tuple[Callable[[], Any], float]:
+    tree = model.init(jax.random.key(0), backbone)
+    program = jax.jit(model.apply).lower(tree, batch).compile()
+    return lambda: program(tree, batch), program.cost_analysis()['flops']
+
+
+def training(runs: Sequence[PopulationRun]) -> dict[str, float]:
+    """Return the seconds of a training step for one member, by the members' names."""
+    calls = {str(number): run.rehearse() for number, run in enumerate(runs)}
+    seconds = _in_turns(calls)
+    return {
+        name: seconds[str(number)] / len(run.names)
+        for number, run in enumerate(runs)
+        for name in run.names
+    }
+
+
+def _in_turns(calls: Mapping[str, Callable[[], Any]]) -> dict[str, float]:
+    """Return the median seconds of each call, called in turns; what it returns is waited for."""
+    found: dict[str, list[float]] = {name: [] for name in calls}
+    for round_ in range(ROUNDS + 1):
+        for name in list(calls)[:: 1 if round_ % 2 else -1]:
+            started = time.perf_counter()
+            jax.block_until_ready(calls[name]())
+            found[name].append(time.perf_counter() - started)
+    # The first round compiles, and fills caches.
+    return {name: statistics.median(values[1:]) for name, values in found.items()}

@@ -1,0 +1,151 @@
+"""Who of those that train side by side goes on: rules over the scores that are on record.
+
+A rule is a function of the evaluations of the members and of the trials that ended before. All of
+that is in checkpoints and in the study, so a run that was killed ends the same members again.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from adapters_jax.config import Config
+from adapters_jax.training import ranking
+
+PRUNERS = ('none', 'median', 'halving')
+
+# The evaluations of one member: the steps, and the scores there, where they are numbers.
+Scores = Sequence[tuple[int, float]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """What a config says of ending members early; see the section `sweep` of `config.py`."""
+
+    pruner: str
+    reduction: float
+    grace: float
+    higher_is_better: bool
+
+    @property
+    def shares(self) -> list[float]:
+        """The rungs, at which those that are not among the best end, as shares of all steps."""
+        shares = [] if self.pruner == 'none' else [self.grace]
+        while shares and shares[-1] * self.reduction < 1:
+            shares.append(shares[-1] * self.reduction)
+        return shares
+
+
+def rule_of(config: Config, higher_is_better: bool = True) -> Rule:
+    """Read a config's rule, for scores of which higher or lower ones are better.
+
+    Raises:
+        ValueError: a pruner that there is not, or a number out of its range.
+    """
+    given = config.sweep
+    if given.pruner not in PRUNERS:
+        raise ValueError(f'sweep.pruner is {given.pruner!r}; expected one of {", ".join(PRUNERS)}')
+    if not 1 < given.reduction < math.inf:
+        raise ValueError(f'sweep.reduction is {given.reduction}; expected a number above 1')
+    if not 0 < given.grace < 1:
+        raise ValueError(f'sweep.grace is {given.grace}; expected a share of the steps in (0, 1)')
+    return Rule(given.pruner, given.reduction, given.grace, higher_is_better)
+
+
+def prune(
+    rule: Rule,
+    history: Sequence[FrozenTrial],
+    members: Mapping[str, Scores],
+    alive: Sequence[str],
+    total_steps: int,
+) -> dict[str, str]:
+    """Return who of the members alive ends after the evaluation just made, and why.
+
+    Args:
+        rule: how it is decided.
+        history: the trials that ended before these members began.
+        members: the evaluations of all members of the population by name, of those too that have
+            ended.
+        alive: the names of those that still train.
+        total_steps: of the population.
+    """
+    decide = {'none': _none, 'median': _median, 'halving': _halving}[rule.pruner]
+    return decide(rule, history, members, alive, total_steps)
+
+
+def best_until(scores: Scores, step: int, higher_is_better: bool) -> float | None:
+    """Return the best of the scores up to a step; None where there is no number among them."""
+    found = [value for at, value in scores if at <= step]
+    return (max if higher_is_better else min)(found, default=None)
+
+
+def keep(scores: Mapping[str, float | None], reduction: float, higher_is_better: bool) -> set[str]:
+    """Return the names of the best 1/`reduction`, rounded up; of equals those that come first.
+
+    One without a score is never among them.
+    """
+    order = sorted(scores, key=ranking.merit(lambda name: scores[name], higher_is_better))
+    count = math.ceil(len(scores) / reduction)
+    return {name for name in order[:count] if scores[name] is not None}
+
+
+def _none(*_: object) -> dict[str, str]:
+    return {}
+
+
+def _median(
+    rule: Rule,
+    history: Sequence[FrozenTrial],
+    members: Mapping[str, Scores],
+    alive: Sequence[str],
+    total_steps: int,
+) -> dict[str, str]:
+    """Ask Optuna's MedianPruner for each member, with the others as trials that have ended."""
+    pruner = optuna.pruners.MedianPruner(n_warmup_steps=math.ceil(rule.grace * total_steps))
+    ended = [trial for trial in history if trial.state == TrialState.COMPLETE]
+    peers = {name: _as_trial(scores) for name, scores in members.items() if scores}
+    direction = 'maximize' if rule.higher_is_better else 'minimize'
+    pruned = {}
+    for name in (name for name in alive if name in peers):
+        study = optuna.create_study(pruner=pruner, direction=direction)
+        study.add_trials([*ended, *(peer for other, peer in peers.items() if other != name)])
+        if pruner.prune(study, peers[name]):
+            pruned[name] = f'pruned at step {members[name][-1][0]}: below the median'
+    return pruned
+
+
+def _as_trial(scores: Scores) -> FrozenTrial:
+    return optuna.trial.create_trial(value=scores[-1][1], intermediate_values=dict(scores))
+
+
+def _halving(
+    rule: Rule,
+    history: Sequence[FrozenTrial],
+    members: Mapping[str, Scores],
+    alive: Sequence[str],
+    total_steps: int,
+) -> dict[str, str]:
+    """Keep the best of all that were ever scored at this rung, as asynchronous halving does.
+
+    Li et al. 2020 (ASHA), where a population takes the place of a worker. A rung is decided at the
+    first evaluation at or after it.
+    """
+    steps = [0, 0, *sorted({at for name in alive for at, _ in members[name]})]
+    before, step = steps[-2:]
+    rungs = [math.ceil(share * total_steps) for share in rule.shares]
+    if not any(before < rung <= step for rung in rungs):
+        return {}
+    better = rule.higher_is_better
+    scores = {name: best_until(members[name], step, better) for name in alive}
+    for trial in history:
+        earlier = sorted(trial.intermediate_values.items())
+        if earlier and earlier[-1][0] >= step:
+            scores[f'{trial.number}'] = best_until(earlier, step, better)
+    kept = keep(scores, rule.reduction, better)
+    return {
+        name: f'pruned at step {step}: not among the best 1/{rule.reduction:g}'
+        for name in alive
+        if name not in kept
+    }

@@ -1,0 +1,104 @@
+"""What a search found, as values and as Markdown: the best settings, what mattered, every trial."""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from optuna.importance import FanovaImportanceEvaluator, get_param_importances
+from optuna.trial import TrialState
+
+from adapters_jax.training import ranking
+from adapters_jax.training.ranking import Row
+from adapters_jax.tuning.populations import MEMBERS
+from adapters_jax.tuning.study import Study
+
+_LEAST = 4  # trials that must have ended for the importance of anything to be told
+
+
+def importances(study: Study, seed: int) -> dict[str, float]:
+    """Return which share of the scores' variance each key explains, the largest first.
+
+    By fANOVA (Hutter et al. 2014) over the trials that were trained to their end; empty where there
+    are too few of them, or all have one score.
+    """
+    memory = study.in_memory()
+    ended = memory.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    if len(ended) < _LEAST or len({trial.value for trial in ended}) == 1:
+        return {}
+    evaluator = FanovaImportanceEvaluator(seed=seed)
+    return {
+        key: round(value, 6)
+        for key, value in get_param_importances(memory, evaluator=evaluator).items()
+    }
+
+
+def counts(study: Study) -> dict[str, int]:
+    """Return how many trials ended how."""
+    words = {TrialState.COMPLETE: 'trained to the end', TrialState.PRUNED: 'ended early'}
+    found = [words[trial.state] for trial in study.ended]
+    return {word: found.count(word) for word in words.values()}
+
+
+def command(workdir: Path | str, member: str) -> str:
+    """Return what trains a member of a sweep by itself."""
+    return (
+        f'python -m adapters_jax.train --config=configs/again.py:{workdir}/{MEMBERS}/{member} '
+        '--workdir=NEW'
+    )
+
+
+def markdown(result: Mapping[str, Any], rows: Sequence[Row], primary: str) -> str:
+    """Return the report: `result` is what sweep.json has beside the rows of the trials."""
+    best = rows[0]
+    ended = ', '.join(f'{count} {what}' for what, count in result['trials'].items())
+    parts = [
+        f'# {primary} {best.score:.4f}: `{best.name}`, step {best.best_step}',
+        _table(['key', 'best'], [[f'`{k}`', _text(v)] for k, v in best.settings.items()]),
+        f'To train it again by itself (W is this folder):\n\n    {command("W", best.name)}',
+        f'## Importance\n\n{_importance(result["importance"])}',
+        f'## {len(rows)} trials: {ended}\n\n{ranking.markdown(rows, primary).rstrip()}',
+    ]
+    return '\n\n'.join(parts) + '\n'
+
+
+def text(result: Mapping[str, Any], most: int = 5) -> str:
+    """Return the best trials of a sweep.json, and each key's importance, for a terminal."""
+    rows, importance = result['members'], result['importance']
+    keys = list(rows[0]['settings'])
+    lines = [[*keys, result['primary'], 'steps', 'trial']]
+    for row in rows[:most]:
+        cells = [_text(row['settings'][key]) for key in keys]
+        score = '-' if row['score'] is None else f'{row["score"]:.4f}'
+        lines.append([*cells, score, str(row['steps']), row['name']])
+    if importance:
+        shares = [f'{importance[key]:.2f}' if key in importance else '-' for key in keys]
+        lines.append([*shares, '', '', '(importance)'])
+    return ranking.columns(lines)
+
+
+def _importance(found: Mapping[str, float]) -> str:
+    if not found:
+        return f'Fewer than {_LEAST} trials were trained to their end with different scores.'
+    rows = [[f'`{key}`', f'{value:.3f}'] for key, value in found.items()]
+    return _table(['key', 'share of the variance'], rows)
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    return '\n'.join(map(ranking.line, [head, ['---'] * len(head), *rows]))
+
+
+def _text(value: Any) -> str:
+    return f'{value:.4g}' if isinstance(value, float) else str(value)
+
+
+def history(study: Study) -> tuple[list[tuple[int, float, bool]], list[float]]:
+    """Return what is drawn of a search.
+
+    Of each trial with a score: its number, the score, and whether it was trained to its end; and
+    after each of those that were, the best score until then.
+    """
+    whole = TrialState.COMPLETE
+    scores = [(t.number, t.value, t.state == whole) for t in study.trials if t.value is not None]
+    better = max if study.higher_is_better else min
+    return scores, list(itertools.accumulate((v for _, v, ended in scores if ended), better))

@@ -1,0 +1,148 @@
+"""A search: batches of trials, proposed by Optuna, trained as populations, and put on record.
+
+Everything that decides - what is proposed, who trains with whom, who ends early - follows from the
+config and from what is on record. So a search that is killed, wherever, goes on as if it had not
+been: trials that run are gone on with from their checkpoints, and those that ended stay.
+"""
+
+import functools
+import logging
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+from adapters_jax.config import Config
+from adapters_jax.training import experiment, grid, ranking
+from adapters_jax.training.members import load as load_members
+from adapters_jax.tuning import populations, pruning, space
+from adapters_jax.tuning.pruning import Rule
+from adapters_jax.tuning.study import FINISHED, Outcome, Study, check_sampler
+
+_LOG = logging.getLogger(__name__)
+STUDY = 'study.db'
+BATCH = 8  # trials that are proposed at a time, where sweep.size does not say
+
+
+def check(config: Config) -> list[grid.Member]:
+    """Refuse a search that could not be made, without reading data.
+
+    Returns members in which each value of a list and each end of a range occurs; none is trained.
+
+    Raises:
+        ValueError: a mistake in the sweep's own keys, or in the config of one of these members.
+    """
+    if config.sweep.grid:
+        raise ValueError(
+            f'sweep.grid is {config.sweep.grid!r} and sweep.space is {config.sweep.space!r}; '
+            'expected one of them: a grid is trained whole, a space is searched'
+        )
+    if config.sweep.recommend:
+        raise ValueError(
+            'sweep.recommend compares the members of a sweep.grid, and there is a sweep.space; '
+            'set sweep.recommend to False'
+        )
+    if config.sweep.trials < 1:
+        raise ValueError(f'sweep.trials is {config.sweep.trials}; expected 1 or more')
+    check_sampler(config.sweep.sampler, config.sweep.seed)
+    pruning.rule_of(config)
+    dimensions = space.parse(config.sweep.space)
+    members = [grid.make_member(config, 'example', texts) for texts in space.examples(dimensions)]
+    for member in members:
+        populations.check(member.config)
+    return members
+
+
+def search(
+    config: Config, workdir: Path, build: populations.Builder, run: experiment.Experiment
+) -> Study:
+    """Make the search that a config describes; return its study, in which all trials have ended.
+
+    `run` is the experiment of one of the members. The study is to be closed by the caller.
+    """
+    dimensions = space.parse(config.sweep.space)
+    study = Study(
+        workdir / STUDY,
+        space.distributions(dimensions),
+        config.sweep.sampler,
+        config.sweep.seed,
+        run.task.higher_is_better,
+    )
+    rule = pruning.rule_of(config, run.task.higher_is_better)
+    size = config.sweep.size or BATCH
+    for number, first in enumerate(range(0, config.sweep.trials, size)):
+        last = min(first + size, config.sweep.trials)
+        while len(study.trials) < last:
+            study.ask()
+        _LOG.info('trials %d to %d of %d', first + 1, last, config.sweep.trials)
+        batch = {n: member_of(config, study, n) for n in range(first, last)}
+        _train(config, workdir, build, run, study, rule, batch, number)
+    return study
+
+
+def member_of(config: Config, study: Study, number: int) -> grid.Member:
+    """Return a trial as the member that is trained for it."""
+    texts = space.texts_of(study.trials[number].params)
+    return grid.make_member(config, f'trial-{number:04d}', texts)
+
+
+def _train(
+    config: Config,
+    workdir: Path,
+    build: populations.Builder,
+    run: experiment.Experiment,
+    study: Study,
+    rule: Rule,
+    batch: Mapping[int, grid.Member],
+    number: int,
+) -> None:
+    """Train a batch of trials, one population after another, and put on record how each ended.
+
+    What a population is pruned by is what is on record when it begins; that is the same after a
+    kill, because it ends whole before the next one begins.
+    """
+    possible = {}
+    for trial, member in batch.items():
+        refusal = _refusal(member, run)
+        if refusal:
+            _LOG.warning('%s cannot be trained: %s', member.name, refusal)
+            study.tell(trial, Outcome(None, [], f'not possible: {refusal}'))
+        else:
+            possible[member.name] = trial
+    groups = grid.populations([batch[trial] for trial in possible.values()], 0)
+    for i, group in enumerate(groups):
+        prune = functools.partial(pruning.prune, rule, study.ended)
+        populations.train(build, group, workdir, f'{number}-{i}', config.sweep.chunk, prune)
+        for member in group:
+            study.tell(possible[member.name], _outcome(member, workdir))
+
+
+def _refusal(member: grid.Member, run: experiment.Experiment) -> str:
+    """Return why a combination that was drawn cannot be trained; empty where it can."""
+    try:
+        populations.check(member.config)
+        if member.config.backbone == run.config.backbone:
+            members = load_members(member.config)
+            experiment.make_model(member.config, members, run.task, run.backbone)
+    except ValueError as error:
+        return str(error)
+    return ''
+
+
+def _outcome(member: grid.Member, workdir: Path) -> Outcome:
+    row = populations.row(member, workdir)
+    score = None if row.score is None or math.isnan(row.score) else row.score
+    return Outcome(score, populations.scores(member, workdir), row.state)
+
+
+def rows(config: Config, workdir: Path, study: Study) -> list[ranking.Row]:
+    """Return what came of every trial: those trained to the end, the pruned, and those without a
+    score, each from the best to the worst."""
+    found = []
+    for trial in study.trials:
+        member = member_of(config, study, trial.number)
+        if trial.user_attrs[FINISHED].startswith('not possible'):
+            found.append(ranking.Row(member.name, member.settings, None, 0, 0, 'not possible'))
+        else:
+            found.append(populations.row(member, workdir))
+    ranked = ranking.rank(found, study.higher_is_better)
+    return sorted(ranked, key=lambda r: (r.score is None, r.state.startswith('pruned')))

@@ -1,0 +1,221 @@
+"""A search's memory: Optuna's study in an SQLite file, and who proposes the next trial.
+
+What is proposed is a function of the seed, the trial's number and the trials on record: each has a
+sampler of its own, over a copy of the study in memory. A trial is written whole, and ended whole,
+so a process that is killed leaves trials to go on with and nothing half-said.
+"""
+
+import contextlib
+import dataclasses
+import errno
+import sqlite3
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+import sqlalchemy.exc
+from optuna.distributions import BaseDistribution
+from optuna.samplers import BaseSampler, RandomSampler, TPESampler
+from optuna.storages import RDBStorage
+from optuna.trial import FrozenTrial, TrialState
+
+from adapters_jax import files, processes
+
+SAMPLERS = ('tpe', 'random')
+FINISHED = 'finished'  # the attribute of a trial that says in words how it ended
+_NAME = 'sweep'
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """How a trial ended: its score (None: it has none), its evaluations, and the words for it."""
+
+    score: float | None
+    scores: Sequence[tuple[int, float]]
+    finished: str
+
+    @property
+    def state(self) -> TrialState:
+        """What Optuna calls it.
+
+        One without a score counts as pruned before its first evaluation, the worst that can be: a
+        sampler would forget a failed one, and propose its like again.
+        """
+        ended_early = self.finished.startswith('pruned') or self.score is None
+        return TrialState.PRUNED if ended_early else TrialState.COMPLETE
+
+
+class Study:
+    """The trials of a search, in the order in which they were proposed.
+
+    Every process of a run has one and calls its methods in the same order; the first one alone
+    writes the file. Use it as a context manager.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        distributions: Mapping[str, BaseDistribution],
+        sampler: str,
+        seed: int,
+        higher_is_better: bool,
+    ) -> None:
+        """Open the study at `path`, or begin it.
+
+        Raises:
+            ValueError: a sampler that there is not, or a file that holds no study.
+            files.DiskError: the disk is full, or the file may not be written to.
+        """
+        check_sampler(sampler, seed)
+        self._path, self._distributions = path, dict(distributions)
+        self._sampler, self._seed = sampler, seed
+        self.higher_is_better = higher_is_better
+        optuna.logging.set_verbosity(optuna.logging.WARNING)  # each new study is no news
+        self._storage: RDBStorage | None = None
+        with processes.together(), self._explained():
+            if processes.is_writer():
+                self._open()
+        with processes.together(), self._explained():
+            self.trials = self._stored.get_trials() if processes.is_writer() else self._read()
+
+    def _open(self) -> None:
+        self._storage = RDBStorage(f'sqlite:///{self._path}')
+        options = {'storage': self._storage, 'direction': _direction(self.higher_is_better)}
+        self._stored = optuna.create_study(study_name=_NAME, load_if_exists=True, **options)
+        (found,) = self._storage.get_all_studies()
+        self._id = found._study_id
+
+    def _read(self) -> list[FrozenTrial]:
+        """Read what the first process has opened, before it writes anything more."""
+        url = f'sqlite:///file:{self._path}?mode=ro&uri=true'
+        storage = RDBStorage(url, skip_table_creation=True)
+        try:
+            return optuna.load_study(study_name=_NAME, storage=storage).get_trials()
+        finally:
+            _close(storage)
+
+    def __enter__(self) -> 'Study':
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        if self._storage is not None:
+            _close(self._storage)
+
+    @property
+    def ended(self) -> list[FrozenTrial]:
+        """The trials that have ended."""
+        return [trial for trial in self.trials if trial.state.is_finished()]
+
+    def ask(self) -> FrozenTrial:
+        """Propose the next trial, and put it on record as running."""
+        memory = self._in_memory(_make_sampler(self._sampler, self._seed, len(self.trials)))
+        params = memory.ask(self._distributions).params
+        trial = optuna.trial.create_trial(
+            state=TrialState.RUNNING, params=params, distributions=self._distributions
+        )
+        with processes.together(), self._explained():
+            if processes.is_writer():
+                self._stored.add_trial(trial)
+        self._note(trial, len(self.trials))
+        return trial
+
+    def tell(self, number: int, outcome: Outcome) -> None:
+        """Put on record how a trial ended; one that is on record already stays as it is."""
+        before = self.trials[number]
+        if before.state.is_finished():
+            return
+        # For a pruned trial Optuna's own `tell` takes the last score; the best one is ours.
+        trial = optuna.trial.create_trial(
+            state=outcome.state,
+            value=outcome.score,
+            params=before.params,
+            distributions=before.distributions,
+            intermediate_values=dict(outcome.scores),
+            user_attrs={FINISHED: outcome.finished},
+        )
+        with processes.together(), self._explained():
+            if processes.is_writer():
+                self._write(number, trial)
+        self._note(trial, number)
+
+    def _write(self, number: int, trial: FrozenTrial) -> None:
+        """Write a trial's end, its state last: a kill before that leaves it running."""
+        storage = self._storage
+        key = storage.get_trial_id_from_study_id_trial_number(self._id, number)
+        for step, value in trial.intermediate_values.items():
+            storage.set_trial_intermediate_value(key, step, value)
+        for name, value in trial.user_attrs.items():
+            storage.set_trial_user_attr(key, name, value)
+        storage.set_trial_state_values(key, trial.state, trial.values)
+
+    def _note(self, trial: FrozenTrial, number: int) -> None:
+        trial.number = number
+        self.trials[number : number + 1] = [trial]
+
+    def in_memory(self) -> optuna.Study:
+        """Return a copy of the study that is not on the disk."""
+        return self._in_memory(RandomSampler(self._seed))
+
+    def _in_memory(self, sampler: BaseSampler) -> optuna.Study:
+        study = optuna.create_study(sampler=sampler, direction=_direction(self.higher_is_better))
+        study.add_trials(self.trials)
+        return study
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Turn what SQLite refuses into a sentence with a remedy."""
+        try:
+            with files.explained(self._path):
+                yield
+        except (sqlalchemy.exc.DatabaseError, optuna.exceptions.StorageInternalError) as error:
+            cause = error.orig if isinstance(error, sqlalchemy.exc.DBAPIError) else error.__cause__
+            cause = getattr(cause, 'orig', cause)
+            code = getattr(cause, 'sqlite_errorcode', None)
+            if code in _ERRNO:
+                raise files.refusal(_ERRNO[code], self._path) from error
+            raise ValueError(
+                f'{self._path} cannot be used as the study of a sweep ({cause}); bring back an '
+                'intact copy of it, or give another --workdir'
+            ) from error
+
+
+# What SQLite reports, as the operating system would.
+_ERRNO = {
+    sqlite3.SQLITE_FULL: errno.ENOSPC,
+    sqlite3.SQLITE_IOERR_WRITE: errno.ENOSPC,
+    sqlite3.SQLITE_READONLY: errno.EACCES,
+    sqlite3.SQLITE_CANTOPEN: errno.EACCES,
+}
+
+
+def check_sampler(sampler: str, seed: int) -> None:
+    """Refuse a sampler or a seed that there cannot be.
+
+    Raises:
+        ValueError: naming the value and what was expected.
+    """
+    if sampler not in SAMPLERS:
+        raise ValueError(f'sweep.sampler is {sampler!r}; expected one of {", ".join(SAMPLERS)}')
+    if seed < 0:
+        raise ValueError(f'sweep.seed is {seed}; expected 0 or more')
+
+
+def _make_sampler(name: str, seed: int, number: int) -> BaseSampler:
+    """Return the sampler of one trial; its draws follow from the seed and the trial's number."""
+    own = int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
+    if name == 'random':
+        return RandomSampler(own)
+    # The trials of a batch are proposed before any of them has ended: those that run count as bad,
+    # so that they keep away from one another.
+    return TPESampler(multivariate=True, constant_liar=True, seed=own)
+
+
+def _direction(higher_is_better: bool) -> str:
+    return 'maximize' if higher_is_better else 'minimize'
+
+
+def _close(storage: RDBStorage) -> None:
+    storage.remove_session()
+    storage.engine.dispose()

@@ -1,0 +1,110 @@
+"""What is proposed follows from the seed and from what is on record, and nothing on record goes."""
+
+import pytest
+
+from adapters_jax import files
+from adapters_jax.tuning import space, study
+from adapters_jax.tuning.study import Outcome, Study
+
+SPACE = space.distributions(
+    space.parse(('a=log(1e-4,1)', 'b=int(2,10)', 'c=x,y,z', 'd=uniform(0,1)'))
+)
+
+
+def opened(folder, sampler='tpe', seed=0):
+    return Study(folder / 'study.db', SPACE, sampler, seed, True)
+
+
+def outcome(params):
+    """Return what a trial is told; some are pruned, some have no score."""
+    score = params['d'] - abs(params['b'] - 6) / 10
+    if params['c'] == 'z':
+        return Outcome(None, [], 'diverged: the loss of step 3 is nan')
+    ended = 'pruned at step 5: below the median' if score < 0 else 'all steps taken'
+    return Outcome(score, [(5, score / 2), (10, score)], ended)
+
+
+def grow(folder, count, batch=4, **options):
+    """Go on with a study until it has so many trials; return their values."""
+    folder.mkdir(exist_ok=True)
+    with opened(folder, **options) as found:
+        for first in range(0, count, batch):
+            while len(found.trials) < first + batch:
+                found.ask()
+            for trial in found.trials[first : first + batch]:
+                found.tell(trial.number, outcome(trial.params))
+        return values(found)
+
+
+def values(found):
+    return [(t.number, t.state, t.params, t.value, t.intermediate_values) for t in found.trials]
+
+
+@pytest.mark.parametrize('sampler', study.SAMPLERS)
+def test_a_seed_decides_what_is_proposed(tmp_path, sampler):
+    whole = grow(tmp_path / 'one', 16, sampler=sampler)
+    assert grow(tmp_path / 'two', 16, sampler=sampler) == whole
+    assert grow(tmp_path / 'three', 16, sampler=sampler, seed=1) != whole
+    assert len({trial[2]['d'] for trial in whole}) == 16
+
+
+def test_a_study_that_stops_anywhere_goes_on_as_if_it_had_not(tmp_path):
+    """Closed and opened again between any two things that it writes."""
+    whole = grow(tmp_path / 'whole', 12)
+    for first in range(0, 12, 4):
+        for _ in range(4):
+            with opened(tmp_path) as found:
+                found.ask()
+        for number in range(first, first + 4):
+            with opened(tmp_path) as found:
+                assert len(found.trials) == first + 4
+                assert len(found.ended) == number
+                found.tell(number, outcome(found.trials[number].params))
+    with opened(tmp_path) as found:
+        assert values(found) == whole
+
+
+def test_half_of_an_end_is_none(tmp_path):
+    with opened(tmp_path) as found:
+        found.ask()
+        found._storage.set_trial_intermediate_value(1, 5, 0.25)
+    with opened(tmp_path) as found:
+        assert found.ended == []
+        found.tell(0, Outcome(0.5, [(5, 0.25), (10, 0.5)], 'all steps taken'))
+        found.tell(0, Outcome(0.7, [], 'told again'))
+    with opened(tmp_path) as found:
+        (trial,) = found.ended
+        assert (trial.value, trial.intermediate_values) == (0.5, {5: 0.25, 10: 0.5})
+        assert trial.user_attrs == {'finished': 'all steps taken'}
+
+
+def test_what_is_told_moves_the_search(tmp_path):
+    """After the first ten, TPE proposes what scored well."""
+    found = grow(tmp_path, 40)
+    first, last = found[:10], found[-10:]
+    assert sum(t[2]['c'] == 'z' for t in last) < 4
+    mean = [sum(t[2]['d'] for t in part) / 10 for part in (first, last)]
+    assert mean[1] > mean[0] + 0.1
+
+
+def test_a_file_that_is_no_study(tmp_path):
+    (tmp_path / 'study.db').write_bytes(b'no database at all' * 1000)
+    with pytest.raises(ValueError, match=r'study.db cannot be used .* intact copy of it'):
+        opened(tmp_path)
+
+
+def test_a_file_that_cannot_be_made(tmp_path):
+    with pytest.raises(files.DiskError, match=r'absent/study\.db cannot be written'):
+        Study(tmp_path / 'absent' / 'study.db', SPACE, 'tpe', 0, True)
+
+
+@pytest.mark.parametrize(
+    ('sampler', 'seed', 'expected'),
+    [
+        ('bayes', 0, "sweep.sampler is 'bayes'; expected one of tpe, random"),
+        ('tpe', -1, 'sweep.seed is -1; expected 0 or more'),
+    ],
+)
+def test_mistakes_are_named(tmp_path, sampler, seed, expected):
+    with pytest.raises(ValueError, match=expected):
+        opened(tmp_path, sampler, seed)
