@@ -60,7 +60,8 @@ def sweep(config: Config, workdir: str | Path) -> dict[str, Any]:
             files.write_json(workdir / CONFIG, configs.to_json(config))
         done = results.Results(config, workdir, task)
         if searched:
-            with search.search(config, workdir, build, runs[0]) as study:
+            with search.open_study(config, workdir, task.higher_is_better) as study:
+                search.search(config, workdir, build, runs[0], study)
                 done.of_search(study)
         elif config.sweep.pruner != 'none' or config.sweep.recommend:
             rule = pruning.rule_of(config, task.higher_is_better)

@@ -8,6 +8,7 @@ import signal
 import command
 import optuna
 import pytest
+import test_processes
 import toy
 
 from adapters_jax.predict import predict
@@ -225,6 +226,24 @@ def test_the_winner_can_be_trained_by_itself(toys, undisturbed, tmp_path):
     assert done.status == 0, done.err
     summary = json.loads((tmp_path / 'w' / 'summary.json').read_text())
     assert summary['metrics']['validation']['accuracy'] == result['members'][0]['score']
+
+
+@pytest.mark.slow
+def test_two_processes_make_one_study(toys, undisturbed, tmp_path):
+    """Both propose the same trials, and one of them writes; then both go on after a kill."""
+    workdir = tmp_path / 'w'
+    line = [a for a in arguments(toys, workdir) if 'mesh.data' not in a]
+    killed = test_processes.start('sweep', line, tmp_path / 'killed', devices=1)
+    assert killed[0].wait_for(lambda: written(workdir) > written(toys / 'whole') / 3)
+    for process in killed:
+        process.signal(signal.SIGKILL)
+    assert [done.status for done in test_processes.finish(killed)] == [-signal.SIGKILL] * 2
+    again = test_processes.start('sweep', line, tmp_path / 'again', devices=1)
+    done = test_processes.finish(again)
+    assert [one.status for one in done] == [0, 0], [one.err for one in done]
+    ours, theirs = trials(workdir), trials(toys / 'whole')
+    assert len(ours) == len(theirs) and all(t[1].is_finished() for t in ours)
+    assert [t[2] for t in ours[:4]] == [t[2] for t in theirs[:4]]
 
 
 @pytest.mark.parametrize(

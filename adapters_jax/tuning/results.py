@@ -6,6 +6,7 @@ software it was made.
 
 import dataclasses
 import json
+import logging
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,6 +25,7 @@ from adapters_jax.tuning.choose import Candidate
 from adapters_jax.tuning.populations import MEMBERS
 from adapters_jax.tuning.study import Study
 
+_LOG = logging.getLogger(__name__)
 RESULT, TABLE, BEST, COSTS = 'sweep.json', 'sweep.md', 'best', 'costs.json'
 RECOMMENDED, SEARCH_PLOT, CHOICE_PLOT = 'recommended', 'sweep.png', 'choose.png'
 
@@ -89,6 +91,7 @@ class Results:
             known = path.exists()
         if not known:
             by_method = {member.config.method: member.config for member in members}
+            _LOG.info('compiling and timing %d methods, before anything is trained', len(by_method))
             found = costs.inference(by_method, run)
             seconds = costs.training(runs)
             values = {

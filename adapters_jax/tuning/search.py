@@ -52,21 +52,27 @@ def check(config: Config) -> list[grid.Member]:
     return members
 
 
-def search(
-    config: Config, workdir: Path, build: populations.Builder, run: experiment.Experiment
-) -> Study:
-    """Make the search that a config describes; return its study, in which all trials have ended.
+def open_study(config: Config, workdir: Path, higher_is_better: bool) -> Study:
+    """Return the study of a search in this workdir, begun where there is none.
 
-    `run` is the experiment of one of the members. The study is to be closed by the caller.
+    Raises:
+        ValueError, files.DiskError: as `Study`.
     """
-    dimensions = space.parse(config.sweep.space)
-    study = Study(
-        workdir / STUDY,
-        space.distributions(dimensions),
-        config.sweep.sampler,
-        config.sweep.seed,
-        run.task.higher_is_better,
-    )
+    drawn = space.distributions(space.parse(config.sweep.space))
+    return Study(workdir / STUDY, drawn, config.sweep.sampler, config.sweep.seed, higher_is_better)
+
+
+def search(
+    config: Config,
+    workdir: Path,
+    build: populations.Builder,
+    run: experiment.Experiment,
+    study: Study,
+) -> None:
+    """Make the search that a config describes, until all trials of its study have ended.
+
+    `run` is the experiment of one of the members.
+    """
     rule = pruning.rule_of(config, run.task.higher_is_better)
     size = config.sweep.size or BATCH
     for number, first in enumerate(range(0, config.sweep.trials, size)):
@@ -76,7 +82,6 @@ def search(
         _LOG.info('trials %d to %d of %d', first + 1, last, config.sweep.trials)
         batch = {n: member_of(config, study, n) for n in range(first, last)}
         _train(config, workdir, build, run, study, rule, batch, number)
-    return study
 
 
 def member_of(config: Config, study: Study, number: int) -> grid.Member:

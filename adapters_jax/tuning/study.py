@@ -84,8 +84,7 @@ class Study:
         self._storage = RDBStorage(f'sqlite:///{self._path}')
         options = {'storage': self._storage, 'direction': _direction(self.higher_is_better)}
         self._stored = optuna.create_study(study_name=_NAME, load_if_exists=True, **options)
-        (found,) = self._storage.get_all_studies()
-        self._id = found._study_id
+        self._id = self._storage.get_study_id_from_name(_NAME)
 
     def _read(self) -> list[FrozenTrial]:
         """Read what the first process has opened, before it writes anything more."""
