@@ -23,7 +23,7 @@ from adapters_jax.training.experiment import Experiment
 from adapters_jax.training.members import load as load_members
 from adapters_jax.training.population_run import PopulationRun
 
-ROWS, ROUNDS = 32, 3
+ROWS, ROUNDS = 32, 5
 _BARE = ''
 
 
@@ -48,12 +48,14 @@ def inference(configs: Mapping[str, Config], run: Experiment) -> dict[str, Infer
     batch = jax.device_put(_batch(run))
     programs = {name: _compile(model, backbone, batch) for name, model in models.items()}
     seconds = _in_turns({name: call for name, (call, _) in programs.items()})
-    return {
-        name: Inference(
-            flops=programs[name][1] / programs[_BARE][1], seconds=seconds[name] / seconds[_BARE]
-        )
-        for name in configs
-    }
+
+    def cost(name: str) -> Inference:
+        # Each round by itself, so that what slows a whole round cancels.
+        rounds = zip(seconds[name], seconds[_BARE], strict=True)
+        times = statistics.median(own / bare for own, bare in rounds)
+        return Inference(programs[name][1] / programs[_BARE][1], times)
+
+    return {name: cost(name) for name in configs}
 
 
 def _model(config: Config, run: Experiment) -> Model:
@@ -82,14 +84,14 @@ def training(runs: Sequence[PopulationRun]) -> dict[str, float]:
     calls = {str(number): run.rehearse() for number, run in enumerate(runs)}
     seconds = _in_turns(calls)
     return {
-        name: seconds[str(number)] / len(run.names)
+        name: statistics.median(seconds[str(number)]) / len(run.names)
         for number, run in enumerate(runs)
         for name in run.names
     }
 
 
-def _in_turns(calls: Mapping[str, Callable[[], Any]]) -> dict[str, float]:
-    """Return the median seconds of each call, called in turns; what it returns is waited for."""
+def _in_turns(calls: Mapping[str, Callable[[], Any]]) -> dict[str, list[float]]:
+    """Return the seconds of each call in rounds, in each of which all are called in turns."""
     found: dict[str, list[float]] = {name: [] for name in calls}
     for round_ in range(ROUNDS + 1):
         for name in list(calls)[:: 1 if round_ % 2 else -1]:
@@ -97,4 +99,4 @@ def _in_turns(calls: Mapping[str, Callable[[], Any]]) -> dict[str, float]:
             jax.block_until_ready(calls[name]())
             found[name].append(time.perf_counter() - started)
     # The first round compiles, and fills caches.
-    return {name: statistics.median(values[1:]) for name, values in found.items()}
+    return {name: values[1:] for name, values in found.items()}
