@@ -106,7 +106,9 @@ def _fusion() -> Config:
 def _task() -> Config:
     return ConfigDict(
         {
-            # 'classification', 'regression', 'tagging' or 'question_answering'.
+            # 'classification', 'regression', 'multi_label' (any number of classes, also none),
+            # 'multiple_choice' (one of the candidates that each row has), 'tagging',
+            # 'question_answering' or 'masked_lm' (no labels).
             'name': 'classification',
             # Class names in their order; empty: the sorted labels of the training data.
             'labels': (),
@@ -120,6 +122,11 @@ def _task() -> Config:
             # How tagging is to learn spans: 'bio', 'iobes', or 'none': tags as they are; empty: as
             # the training data have them.
             'scheme': '',
+            # 'multi_label': the least probability of a class that is predicted.
+            'label_threshold': 0.5,
+            # 'masked_lm': the share of words that are hidden, and whether only as a whole.
+            'mask_rate': 0.15,
+            'whole_words': False,
             # Question answering, in tokens: what neighbouring windows of a long context share, the
             # most of a question (the rest is cut), and the most of an answer.
             'stride': 128,
@@ -154,7 +161,12 @@ def _data() -> Config:
             # Column names, or numbers from 0 in files without a header; empty: detected. To answer
             # questions: text_a is the question, text_b the context, label the answers. To tag:
             # text_a is the words (the first column; FORM), label the tags (the last; UPOS).
-            'columns': ConfigDict({'text_a': '', 'text_b': '', 'label': ''}),
+            # `choices`, of 'multiple_choice': that of a list, or several: 'ending0+ending1'.
+            'columns': ConfigDict({'text_a': '', 'text_b': '', 'label': '', 'choices': ''}),
+            # What stands between the labels of a text that has several ('multi_label').
+            'label_separator': ',',
+            # The number that the first candidate has in the labels of 'multiple_choice'.
+            'first_choice': 0,
             # Whether a file's first line names its columns: 'true', 'false' or 'auto'.
             'header': 'auto',
             # The files' encoding; a byte-order mark is dropped by 'utf-8-sig'.
@@ -261,6 +273,9 @@ def _head() -> Config:
             'layers': 1,
             'activation': 'tanh',
             'dropout': 0.1,
+            # Whether it is trained: 'all', 'none', or 'auto': unless it is the language head of
+            # 'masked_lm' and comes with the checkpoint.
+            'train': 'auto',
         }
     )
 

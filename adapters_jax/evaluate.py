@@ -80,7 +80,7 @@ def _evaluate_one(
     preprocessing.chain_of(folder)  # refuses steps that are not what they were in training
     encoded, rows = run.splits[split], run.texts[split]
     task = experiment.task_of(folder)  # with what training has tuned of it
-    found = inference.outputs(folder, run.backbone, encoded, run.config, dropped)
+    found = inference.outputs(folder, run.backbone, encoded, run.config, task, dropped)
     _write_predictions(predictions, run, task, split, found)
     if not task.is_labelled(encoded):
         return {'examples': len(rows), 'metrics': {}}

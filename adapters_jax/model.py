@@ -18,6 +18,7 @@ from adapters_jax.adapters.bank import Bank, rows_of
 from adapters_jax.adapters.binding import bind
 from adapters_jax.adapters.dropping import drop_layers
 from adapters_jax.adapters.method import Method
+from adapters_jax.models import language_head
 from adapters_jax.models.bert import Bert, BertConfig
 from adapters_jax.models.heads import HeadBank, HeadConfig, PooledHead, init_head
 from adapters_jax.params import Rule, Tree, freeze, train
@@ -70,6 +71,8 @@ class Model:
 
     def _init_head(self, key: PRNGKeyArray) -> Tree:
         hidden = self.config.dimensions.hidden
+        if self.head_config.scores_words:
+            return language_head.init(key, hidden, self.outputs)
         return (
             init_head(self.head, key, hidden)
             if self.heads is None
@@ -86,7 +89,9 @@ class Model:
         """What is trained: the adapter, its head, and the backbone leaves the method asks for."""
         name = re.escape(self.name)
         frozen = [freeze(f'adapters/{name}/{pattern}') for pattern in self.method.frozen]
-        own = (train(f'adapters/{name}/.*'), train(f'heads/{name}/.*'))
+        kept = self.head_config.train == 'none'
+        head = (freeze if kept else train)(f'heads/{name}/.*')
+        own = (train(f'adapters/{name}/.*'), head)
         return (*frozen, *own, *self.method.rules(self.config.dimensions), freeze('.*'))
 
     def trunk(self, params: Tree) -> Place:
@@ -110,7 +115,8 @@ class Model:
     ) -> Float[Array, 'B S C']:
         """Return the outputs of every example in the batch, in float32; no key, no dropout.
 
-        With a head of tokens they are those of every token, [B, T, C].
+        With a head of tokens they are those of every token, [B, T, C], and with a language head
+        those of every word in the places that the batch's column `masked` names, [B, M, V].
 
         `record` is filled with the weights of AdapterFusion by place. For a bank the batch has the
         column `adapter`: the number of each row's adapter, or of each group of rows on end.
@@ -139,6 +145,10 @@ class Model:
             present = self.method.lengthen(jnp.ones_like(batch['segments']), rows)
             hidden = _own_places(hidden, jnp.tile(present, (copies, 1)), batch['segments'].shape[1])
             segments = batch['segments']
+        if self.head_config.scores_words:
+            table = params['backbone']['embeddings']['word']['embedding']
+            given = params['heads'][self.name], hidden, batch['masked'], table, self.config
+            return language_head.apply(*given, sites.undo)
         segments = jnp.tile(segments, (copies, 1))
         starts = jnp.tile(batch['starts'], (copies, 1))
         pooled = hidden, segments, starts, functools.partial(self._pool, params, sites)

@@ -3,10 +3,12 @@
     python -m adapters_jax.predict --adapter=DIR --input=in.jsonl --output=out.jsonl
     python -m adapters_jax.predict --adapter=a=DIR,b=DIR --input=in.jsonl --output=out.jsonl
 
-Input: one JSON object a line with `text`, or `text_a` and `text_b`, or `question` and `context`;
-with several adapters also `adapter`, the name of the one to use. Output: for each, in order, the
-object plus `prediction` and, for classification, `label` and `logits`, for questions `start` and
-`end` (characters of the context), `score` and `n_best`. DIR is an adapter of this project, of
+Input: one JSON object a line with `text`, or `text_a` and `text_b`, or `question` and `context`, or
+`choices` and what they belong to; a masked language model's `text` has a `[MASK]`. With several
+adapters also `adapter`, the name of the one to use. Output: for each, in order, the object plus
+`prediction` and, for classification, `label` and `logits`, for sets of labels `probabilities`, for
+questions `start` and `end` (characters of the context), `score` and `n_best`, for choices `index`
+and `scores`, for missing words `masks`. DIR is an adapter of this project, of
 AdapterHub or of PEFT; which, is found out. Several adapters share one backbone and, where they can
 be chosen by row, one program and its batches. With `--drop_layers=N` adapters are left out of the N
 lowest layers; `--frozen_dtype=int8` keeps the backbone in a quarter of its memory.
@@ -95,7 +97,7 @@ def _predict(
     places = {
         name: [i for i, own in enumerate(chosen) if own == name] for name in dict.fromkeys(chosen)
     }
-    tasks = {name: experiment.task_of(folders[name]) for name in places}
+    tasks = {name: experiment.task_of(folders[name]).predicting() for name in places}
     texts = {
         name: tasks[name].rows_of([rows[i] for i in own], [i + 1 for i in own], folders[name].pair)
         for name, own in places.items()
@@ -104,10 +106,12 @@ def _predict(
     config.data.max_length = max(folders[name].max_length for name in places)
     if len(places) > 1:
         config.data.batching = 'buckets'  # each row is one text, and one adapter's
-    found = serving.outputs(folders, loaded, encoded, config, drop_layers)
+    found = serving.outputs(folders, loaded, encoded, config, tasks, drop_layers)
     result: Rows = [{}] * len(rows)
+    tokenizer = tokenize.load_tokenizer(loaded.directory)
     for name, own in places.items():
         told = tasks[name].predict(found[name], encoded[name], texts[name])
+        told = tasks[name].worded(told, texts[name], tokenizer)
         for place, one in zip(own, told, strict=True):
             result[place] = rows[place] | one
     return result

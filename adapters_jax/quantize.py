@@ -94,6 +94,25 @@ def _converted_product(
     return (y.astype(jnp.float32) * scale).astype(x.dtype)
 
 
+def against_rows(
+    x: Float[Array, '... D'], table: Float[Array, 'V D'] | Quantized
+) -> Float[Array, '... V']:
+    """Return the product of `x` with every row of a table, in float32."""
+    if not isinstance(table, Quantized) and table.dtype == x.dtype:
+        return jnp.einsum('...D,VD->...V', x, table, preferred_element_type=jnp.float32)
+    return _converted_against_rows(x, table)
+
+
+@jax.checkpoint
+def _converted_against_rows(
+    x: Float[Array, '... D'], table: Float[Array, 'V D'] | Quantized
+) -> Float[Array, '... V']:
+    if not isinstance(table, Quantized):
+        return against_rows(x, table.astype(x.dtype))
+    y = against_rows(x, table.qvalue.astype(x.dtype))
+    return y * table.scale.reshape((1,) * (y.ndim - 1) + (-1,))
+
+
 def rows(table: Float[Array, 'V D'] | Quantized, ids: Int[Array, '...']) -> Float[Array, '... D']:
     """Return rows of a table in float32."""
     if not isinstance(table, Quantized):

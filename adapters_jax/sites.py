@@ -15,6 +15,7 @@ The sites are, in the order in which a forward pass meets them:
 feed_forward                                        residual connection and its LayerNorm
 `block`                                             a block's output
 `output`                                            the last block's output
+`undo`                                              before output embeddings, the words' own
 `vector`                                            each bias, and each LayerNorm's two vectors
 ==================================================  ==============================================
 """
@@ -212,6 +213,10 @@ class Sites:
     def output(self, stream: Stream) -> Stream:
         """Change the output of the last block."""
         return stream
+
+    def undo(self, x: Float[Array, '... D']) -> Float[Array, '... D']:
+        """Take back `embeddings` from vectors that are about to meet the word embeddings again."""
+        return x
 
 
 IDENTITY = Sites()

@@ -5,6 +5,9 @@
     python -m adapters_jax.train --config=configs/text_classification.py:task=regression \
         --config.data.dir=DIR --workdir=W    # DIR holds train.* (and validation.*, test.*)
 
+`task=multi_label` gives each text any number of classes: a list in JSONL, or a cell with the names
+between commas (`--config.data.label_separator=';'` for another sign).
+
 CSV, TSV, JSONL, JSON, Parquet and text files, also .gz. Columns are found by their names (`text`,
 `sentence1` and `sentence2`, `label`, ...) or named: `--config.data.columns.text_a=question`.
 Without validation or test files a tenth of the training file each is held out.

@@ -101,7 +101,10 @@ def test_a_part_of_the_keys_leaves_the_others_at_their_defaults():
             r'unknown config keys sead, x; known here: adapters, .*, seed, .*task, tasks',
         ),
         ({'training': {'epoch': 1}}, r'training\.epoch; known here: accumulate'),
-        ({'data': {'columns': {'text': 'a'}}}, r'data\.columns\.text; known here: label, text_a'),
+        (
+            {'data': {'columns': {'text': 'a'}}},
+            r'data\.columns\.text; known here: choices, label, text_a',
+        ),
         ({'seed': 'x'}, r"config key seed is 'x' \(str\); expected int, such as 0"),
         ({'seed': True}, r'config key seed is True \(bool\); expected int'),
         ({'seed': None}, r'config key seed is None'),

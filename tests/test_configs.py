@@ -24,6 +24,9 @@ PAIRED = [
     ('text_classification', 'lora[r=2]|bitfit'),
     ('text_classification', 'dvora[r=2]|pfeiffer[reduction_factor=2]'),
     ('text_classification:task=regression', 'compacter[reduction_factor=2]|invertible'),
+    ('text_classification:task=multi_label', 'par_bn[reduction_factor=2]'),
+    ('multiple_choice', 'scaled_par_bn[reduction_factor=2]'),
+    ('masked_lm', 'seq_bn_inv[bottleneck={reduction_factor: 2}]'),
     ('question_answering', 'pfeiffer[reduction_factor=2]'),
     ('tagging', 'pfeiffer[reduction_factor=2]'),
     ('glue:task=cola', 'attention[size=4,heads=2]'),
@@ -61,6 +64,8 @@ def shipped(name, method, backbone, folder, monkeypatch):
         monkeypatch.setattr(builtin, 'read', toy.trec_like)
     elif file == 'glue':
         config.data.dir = toy.write_glue(folder, argument.removeprefix('task='))
+    elif file == 'multiple_choice':
+        config.data.train = toy.write_choices(folder / 'choices.jsonl', 60)
     elif file == 'question_answering':
         config.data.train = toy.write_questions(folder / 'questions.json', 60)
     elif file == 'tagging':

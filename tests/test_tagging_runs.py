@@ -108,7 +108,7 @@ def outputs(run, folder, batching, split, **changes):
     changed = toy.change(
         run.config.copy_and_resolve_references(), data__batching=batching, **changes
     )
-    return inference.outputs(folder, run.backbone, run.splits[split], changed)
+    return inference.outputs(folder, run.backbone, run.splits[split], changed, run.task)
 
 
 def test_sentences_in_one_row_do_not_meet(toys, learned):

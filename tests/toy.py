@@ -46,6 +46,19 @@ def write_pairs(path: Path, count: int = 240, seed: int = 0) -> str:
     return write_table(path, ('sentence1', 'sentence2', 'label'), pairs(count, seed))
 
 
+def write_choices(path: Path, count: int = 160, seed: int = 0) -> str:
+    """Write questions of two to four candidates, of which one is praise; return their path."""
+    rng = np.random.default_rng(seed)
+    lines = []
+    for i in range(count):
+        choices = [' '.join(map(str, rng.choice(FILLERS, 3))) for _ in range(rng.integers(2, 5))]
+        label = int(rng.integers(len(choices)))
+        choices[label] += f' {rng.choice(GOOD)}'
+        lines.append(json.dumps({'context': f'the {i}', 'choices': choices, 'label': label}))
+    path.write_text('\n'.join(lines) + '\n', 'utf-8')
+    return str(path)
+
+
 def write_questions(path: Path, paragraphs: int = 60, seed: int = 0, none: int = 4) -> str:
     """Write two questions on each text, as SQuAD 2.0 has them; return the path.
 

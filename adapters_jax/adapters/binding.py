@@ -211,6 +211,10 @@ class Adapted(Sites):
         at = self._at(layer, 'block', 20)
         return self._scoped(stream, lambda s: self.method.block(params, s, at))
 
+    def undo(self, x):
+        """Let the method take back what it did to the embedded input."""
+        return self.method.inverse(self.params, x)
+
     def output(self, stream):
         """Let the method change the last hidden states."""
         params = self._find('output')

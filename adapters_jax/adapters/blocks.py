@@ -40,6 +40,12 @@ class Stack(Sites):
             stream = member.embeddings(stream)
         return stream
 
+    def undo(self, x):
+        """Let each member take back what it did, the last one first."""
+        for member in reversed(self.members):
+            x = member.undo(x)
+        return x
+
     def linear(self, layer, sub_layer, name, end):
         """Let each member change a projection's output."""
         for member in self.members:

@@ -204,6 +204,10 @@ class Method:
         """Site `output`; `params` is `output`."""
         return stream
 
+    def inverse(self, params: Tree, x: Float[Array, '... D']) -> Float[Array, '... D']:
+        """Site `undo`; `params` is the whole tree of the adapter."""
+        return x
+
     def merge_linear(
         self, params: Tree, kernel: Float[Array, 'I O'], bias: Float[Array, 'O'] | None, at: At
     ) -> tuple[Float[Array, 'I O'], Float[Array, 'O'] | None]:

@@ -6,11 +6,12 @@ number, and a run continues from a batch number alone.
 """
 
 import dataclasses
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Int32, Int64, Integer
 
-from adapters_jax.data.encoded import Encoded, ranges
+from adapters_jax.data.encoded import PART, Encoded, ranges
 from adapters_jax.data.policies import (
     WINDOW,
     Buckets,
@@ -131,9 +132,11 @@ def assemble(
     """The arrays of batch `index`, or of its rows from rows[0] to before rows[1].
 
     Token columns are [B, T], with pad_id in input_ids and 0 elsewhere where there is no token.
-    positions restart at 0 in each example; segments number the examples of a row from 1, and are 0
-    on padding. starts (each example's first token), example_mask, example_id (-1 where there is
-    none) and the example columns are [B, S, ...]. Where the examples have a column `task`, the
+    positions restart at 0 in each text; segments number the texts of a row from 1, and are 0
+    on padding. example_mask, example_id (-1 where there is none) and the example columns are
+    [B, S, ...]; starts (each text's first token) is [B, S], or [B, S * K] where an example may be K
+    texts: those of the example at place s have the places, and the segments but one, from s * K
+    on. Where the examples have a column `task`, the
     rows have a column `adapter`, [B]: the task of the row's examples, -1 in an empty row.
     """
     first, last = rows or (0, plan.rows)
@@ -146,23 +149,44 @@ def assemble(
     example, column = plan.example[entries], plan.column[entries]
     shape = (last - first, int(plan.widths[index]))
     slots = (last - first, plan.segments)
-    return _token_arrays(encoded, example, row, slot, column, shape, pad_id) | _example_arrays(
-        encoded, example, row, slot, column, slots
+    texts = _Texts.of(encoded, example, row, slot, column)
+    return _token_arrays(encoded, texts, shape, pad_id) | _example_arrays(
+        encoded, example, row, slot, texts, slots
     )
 
 
-def _token_arrays(
-    encoded: Encoded,
-    example: Int64[np.ndarray, ' E'],
-    row: Int64[np.ndarray, ' E'],
-    slot: Int64[np.ndarray, ' E'],
-    column: Int64[np.ndarray, ' E'],
-    shape: tuple[int, int],
-    pad_id: int,
-) -> Batch:
-    lengths = encoded.lengths[example]
-    source = ranges(encoded.offsets[example], lengths)
-    target = ranges(row * shape[1] + column, lengths)
+class _Texts(NamedTuple):
+    """The P texts of some examples: where they are among all tokens, and in a batch."""
+
+    source: Int64[np.ndarray, ' P']
+    length: Int64[np.ndarray, ' P']
+    row: Int64[np.ndarray, ' P']
+    place: Int64[np.ndarray, ' P']
+    column: Int64[np.ndarray, ' P']
+
+    @classmethod
+    def of(
+        cls,
+        encoded: Encoded,
+        example: Int64[np.ndarray, ' E'],
+        row: Int64[np.ndarray, ' E'],
+        slot: Int64[np.ndarray, ' E'],
+        column: Int64[np.ndarray, ' E'],
+    ) -> '_Texts':
+        begins, first = encoded.texts
+        counts = first[example + 1] - first[example]
+        text = ranges(first[example], counts)
+        place = ranges(slot * encoded.most_texts, counts)
+        # As far behind the example's first token here as it is among all tokens.
+        column = begins[text] + np.repeat(column - encoded.offsets[example], counts)
+        length = begins[text + 1] - begins[text]
+        return cls(begins[text], length, np.repeat(row, counts), place, column)
+
+
+def _token_arrays(encoded: Encoded, texts: _Texts, shape: tuple[int, int], pad_id: int) -> Batch:
+    lengths = texts.length
+    source = ranges(texts.source, lengths)
+    target = ranges(texts.row * shape[1] + texts.column, lengths)
 
     def placed(values: np.ndarray, empty: int = 0) -> np.ndarray:
         flat = np.full((shape[0] * shape[1], *values.shape[1:]), empty, values.dtype)
@@ -172,9 +196,10 @@ def _token_arrays(
     batch = {
         name: placed(values[source], pad_id if name == 'input_ids' else 0)
         for name, values in encoded.tokens.items()
+        if name != PART
     }
     batch['positions'] = placed(ranges(np.zeros_like(lengths), lengths).astype(np.int32))
-    batch['segments'] = placed(np.repeat(slot + 1, lengths).astype(np.int32))
+    batch['segments'] = placed(np.repeat(texts.place + 1, lengths).astype(np.int32))
     return batch
 
 
@@ -183,7 +208,7 @@ def _example_arrays(
     example: Int64[np.ndarray, ' E'],
     row: Int64[np.ndarray, ' E'],
     slot: Int64[np.ndarray, ' E'],
-    column: Int64[np.ndarray, ' E'],
+    texts: _Texts,
     slots: tuple[int, int],
 ) -> dict[str, Int32[np.ndarray, 'B S'] | Bool[np.ndarray, 'B S'] | np.ndarray]:
     def placed(values: np.ndarray, empty: int = 0) -> np.ndarray:
@@ -192,7 +217,8 @@ def _example_arrays(
         return array
 
     batch = {name: placed(values[example]) for name, values in encoded.examples.items()}
-    batch['starts'] = placed(column.astype(np.int32))
+    batch['starts'] = np.zeros((slots[0], slots[1] * encoded.most_texts), np.int32)
+    batch['starts'][texts.row, texts.place] = texts.column
     batch['example_mask'] = placed(np.ones(len(example), bool))
     batch['example_id'] = placed(example.astype(np.int32), -1)
     if 'task' in batch:

@@ -5,6 +5,7 @@ exactly one guess; each value is checked here, while the line it came from is st
 """
 
 import dataclasses
+import functools
 import math
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
@@ -28,7 +29,12 @@ LABELS = (
     *('label', 'labels', 'class', 'category', 'target', 'score', 'similarity', 'gold_label'),
     *('sentiment', 'intent', 'rating', 'stars', 'quality', 'is_duplicate'),
 )
-KINDS = ('class', 'number')
+KINDS = ('class', 'number', 'classes')
+_FEATURES = {
+    'class': datasets.Value('string'),
+    'number': datasets.Value('float64'),
+    'classes': datasets.Sequence(datasets.Value('string')),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,11 +44,13 @@ class Choice:
     text_a: str | int | None = None
     text_b: str | int | None = None
     label: str | int | None = None
+    choices: str = ''  # of `data.choices` alone
 
     @property
     def given(self) -> dict[str, str | int]:
-        """The columns that are set."""
-        return {k: v for k, v in dataclasses.asdict(self).items() if v not in ('', None)}
+        """The columns of texts and label that are set."""
+        given = {key: getattr(self, key) for key in ('text_a', 'text_b', 'label')}
+        return {key: value for key, value in given.items() if value not in ('', None)}
 
     def header_in(self, cells: Sequence[str]) -> bool:
         """Whether a file's first line names its columns.
@@ -90,11 +98,16 @@ def choose(names: Sequence[str], choice: Choice, labelled: bool, where: str) -> 
 
 
 def build(
-    columns: Mapping[str, Sequence[Any]], kind: str, labelled: bool, place: Callable[[int], str]
+    columns: Mapping[str, Sequence[Any]],
+    kind: str,
+    labelled: bool,
+    place: Callable[[int], str],
+    separator: str = ',',
 ) -> datasets.Dataset:
     """Checks the chosen columns and puts them into a Dataset with the normal names.
 
-    kind: 'class' (labels become str) or 'number' (float). labelled: whether labels must be there; a
+    kind: 'class' (labels become str), 'number' (float) or 'classes' (list of str; of a list, or of
+    a text with `separator` between the names). labelled: whether labels must be there; a
     split all of whose labels are empty is unlabelled. place(i): where row i stands, for messages.
     Raises ValueError naming the row: empty text, missing label, a number that is none.
     """
@@ -104,9 +117,10 @@ def build(
     values = {key: _texts(columns[key], key, place) for key in features}
     labels = columns.get('label', ())
     if any(not _missing(label) for label in labels):
-        convert = class_name if kind == 'class' else _number
+        names = functools.partial(class_names, separator=separator)
+        convert = {'class': class_name, 'number': _number, 'classes': names}[kind]
         values['label'] = [convert(label, i, place) for i, label in enumerate(labels)]
-        features['label'] = datasets.Value('string' if kind == 'class' else 'float64')
+        features['label'] = _FEATURES[kind]
     elif labelled:
         raise ValueError(f'{place(0)}: no label, here or on any later row; labels are needed.')
     return datasets.Dataset.from_dict(values, features=datasets.Features(features))
@@ -128,6 +142,18 @@ def class_name(value: Any, row: int, place: Callable[[int], str]) -> str:
     if not isinstance(value, str | int | float):
         raise ValueError(f'{place(row)}: the label {value!r} is neither text nor a number.')
     return str(value).strip()
+
+
+def class_names(value: Any, row: int, place: Callable[[int], str], separator: str) -> list[str]:
+    """A set of classes, each once, of a list or of one text; the empty one is a set, too."""
+    if isinstance(value, str):
+        value = [name for name in value.split(separator) if name.strip()]
+    if not isinstance(value, list | tuple):
+        raise ValueError(
+            f'{place(row)}: the labels are {value!r}; give a list, or a text with {separator!r} '
+            '(data.label_separator) between the names; an empty one says that none applies.'
+        )
+    return list(dict.fromkeys(class_name(name, row, place) for name in value))
 
 
 def _number(value: Any, row: int, place: Callable[[int], str]) -> float:

@@ -13,6 +13,9 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Int64, Integer
 
+# The token column that says which text of its example a token is of, from 0; absent where each
+# example is one text.
+PART = 'part'
 # Token columns that are computed from the others, so that they are no part of what a split is.
 DERIVED = ('trunk',)
 # The token column of tags, 0 for none; splits whose texts nobody has tagged are without it.
@@ -24,7 +27,7 @@ class Encoded:
     """One split: N examples of ragged token columns and of one value per example.
 
     tokens: flat columns [offsets[-1], ...] ('input_ids', 'token_type_ids': int32, ...). They may be
-        mapped from a file.
+        mapped from a file. Where an example is several texts, 'part' numbers them.
     offsets: int64 [N + 1]; example i owns tokens offsets[i] to offsets[i + 1].
     examples: columns [N, ...] ('label': int32 for classes, float32 for numbers; absent where
         the split is unlabelled).
@@ -70,6 +73,23 @@ class Encoded:
     def lengths(self) -> Int64[np.ndarray, ' N']:
         """Tokens of each example."""
         return np.diff(self.offsets)
+
+    @functools.cached_property
+    def texts(self) -> tuple[Int64[np.ndarray, ' P+1'], Int64[np.ndarray, ' N+1']]:
+        """Where each of the P texts begins among the tokens, and each example among the texts.
+
+        Texts do not see one another, though those of one example always share a row.
+        """
+        part = self.tokens.get(PART)
+        if part is None:
+            return self.offsets, np.arange(len(self.offsets))
+        begins = np.union1d(self.offsets, np.flatnonzero(np.diff(part)) + 1)
+        return begins, np.searchsorted(begins, self.offsets)
+
+    @functools.cached_property
+    def most_texts(self) -> int:
+        """The most texts that an example has (K)."""
+        return int(np.diff(self.texts[1]).max(initial=1))
 
     def select(self, indices: Integer[np.ndarray, ' M']) -> 'Encoded':
         """The examples at `indices`, in that order (an index may come several times)."""

@@ -29,7 +29,8 @@ FLOAT32_WHOLE = 2**24
 def join(sets: Sequence[Encoded]) -> Encoded:
     """The examples of several tasks as one set, with the task's number in the column `task`.
 
-    Columns that differ in type, labels of classes and labels that are numbers, become float32.
+    Columns that differ in type, labels of classes and labels that are numbers, become float32;
+    those that differ in width become as wide as the widest one.
     Raises ValueError where the sets have different columns, or whole numbers that float32 has not.
     """
     first = sets[0]
@@ -54,12 +55,21 @@ def join(sets: Sequence[Encoded]) -> Encoded:
 
 
 def _joined(columns: Sequence[np.ndarray]) -> np.ndarray:
+    if len({column.shape[1:] for column in columns}) > 1:
+        columns = _widened(columns)
     if len({column.dtype for column in columns}) == 1:
         return np.concatenate(columns)
     for column in columns:
         if column.dtype.kind in 'iu' and column.size and np.abs(column).max() > FLOAT32_WHOLE:
             raise ValueError(f'a label is {np.abs(column).max()}, too large a number of classes')
     return np.concatenate([column.astype(np.float32) for column in columns])
+
+
+def _widened(columns: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """The columns with as many numbers an example as the widest one has, zeros at their end."""
+    matrices = [column.reshape(len(column), -1) for column in columns]
+    widest = max(matrix.shape[1] for matrix in matrices)
+    return [np.pad(matrix, ((0, 0), (0, widest - matrix.shape[1]))) for matrix in matrices]
 
 
 class Mixer:

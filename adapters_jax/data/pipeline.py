@@ -9,7 +9,7 @@ import contextlib
 import functools
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import grain
@@ -106,6 +106,7 @@ def train_batches(
     *,
     mixing: Mixing | None = None,
     rows: tuple[int, int] | None = None,
+    transform: Callable[[Batch, int], Batch] | None = None,
     threads: int = 2,
     prefetch: int = 8,
 ) -> Stream:
@@ -114,9 +115,9 @@ def train_batches(
     mixing: how the tasks of `encoded` (its example column `task`) share the batches; None where all
     examples are of one task, which each epoch then has once.
     get_state and set_state save and restore the position; the state is the same on every process.
-    rows: which of the rows of every
-    batch this process has, from, to before; all by default. threads assemble up to `prefetch`
-    batches ahead.
+    rows: which of the rows of every batch this process has, from, to before; all by default.
+    transform: what is done to a batch last, a function of it and the number of its epoch. threads
+    assemble up to `prefetch` batches ahead.
     """
     plans = Plans(encoded, policy, seed, mixing)
     batches = len(plans(0))
@@ -124,7 +125,8 @@ def train_batches(
     def make(number: int, _: int) -> tuple[Position, Batch]:
         epoch, index = divmod(number, batches)
         check_mapped(encoded.tokens.values())
-        return Position(epoch, index), assemble(encoded, plans(epoch), index, pad_id, rows)
+        batch = assemble(encoded, plans(epoch), index, pad_id, rows)
+        return Position(epoch, index), batch if transform is None else transform(batch, epoch)
 
     # `repeat` numbers on through the epochs, so the number alone gives epoch and place.
     numbers = grain.MapDataset.source(range(batches)).repeat().map_with_index(make)
@@ -137,20 +139,23 @@ def eval_batches(
     pad_id: int,
     *,
     rows: tuple[int, int] | None = None,
+    transform: Callable[[Batch], Batch] | None = None,
     threads: int = 2,
     prefetch: int = 8,
 ) -> Batches:
     """Every example once, in an order that is always the same; to be iterated as often as needed.
 
     Yields batches only: example_id says which examples they hold, example_mask which slots are
-    empty. All processes get the same number of batches, and of each their own `rows`.
+    empty. All processes get the same number of batches, and of each their own `rows`; `transform`
+    is what is done to a batch last.
     """
     plan = plan_epoch(encoded.lengths, policy, seed=0, epoch=0, shuffle=False)
     numbers = grain.MapDataset.source(range(len(plan)))
 
     def make(index: int) -> Batch:
         check_mapped(encoded.tokens.values())
-        return assemble(encoded, plan, index, pad_id, rows)
+        batch = assemble(encoded, plan, index, pad_id, rows)
+        return batch if transform is None else transform(batch)
 
     return Batches(numbers.map(make).to_iter_dataset(_read_options(threads, prefetch)))
 

@@ -1,7 +1,8 @@
 """`load`: from what a config says about its data to one normal form, whatever the source.
 
 The result has one `datasets.Dataset` a split with the columns `text_a`, optionally `text_b`, and
-`label` (str for classes, float for numbers; absent where a split is unlabelled), and nothing else.
+`label` (str for classes, float for numbers, a list of str for sets of classes; absent where a split
+is unlabelled), and nothing else; `read` makes the rows of another form.
 
 Keys of `data`; '' and None mean not set:
 
@@ -14,6 +15,7 @@ valid.*, val.*) and test.*; `train`, `validation` and `test` are looked up in it
 | glue | a GLUE task (`glue.py`), read from `dir`, or from the hub where `dir` is not set |
 | train, validation, test | named files: .csv .tsv .txt .jsonl .json .parquet, also with .gz |
 | columns.text_a, .text_b, .label | names, or positions counted from 0; detected where not set |
+| label_separator | what stands between the labels of a text that has several |
 | header | True, False or 'auto': whether the first line of a file names its columns |
 | encoding | of text files; utf-8-sig (with or without byte order mark) by default |
 | delimiter | of text files; by suffix where not set. .txt files: see `text_files.Layout` |
@@ -23,6 +25,7 @@ valid.*, val.*) and test.*; `train`, `validation` and `test` are looked up in it
 | limit | at most so many rows a split, drawn at random, for trials; 0 for all |
 """
 
+import dataclasses
 import functools
 import pathlib
 from collections.abc import Callable, Mapping
@@ -31,7 +34,8 @@ from typing import Any
 import datasets
 import numpy as np
 
-from adapters_jax.data import builtin, columns, folders, glue, splits, text_files
+from adapters_jax.data import builtin, columns, folders, forms, glue, splits, text_files
+from adapters_jax.data.forms import Form
 
 HEADERS = {'auto': None, 'true': True, 'false': False}
 
@@ -40,15 +44,20 @@ Groups = Callable[[datasets.Dataset], np.ndarray]
 
 
 def load(data: Mapping[str, Any], label_kind: str) -> Splits:
-    """Reads the splits that `data` (a mapping or ConfigDict, keys above) describes.
-
-    label_kind: 'class' or 'number'. Returns 'train', 'validation' and 'test' as far as there are
-    any (MNLI: 'validation_matched' and 'validation_mismatched', and so for test).
-    Raises ValueError or FileNotFoundError with one sentence on what to change.
-    """
+    """Reads texts or pairs with a label of a kind of `columns.KINDS`; see `read`."""
     if label_kind not in columns.KINDS:
         raise ValueError(f'label_kind is {label_kind!r}; it must be one of {columns.KINDS}.')
-    return finish(_READERS[source_of(data)](data, label_kind), data)
+    return read(data, forms.Texts.of(data, label_kind))
+
+
+def read(data: Mapping[str, Any], form: Form) -> Splits:
+    """Reads the splits that `data` (a mapping or ConfigDict, keys above) describes.
+
+    form: what rows are made of the tables. Returns 'train', 'validation' and 'test' as far as there
+    are any (MNLI: 'validation_matched' and 'validation_mismatched', and so for test).
+    Raises ValueError or FileNotFoundError with one sentence on what to change.
+    """
+    return finish(_READERS[source_of(data)](data, form), data)
 
 
 def finish(found: Splits, data: Mapping[str, Any], groups: Groups | None = None) -> Splits:
@@ -89,47 +98,44 @@ def source_of(data: Mapping[str, Any]) -> str:
     return 'files'
 
 
-def _from_builtin(data: Mapping[str, Any], label_kind: str) -> Splits:
+def _from_builtin(data: Mapping[str, Any], form: Form) -> Splits:
     place = functools.partial('{}, row {}'.format, data['name'])
-    return {'train': columns.build(builtin.read(data['name']), label_kind, True, place)}
+    return {'train': form.build(builtin.read(data['name']), True, place)}
 
 
-def _from_files(data: Mapping[str, Any], label_kind: str) -> Splits:
-    choice = columns.Choice(**(data.get('columns') or {}))
-    layout = layout_of(data, choice.header_in)
+def _from_files(data: Mapping[str, Any], form: Form) -> Splits:
+    layout = layout_of(data, form.header_in)
     found = {}
     for split, path in folders.find_files(data).items():
-        table = text_files.open_table(path, layout)
+        plain = form.whole_lines and '.txt' in path.suffixes and not layout.delimiter
+        # No line has a line feed in it, so this divides none.
+        own = dataclasses.replace(layout, delimiter='\n') if plain else layout
+        table = text_files.open_table(path, own)
         labelled = split != 'test'
-        chosen = columns.choose(table.names, choice, labelled, str(path))
-        values, lines = table.read(chosen)
-        found[split] = columns.build(values, label_kind, labelled, columns.at_lines(path, lines))
+        values, lines = table.read(form.choose(table.names, labelled, str(path)))
+        found[split] = form.build(values, labelled, columns.at_lines(path, lines))
     return found
 
 
-def _from_glue(data: Mapping[str, Any], label_kind: str) -> Splits:
+def _from_glue(data: Mapping[str, Any], form: Form) -> Splits:
     task = glue.task(data['glue'])
-    if label_kind != task.label_kind:
+    if form.kind != task.label_kind:
         raise ValueError(
             f'The labels of {task.folder} are of the kind {task.label_kind!r}, but the task asks '
-            f'for {label_kind!r}.'
+            f'for {form.kind!r}.'
         )
     if not data.get('dir'):
         key = next(key for key, value in glue.TASKS.items() if value is task)
         chosen = dict(zip(('text_a', 'text_b'), task.hub_columns, strict=False))
-        return _from_hub({'name': glue.HUB_ID, 'config_name': key, 'columns': chosen}, label_kind)
+        form = forms.Texts(columns.Choice(**chosen), task.label_kind)
+        return _from_hub({'name': glue.HUB_ID, 'config_name': key}, form)
     encoding = data.get('encoding') or 'utf-8-sig'
     files = glue.find_files(pathlib.Path(data['dir']).expanduser(), task)
     return {split: glue.read_split(path, split, task, encoding) for split, path in files.items()}
 
 
-def _from_hub(data: Mapping[str, Any], label_kind: str) -> Splits:
-    choice = columns.Choice(**(data.get('columns') or {}))
-
-    def read(rows: datasets.Dataset, labelled: bool, where: str) -> datasets.Dataset:
-        return _hub_split(rows, choice, label_kind, labelled, where)
-
-    return from_hub(data, read)
+def _from_hub(data: Mapping[str, Any], form: Form) -> Splits:
+    return from_hub(data, functools.partial(_hub_split, form))
 
 
 def from_hub(
@@ -161,22 +167,21 @@ def from_hub(
     return found
 
 
-def _hub_split(
-    rows: datasets.Dataset, choice: columns.Choice, label_kind: str, labelled: bool, where: str
-) -> datasets.Dataset:
-    chosen = columns.choose(rows.column_names, choice, labelled, where)
+def _hub_split(form: Form, rows: datasets.Dataset, labelled: bool, where: str) -> datasets.Dataset:
+    chosen = form.choose(rows.column_names, labelled, where)
     values = {key: rows[name][:] for key, name in chosen.items()}
     feature = rows.features[chosen['label']] if 'label' in chosen else None
     if isinstance(feature, datasets.ClassLabel):
         # The hub marks labels that are kept secret by -1.
-        named = feature.int2str if label_kind == 'class' else float
+        named = feature.int2str if form.names_classes else float
         values['label'] = [None if i in (None, -1) else named(i) for i in values['label']]
-    return columns.build(
-        values, label_kind, labelled, functools.partial('{}, row {}'.format, where)
-    )
+    of_each = getattr(feature, 'feature', None)
+    if isinstance(of_each, datasets.ClassLabel):
+        values['label'] = [of_each.int2str(numbers) for numbers in values['label']]
+    return form.build(values, labelled, functools.partial('{}, row {}'.format, where))
 
 
-_READERS: dict[str, Callable[[Mapping[str, Any], str], Splits]] = {
+_READERS: dict[str, Callable[[Mapping[str, Any], Form], Splits]] = {
     'builtin': _from_builtin,
     'files': _from_files,
     'glue': _from_glue,

@@ -6,6 +6,7 @@ text are therefore kept together, and classes are kept in proportion.
 """
 
 import logging
+from collections import Counter
 from collections.abc import Sequence
 
 import datasets
@@ -31,7 +32,8 @@ def split_off(
     fractions: split name -> share of all groups, e.g. {'validation': 0.1, 'test': 0.1}. groups: a
     number for each row; rows of one group stay together (None: those that share a text). Each split
     keeps the order of the pool, and depends on the rows and the seed alone. Classes (labels that
-    are str) keep their proportions as far as their sizes allow, and one example each in 'train'.
+    are str, or of a list of them the rarest) keep their proportions as far as their sizes allow,
+    and one example each in 'train'.
     Raises ValueError where a split would be empty.
     """
     fractions = {name: share for name, share in fractions.items() if share}
@@ -88,10 +90,18 @@ def same_text_groups(texts_a: Sequence[str], texts_b: Sequence[str] | None) -> n
 
 
 def _classes(pool: datasets.Dataset, rows: np.ndarray) -> np.ndarray:
-    labels = np.array(pool['label'][:]) if 'label' in pool.column_names else np.zeros(len(pool))
-    if labels.dtype.kind != 'U':
+    labels = pool['label'][:] if 'label' in pool.column_names else []
+    if labels and isinstance(labels[0], list):
+        labels = _rarest(labels)
+    if not labels or not isinstance(labels[0], str):
         return np.zeros(len(rows), np.int64)
-    return np.unique(labels[rows], return_inverse=True)[1]
+    return np.unique(np.array(labels)[rows], return_inverse=True)[1]
+
+
+def _rarest(sets: Sequence[Sequence[str]]) -> list[str]:
+    """For each set of classes the one that the fewest rows have, which is the easiest to lose."""
+    counts = Counter(name for names in sets for name in names)
+    return [min(names, key=lambda name: (counts[name], name), default='') for names in sets]
 
 
 def _hold_out(

@@ -19,6 +19,8 @@ from adapters_jax.models.block import Dense
 
 POOLINGS = ('mean', 'cls', 'pooler')
 TOKENS = 'tokens'  # what a task that wants an output for every token has in place of them
+VOCABULARY = 'vocabulary'  # and one that wants a score for every word: `language_head`
+TRAIN = ('auto', 'all', 'none')
 Pooler = Callable[[Float[Array, 'B S D']], Float[Array, 'B S D']]
 
 
@@ -60,17 +62,21 @@ class HeadConfig:
     `pooling` is 'mean' over the example's tokens, 'cls' (its first token), 'pooler' (the
     checkpoint's own dense layer and tanh on the first token), or 'tokens': none. `layers` counts
     dense layers; all but the last keep the hidden size and are followed by `activation`. Dropout
-    precedes each.
+    precedes each. With 'vocabulary' it is a language head instead. `train` says whether the head is
+    trained; 'auto': unless it is a language head that comes with the checkpoint.
     """
 
     pooling: str = 'mean'
     layers: int = 1
     activation: str = 'tanh'
     dropout: float = 0.1
+    train: str = 'auto'
 
     def __post_init__(self) -> None:
         """Refuse what no head can be built from."""
-        if self.pooling not in (*POOLINGS, TOKENS):
+        if self.train not in TRAIN:
+            raise ValueError(f'head.train is {self.train!r}; expected one of {TRAIN}')
+        if self.pooling not in (*POOLINGS, TOKENS, VOCABULARY):
             raise ValueError(f'head.pooling is {self.pooling!r}; expected one of {POOLINGS}')
         if self.layers < 1:
             raise ValueError(f'head.layers is {self.layers}; expected 1 or more')
@@ -81,7 +87,12 @@ class HeadConfig:
     @property
     def per_token(self) -> bool:
         """Whether each token has outputs of its own, instead of each example."""
-        return self.pooling == TOKENS
+        return self.pooling in (TOKENS, VOCABULARY)
+
+    @property
+    def scores_words(self) -> bool:
+        """Whether it is a language head, which is none of the dense layers described here."""
+        return self.pooling == VOCABULARY
 
     def to_json(self) -> dict[str, Any]:
         """Return every field as JSON values."""
@@ -148,13 +159,19 @@ class HeadBank:
     so is all of a row without a head (number -1).
 
     Raises:
-        ValueError: heads of tokens together with heads of examples.
+        ValueError: heads of tokens together with heads of examples, or a language head.
     """
 
     heads: tuple[tuple[str, HeadConfig, int], ...]
 
     def __post_init__(self) -> None:
         """Refuse outputs of two shapes."""
+        words = [name for name, config, _ in self.heads if config.scores_words]
+        if words:
+            raise ValueError(
+                f'{words[0]!r} is a language model, whose scores of words cannot share a batch '
+                'with other outputs; train or predict it by itself'
+            )
         kinds = {config.per_token: name for name, config, _ in self.heads}
         if len(kinds) > 1:
             raise ValueError(

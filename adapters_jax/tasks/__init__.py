@@ -1,6 +1,9 @@
 """What is learned: labels, loss, metrics and predictions, one file a kind of task."""
 
 from adapters_jax.tasks.classification import Classification
+from adapters_jax.tasks.masked_lm import MaskedLM
+from adapters_jax.tasks.multi_label import MultiLabel
+from adapters_jax.tasks.multiple_choice import MultipleChoice
 from adapters_jax.tasks.question_answering import QuestionAnswering
 from adapters_jax.tasks.regression import Regression
 from adapters_jax.tasks.tagging import Tagging
@@ -8,6 +11,9 @@ from adapters_jax.tasks.task import Task, create, from_json, kind
 
 __all__ = [
     'Classification',
+    'MaskedLM',
+    'MultiLabel',
+    'MultipleChoice',
     'QuestionAnswering',
     'Regression',
     'Tagging',

@@ -1,14 +1,14 @@
 """What tasks have in common whose outputs are scores of classes: their names, and their loss."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Float32, Int
 
-from adapters_jax.tasks.task import masked_sum
+from adapters_jax.tasks.losses import check_smoothing, masked_sum
 
 
 def checked_labels(labels: Any, task: str) -> tuple[str, ...]:
@@ -28,6 +28,24 @@ def checked_labels(labels: Any, task: str) -> tuple[str, ...]:
     if twice:
         raise ValueError(f'each class may be named once, but these are repeated: {twice}')
     return tuple(labels)
+
+
+def ids_of(values: Iterable[str], labels: Sequence[str]) -> dict[str, int]:
+    """Return the classes' ids by name, having found every value among them.
+
+    Raises:
+        ValueError: a value that is no class.
+    """
+    ids = {label: index for index, label in enumerate(labels)}
+    unseen = Counter(value for value in values if value not in ids)
+    if unseen:
+        found = ', '.join(f'{label!r} ({n} times)' for label, n in unseen.most_common(5))
+        more = f' and {len(unseen) - 5} more' if len(unseen) > 5 else ''
+        raise ValueError(
+            f'unseen labels {found}{more}; known: {listed(labels)}. Correct them, or '
+            f'name all classes in the task'
+        )
+    return ids
 
 
 def listed(labels: Sequence[str]) -> str:
@@ -50,8 +68,7 @@ def cross_entropy_sum(
     Raises:
         ValueError: a label smoothing outside 0 to 1.
     """
-    if isinstance(label_smoothing, int | float) and not 0 <= label_smoothing <= 1:
-        raise ValueError(f'label smoothing must lie between 0 and 1, not {label_smoothing}')
+    check_smoothing(label_smoothing)
 
     def cross_entropy(
         logits: Float32[Array, 'B S C'], labels: Int[Array, 'B S']

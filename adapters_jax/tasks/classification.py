@@ -1,7 +1,6 @@
 """One of C classes for a text or a pair of texts."""
 
 import dataclasses
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
@@ -10,7 +9,7 @@ import sklearn.metrics
 from jaxtyping import Array, Float, Float32
 
 from adapters_jax.data.encoded import Encoded
-from adapters_jax.tasks.classes import checked_labels, cross_entropy_sum, listed
+from adapters_jax.tasks.classes import checked_labels, cross_entropy_sum, ids_of, listed
 from adapters_jax.tasks.task import Column, Rows, register
 from adapters_jax.tasks.texts import TextTask
 
@@ -125,15 +124,7 @@ class Classification(TextTask):
         Raises:
             ValueError: a label that is no class of this task.
         """
-        ids = {label: index for index, label in enumerate(self.labels)}
-        unseen = Counter(value for value in values if value not in ids)
-        if unseen:
-            found = ', '.join(f'{label!r} ({n} times)' for label, n in unseen.most_common(5))
-            more = f' and {len(unseen) - 5} more' if len(unseen) > 5 else ''
-            raise ValueError(
-                f'unseen labels {found}{more}; known: {listed(self.labels)}. Correct them, or '
-                f'name all classes in the task'
-            )
+        ids = ids_of(values, self.labels)
         return np.asarray([ids[value] for value in values], np.int32)
 
     def loss(

@@ -8,6 +8,7 @@ would be in a batch of these alone.
 import dataclasses
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32
@@ -87,6 +88,14 @@ class Mixture:
             found[name] = task.loss(own, self._own(batch, number), smoothing)
         return found
 
+    def transform(self, batch: Mapping[str, Any], seed: int = 0, epoch: int | None = None) -> Any:
+        """Return the batch as it is: none of the tasks that can be mixed changes its own."""
+        return batch
+
+    def reduced(self, outputs: Float[Array, 'B S C'], batch: Mapping[str, Array]) -> Array:
+        """Return the outputs as they are: metrics are found for each task by itself."""
+        return outputs
+
     def _own(self, batch: Mapping[str, Array], number: int) -> dict[str, Array]:
         """Return the batch with the examples of one task as the only real ones."""
         mine = batch['example_mask'] & (batch['task'] == number)
@@ -94,7 +103,12 @@ class Mixture:
         for name, column in self.tasks[number].labels_in.items():
             # A row holds examples of one task. Labels of the others may be none of this task.
             where = mine if column.per == 'example' else mine.any(1, keepdims=True)
-            own[name] = jnp.where(where, batch[name], column.empty).astype(column.dtype)
+            labels = batch[name]
+            if column.wide:
+                labels, where = labels[..., : self.tasks[number].num_outputs], where[..., None]
+            elif labels.ndim == 3:  # as wide as those of another task
+                labels = labels[..., 0]
+            own[name] = jnp.where(where, labels, column.empty).astype(column.dtype)
         return {**batch, **own}
 
     @property

@@ -10,7 +10,8 @@ import scipy.stats
 import sklearn.metrics
 from jaxtyping import Array, Float, Float32
 
-from adapters_jax.tasks.task import Column, masked_sum, register
+from adapters_jax.tasks.losses import masked_sum, refuse_smoothing
+from adapters_jax.tasks.task import Column, register
 from adapters_jax.tasks.texts import TextTask
 
 Metric = Callable[[np.ndarray, np.ndarray], float]
@@ -85,10 +86,7 @@ class Regression(TextTask):
         Raises:
             ValueError: another label smoothing.
         """
-        if not isinstance(label_smoothing, int | float) or label_smoothing != 0:
-            raise ValueError(
-                f'label smoothing is for classes: a regression takes 0, not {label_smoothing}'
-            )
+        refuse_smoothing(label_smoothing, 'a regression')
 
         def squared_error(
             predicted: Float32[Array, 'B S 1'], labels: Float[Array, 'B S']

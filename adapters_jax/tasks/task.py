@@ -13,10 +13,11 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import datasets
-import jax.numpy as jnp
+import jax
 import numpy as np
-from jaxtyping import Array, Bool, Float, Float32
+from jaxtyping import Array, Float, Float32
 
+from adapters_jax.data.batches import Batch
 from adapters_jax.data.encoded import Encoded
 from adapters_jax.data.preprocess.chain import Chain
 from adapters_jax.data.tokenize import NO_STEPS, Tokenizer
@@ -29,12 +30,13 @@ Objects = Sequence[dict[str, Any]]
 class Column(NamedTuple):
     """A column of labels in a batch: one for each example [B, S], or for each token [B, T].
 
-    `empty` is the label of what has none.
+    `empty` is the label of what has none. A `wide` column has a label for each output, [..., C].
     """
 
     per: Literal['example', 'token']
     dtype: Any
     empty: int = 0
+    wide: bool = False
 
 
 class Encoding(NamedTuple):
@@ -69,6 +71,8 @@ class Task(abc.ABC):
     name: ClassVar[str]
     # Whether the head gives outputs for each token, instead of each example.
     per_token: ClassVar[bool] = False
+    several_texts: ClassVar[bool] = False  # whether an example is several texts, which share a row
+    draws: ClassVar[bool] = False  # whether `transform` makes other batches of it in each epoch
     smooths: ClassVar[bool] = False  # whether label smoothing has a meaning
     # Whether texts may go through `data.preprocess`: not where labels are of their words.
     takes_steps: ClassVar[bool] = False
@@ -124,6 +128,14 @@ class Task(abc.ABC):
         """
         return {}
 
+    def fitted(self, vocabulary: int, tokenizer: Callable[[], Tokenizer] | None) -> Self:
+        """Return the task for a backbone; the tokenizer is None where a run is only described."""
+        return self
+
+    def predicting(self) -> Self:
+        """Return the task as it predicts for inputs, where that is another one than evaluating."""
+        return self
+
     @abc.abstractmethod
     def encode(self, rows: Rows, encoding: Encoding) -> Encoded:
         """Turn rows into tokens and, where they have labels, into the columns of `labels_in`.
@@ -172,6 +184,12 @@ class Task(abc.ABC):
         """Return the task with what its settings leave to the outputs of the validation split."""
         return self
 
+    def worded(
+        self, predicted: list[dict[str, Any]], rows: Rows, tokenizer: Tokenizer
+    ) -> list[dict[str, Any]]:
+        """Return what `predict` found with words in place of their numbers."""
+        return predicted
+
     def details(self, outputs: np.ndarray, encoded: Encoded, rows: Rows) -> dict[str, Any]:
         """Return what an evaluation reports besides the metrics, as JSON-able values."""
         return {}
@@ -189,6 +207,38 @@ class Task(abc.ABC):
     def is_labelled(self, encoded: Encoded) -> bool:
         """Whether a split has labels."""
         return self.labels_in.keys() <= encoded.examples.keys() | encoded.tokens.keys()
+
+    def transform(self, batch: Batch, seed: int = 0, epoch: int | None = None) -> Batch:
+        """Return a batch of host arrays as the model is to see it.
+
+        It depends on nothing else than the arguments; epoch None is that of every evaluation.
+        """
+        return batch
+
+    def width(self, encoded: Encoded) -> int:
+        """Return how many numbers there are for an example (or token) of a split: see `reduced`."""
+        return self.num_outputs
+
+    def reduced(self, outputs: Float[Array, 'B S C'], batch: Mapping[str, Array]) -> Array:
+        """Return what metrics and predictions need of a batch's outputs, [B, S, W] or [B, T, W].
+
+        It is computed on the device, so that nothing large leaves it.
+        """
+        return outputs
+
+    def batch_shapes(self, rows: int, length: int, texts: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """Return the shapes of what a batch of the task has beside texts: its labels.
+
+        It has `rows` rows of `length` tokens with `texts` examples each.
+        """
+        return {
+            name: jax.ShapeDtypeStruct(
+                (rows, texts if column.per == 'example' else length)
+                + (self.num_outputs,) * column.wide,
+                column.dtype,
+            )
+            for name, column in self.labels_in.items()
+        }
 
     def parts(self, outputs: Any, batch: Any, label_smoothing: Any = 0.0) -> dict[str, Any]:
         """Return each task's loss and count, where there are several; see `Mixture.parts`."""
@@ -214,14 +264,15 @@ class Task(abc.ABC):
         of a population may do so without ending the others.
 
         Args:
-            outputs: [N, C] for the N examples of `encoded`, or [L, C] for all their L tokens.
+            outputs: what `reduced` returned: [N, W] for the N examples of `encoded`, or [L, W] for
+                all their L tokens; W is `width`, which for most kinds is C.
             encoded: the split as `encode` made it.
             rows: the same as people know it.
 
         Raises:
             ValueError: no labelled examples, or shapes that do not fit.
         """
-        outputs = self._checked(outputs, self._count(encoded))
+        outputs = self._checked(outputs, self._count(encoded), self.width(encoded))
         if not len(encoded) or not self.is_labelled(encoded):
             raise ValueError('metrics need at least one labelled example, but the split has none')
         return self._finite_or_nan(outputs, lambda: self._score(outputs, encoded, rows))
@@ -232,16 +283,18 @@ class Task(abc.ABC):
         Raises:
             ValueError: a shape that does not fit, or outputs that are not finite.
         """
-        outputs = self._finite(self._checked(outputs, self._count(encoded)))
+        given = self._checked(outputs, self._count(encoded), self.width(encoded))
+        outputs = self._finite(given)
         return self._predict(outputs, encoded, rows)
 
     def _count(self, encoded: Encoded) -> int:
         """Return how many vectors of outputs there are for a split."""
         return int(encoded.offsets[-1]) if self.per_token else len(encoded)
 
-    def _checked(self, outputs: np.ndarray, count: int | None = None) -> np.ndarray:
-        outputs, wanted = np.asarray(outputs), ['N' if count is None else count, self.num_outputs]
-        right = outputs.ndim == 2 and outputs.shape[1] == self.num_outputs
+    def _checked(self, outputs: np.ndarray, count: int | None = None, width: int = 0) -> np.ndarray:
+        width = width or self.num_outputs
+        outputs, wanted = np.asarray(outputs), ['N' if count is None else count, width]
+        right = outputs.ndim == 2 and outputs.shape[1] == width
         if not right or count not in (None, len(outputs)):
             shown = ', '.join(map(str, wanted))
             raise ValueError(f'outputs must have the shape [{shown}], not {list(outputs.shape)}')
@@ -324,19 +377,3 @@ def from_json(data: Mapping[str, Any]) -> Task:
     """
     fields = dict(data)
     return kind(fields.pop('name', '')).from_fields(**fields)
-
-
-def masked_sum(
-    example_loss: Callable[[Float32[Array, 'B S C'], Array], Float32[Array, 'B S']],
-    outputs: Float[Array, 'B S C'],
-    labels: Array,
-    mask: Bool[Array, 'B S'],
-) -> tuple[Float32[Array, ''], Float32[Array, '']]:
-    """Sum a loss over the examples of a batch that are real, and count these.
-
-    Empty places are zeroed before the loss as well as after it: a NaN there would otherwise come
-    back through the gradient of the branch that the second `where` discards.
-    """
-    outputs = jnp.where(mask[..., None], outputs.astype(jnp.float32), 0.0)
-    losses = example_loss(outputs, labels)
-    return jnp.where(mask, losses, 0.0).sum(), mask.sum(dtype=jnp.float32)

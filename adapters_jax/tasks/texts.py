@@ -19,7 +19,7 @@ from adapters_jax.tasks.task import Encoding, Objects, Rows, Task
 class TextTask(Task):
     """One label for a text or a pair."""
 
-    label_kind: ClassVar[Literal['class', 'number']]
+    label_kind: ClassVar[Literal['class', 'number', 'classes']]
     takes_steps: ClassVar[bool] = True
 
     @classmethod
@@ -30,6 +30,8 @@ class TextTask(Task):
     @abc.abstractmethod
     def label_column(self, values: Sequence[Any]) -> np.ndarray:
         """Turn the labels of N examples into an array [N], int32 for classes, float32 for numbers.
+
+        Labels that are sets of classes become [N, C], bool.
 
         Raises:
             ValueError: a label that the task cannot stand for.
@@ -65,13 +67,14 @@ class TextTask(Task):
         """Return what is predicted for each row of finite outputs [N, C]."""
 
     def metrics(self, outputs: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-        """Compute the reported metrics of outputs [N, C] and labels [N]; see `score`.
+        """Compute the reported metrics of outputs [N, C] and labels [N], or [N, C]; see `score`.
 
         Raises:
             ValueError: no examples, or shapes that do not fit.
         """
         outputs, labels = self._checked(outputs), np.asarray(labels)
-        if labels.shape != (len(outputs),):
+        wide = self.labels_in['label'].wide
+        if labels.shape != (outputs.shape if wide else (len(outputs),)):
             raise ValueError(f'{len(outputs)} outputs need as many labels, not {labels.shape}')
         if not len(outputs):
             raise ValueError('metrics need at least one labelled example, but the split has none')

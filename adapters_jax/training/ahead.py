@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import topologies
 
-from adapters_jax import sharding, tasks
+from adapters_jax import sharding
 from adapters_jax.config import Config
 from adapters_jax.data.encoded import TAGS
 from adapters_jax.interop.backbones import describe_backbone
@@ -116,7 +116,7 @@ def _experiment(config: Config, labels: int) -> Experiment:
             names[-1:] = [config.task.positive]
         config = config.copy_and_resolve_references()
         config.task.labels = tuple(names)
-    task = make_task(config, None)
+    task = make_task(config, None).fitted(backbone.config.vocabulary, None)
     model = make_model(config, members, task, backbone)
     return Experiment(config, backbone, task, model, {}, {}, members)
 
@@ -142,15 +142,13 @@ def _batch(
             'where texts share a row'
         )
     rows = batching.filled_rows(config, config.training.batch_size, placement.row_parts)
-    labels = tasks.kind(config.task.name).labels_in.items()
     names = ['input_ids', 'token_type_ids', 'positions', 'segments']
     names += [TAGS] if experiment.model.method.known_tags else []
     tokens = dict.fromkeys(names, jnp.int32)
     per_text = {'starts': jnp.int32, 'example_mask': bool, 'example_id': jnp.int32}
-    tokens |= {name: column.dtype for name, column in labels if column.per == 'token'}
-    per_text |= {name: column.dtype for name, column in labels if column.per == 'example'}
     shapes = {name: jax.ShapeDtypeStruct((rows, length), dtype) for name, dtype in tokens.items()}
     shapes |= {name: jax.ShapeDtypeStruct((rows, texts), dtype) for name, dtype in per_text.items()}
+    shapes |= experiment.task.batch_shapes(rows, length, texts)
     where = sharding.by_rows(placement.mesh)
     return sharding.describe(shapes, jax.tree.map(lambda _: where, shapes))
 

@@ -54,9 +54,9 @@ def choose(
     parts = config.training.accumulate if training else devices
     size = config.training.batch_size * (1 if training else 4)
     if _packed(config, model.method):
-        return policies.choose_packing(
-            lengths, size, max_length=config.data.max_length, rows_multiple=parts
-        )
+        # Examples of several texts are longer than a text may be.
+        longest = max(config.data.max_length, int(lengths.max(initial=1)))
+        return policies.choose_packing(lengths, size, max_length=longest, rows_multiple=parts)
     return policies.choose_buckets(lengths, -(-size // parts) * parts)
 
 

@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 from jaxtyping import Float
 
 from adapters_jax.data import pipeline
+from adapters_jax.data.batches import Batch
 from adapters_jax.data.encoded import Encoded
 from adapters_jax.data.policies import Policy
 from adapters_jax.params import Tree
@@ -27,11 +28,13 @@ def outputs(
     pad_id: int,
     mesh: Mesh,
     per_token: bool = False,
-) -> Float[np.ndarray, 'N C']:
+    transform: Callable[[Batch], Batch] | None = None,
+) -> Float[np.ndarray, 'N W']:
     """Return the outputs of every example of a split, in the split's order.
 
     With `per_token` the outputs of `forward` are [B, T, ...], and those of the examples' tokens
-    are returned end to end, as the columns `tokens` of the split are.
+    are returned end to end, as the columns `tokens` of the split are. `transform` is what is done
+    to a batch before the model sees it.
 
     Raises:
         RuntimeError: an example that no batch, or more than one, carried.
@@ -54,7 +57,7 @@ def outputs(
                 collected[example] = values[row, slot]
 
     rows = own_rows(mesh, pipeline.rows_of(policy))
-    for batch in pipeline.eval_batches(encoded, policy, pad_id, rows=rows):
+    for batch in pipeline.eval_batches(encoded, policy, pad_id, rows=rows, transform=transform):
         placed = put_batch(batch, mesh)
         found = forward(trainable, frozen, placed)
         known = (placed[name] for name in ('example_id', 'example_mask', 'starts'))

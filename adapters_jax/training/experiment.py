@@ -29,7 +29,7 @@ from adapters_jax.models.block import REMAT
 from adapters_jax.models.heads import HeadConfig
 from adapters_jax.params import Tree, flatten, merge, partition, unflatten
 from adapters_jax.tasks.task import Encoding, Rows, Task
-from adapters_jax.training import preprocessing
+from adapters_jax.training import fitting, preprocessing
 from adapters_jax.training.members import Members
 from adapters_jax.training.members import load as load_members
 from adapters_jax.training.optimizer import OptimizerConfig
@@ -66,6 +66,7 @@ class Experiment:
         """Return the backbone with a fresh adapter and head, from the config's seed."""
         key = jax.random.fold_in(jax.random.key(self.config.seed), 0)
         tree = self.model.init(key, self.backbone.params)
+        tree = fitting.with_published_head(tree, self.model, self.backbone)
         if not self.members.folders:
             return tree
         own = {self.model.name: self.members.overlay(tree['adapters'][self.model.name])}
@@ -92,7 +93,7 @@ class Experiment:
             max_length=self.config.data.max_length,
             pair='text_b' in self.texts['train'].column_names,
             adapter_params=merge(own, self._frozen()),
-            head_params=trainable['heads'][self.model.name],
+            head_params=trainable.get('heads', {}).get(self.model.name, {}),
             backbone_params=trainable.get('backbone', {}),
             preprocess=self.chain.to_json(),
         )
@@ -140,7 +141,11 @@ def build(
         raise ValueError('there is no training split; set data.train, data.dir or data.name')
     task = make_task(config, texts['train'])
     backbone = backbone or load_backbone(config.backbone, dtype=None)
+    task = task.fitted(
+        backbone.config.vocabulary, lambda: tokenize.load_tokenizer(backbone.directory)
+    )
     model = make_model(config, members, task, backbone, name)
+    fitting.check_texts(task, model)
     splits = encode_splits(config, texts, task, model, backbone, chain)
     return Experiment(config, backbone, task, model, splits, texts, members, chain)
 
@@ -160,7 +165,7 @@ def make_model(
     model = Model(
         config=backbone.config,
         method=members.method.prepare(token_ids),
-        head_config=task.head(HeadConfig(**config.head.to_dict())),
+        head_config=fitting.choose_head(config, task, backbone),
         outputs=task.num_outputs,
         name=name,
         dtype=choose_dtype(config),
@@ -186,7 +191,8 @@ def check_model(model: Model, backbone: Tree) -> None:
     shapes = jax.eval_shape(model.init, jax.random.key(0), backbone)
     names = ('input_ids', 'token_type_ids', 'positions', 'segments')
     batch = dict.fromkeys((*names, TAGS), np.ones((1, 8), np.int32))
-    jax.eval_shape(model.apply, shapes, batch | {'starts': np.zeros((1, 1), np.int32)})
+    batch |= dict.fromkeys(('starts', 'masked'), np.zeros((1, 1), np.int32))
+    jax.eval_shape(model.apply, shapes, batch)
 
 
 # The least value of a key of `training`; below it nothing sensible could be done.

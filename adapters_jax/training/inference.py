@@ -10,8 +10,10 @@ from adapters_jax.interop import adapter_folder
 from adapters_jax.interop.adapter_folder import AdapterFolder
 from adapters_jax.interop.backbones import LoadedBackbone
 from adapters_jax.params import partition
+from adapters_jax.tasks.task import Task
 from adapters_jax.training import batching, evaluation
 from adapters_jax.training.experiment import bind, choose_dtype, choose_frozen_dtype
+from adapters_jax.training.fitting import parameters
 from adapters_jax.training.placement import Placement
 from adapters_jax.training.step import jit_outputs
 
@@ -21,9 +23,12 @@ def outputs(
     backbone: LoadedBackbone,
     encoded: Encoded,
     config: Config,
+    task: Task,
     dropped: int = 0,
-) -> Float[np.ndarray, 'N C']:
-    """Return the outputs for every example, or every token, in order; `dropped` as in AdapterDrop.
+) -> Float[np.ndarray, 'N W']:
+    """Return what the task needs of the outputs for every example, or every token, in order.
+
+    `dropped` is as in AdapterDrop.
 
     Raises:
         ValueError: the backbone is not the one that the adapter was trained on, or the adapter's
@@ -35,17 +40,15 @@ def outputs(
     adapter_folder.check_leaves(folder, *partition(described, model.rules))
     placement = Placement.of(config)
     # The same split as in training, so that frozen weights are in the same number format.
-    trainable, frozen = partition(
-        folder.overlay(backbone.params, model.method.constants(model.config.dimensions)),
-        model.rules,
-    )
+    trainable, frozen = partition(parameters(folder, backbone, model), model.rules)
     return evaluation.outputs(
-        jit_outputs(model),
+        jit_outputs(model, task),
         placement.trainable(trainable),
         placement.frozen(frozen, choose_frozen_dtype(config)),
         encoded,
         batching.choose(config, model, encoded.lengths, placement.row_parts, training=False),
         backbone.config.pad_id,
         placement.mesh,
-        per_token=model.head_config.per_token,
+        per_token=task.per_token,
+        transform=task.transform,
     )

@@ -43,7 +43,8 @@ class MultitaskRun(Trainer):
         config, members = self.config, self.experiment.members.values()
         mixing = self.experiment.mixing(max(1, math.ceil(config.training.epochs)))
         groups = [member.splits['train'].lengths for member in members]
-        longest = max(member.config.data.max_length for member in members)
+        longest = max(int(lengths.max()) for lengths in groups)
+        longest = max(longest, *(member.config.data.max_length for member in members))
         method = self.experiment.model.method
         policy = batching.choose_mixed(config, method, groups, mixing, longest)
         if config.training.steps:
@@ -60,7 +61,8 @@ class MultitaskRun(Trainer):
         super()._prepare_state()
         self.progress = MultitaskProgress()
         self.forwards = {
-            name: jit_outputs(member.model) for name, member in self.experiment.members.items()
+            name: jit_outputs(member.model, member.task)
+            for name, member in self.experiment.members.items()
         }
 
     def _restore_progress(self, values: dict[str, Any]) -> None:
@@ -84,6 +86,7 @@ class MultitaskRun(Trainer):
             self.pad_id,
             self.mesh,
             per_token=self.experiment.member(split).task.per_token,
+            transform=self.experiment.member(split).task.transform,
         )
 
     def _evaluate(self) -> None:

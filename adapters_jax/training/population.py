@@ -20,6 +20,7 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from adapters_jax.model import Batch, Model
 from adapters_jax.params import Tree, flatten, merge, unflatten
+from adapters_jax.tasks.task import Task
 from adapters_jax.training import step as steps
 
 MakeOptimizer = Callable[[Float[Array, ''], Float[Array, '']], optax.GradientTransformation]
@@ -161,22 +162,24 @@ def jit_population_step(state: State, **fixed: Any) -> PopulationStep:
 
 
 def jit_population_outputs(
-    model: Model, chunk: int
-) -> Callable[[tuple[State, Traits], Tree, Batch], Float[Array, 'B S N C']]:
-    """Compile the forward pass of all members, without dropout.
+    model: Model, chunk: int, task: Task
+) -> Callable[[tuple[State, Traits], Tree, Batch], Float[Array, 'B S N W']]:
+    """Compile the forward pass of all members, without dropout, and what the task needs of it.
 
-    The outputs of a member that is not alive may be zeros.
+    That of a member which is not alive may be zeros.
     """
 
     def outputs(trained, frozen, batch):
         batch = with_trunk(model, trained[0].trainable, frozen, batch)
 
-        def one(item: tuple[State, Traits]) -> Float[Array, 'B S C']:
+        def one(item: tuple[State, Traits]) -> Float[Array, 'B S W']:
             state, member = item
             trainable = steps.scaled(state.trainable, member.multipliers)
-            return model.apply(merge(trainable, frozen, member.constants), batch)
+            return task.reduced(
+                model.apply(merge(trainable, frozen, member.constants), batch), batch
+            )
 
-        def ended(item: tuple[State, Traits]) -> Float[Array, 'B S C']:
+        def ended(item: tuple[State, Traits]) -> Float[Array, 'B S W']:
             return _zeros(jax.eval_shape(one, item))
 
         return jnp.moveaxis(over_members(one, ended, trained, chunk), 0, 2)

@@ -77,7 +77,7 @@ class PopulationRun(Run):
         self.progress = PopulationProgress(0.0, members, {name: [] for name in self.names})
         trainable = population.stack([own.trainable for own in self.own])
         common, different = population.split_common(
-            [{'adapters': own.frozen.get('adapters', {})} for own in self.own]
+            [{b: own.frozen.get(b, {}) for b in ('adapters', 'heads')} for own in self.own]
         )
         backbone = {'backbone': self.own[0].frozen.get('backbone', {})}
         frozen = params.merge(backbone, common)
@@ -97,7 +97,9 @@ class PopulationRun(Run):
             chunk=self.chunk,
             **self.step_options,
         )
-        self._forward = population.jit_population_outputs(self.model, self.chunk)
+        self._forward = population.jit_population_outputs(
+            self.model, self.chunk, self.experiment.task
+        )
 
     def _make_inputs(self, constants: Tree) -> Traits:
         """Return what tells the members apart in a step."""
@@ -261,7 +263,7 @@ class PopulationRun(Run):
             one.message(f'{self.names[index]} {what}')
 
     def forward(self, trainable: Tree, frozen: Tree, batch: Mapping[str, jax.Array]) -> jax.Array:
-        """Return the outputs of all members, [B, S, N, C]; of those that ended perhaps zeros."""
+        """Return the outputs of all members, [B, S, N, W]; of those that ended perhaps zeros."""
         state = self.state.replace(trainable=trainable, opt_state=())
         return self._forward((state, self.inputs), frozen, batch)
 

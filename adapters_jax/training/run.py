@@ -118,8 +118,15 @@ class Run(abc.ABC):
         first, last = sharding.own_rows(self.mesh, self.rows)
         self.own_rows = last - first
         held = min(first, self.plan.rows), min(last, self.plan.rows)
+        transform = self.experiment.task.transform
         self.iterator = pipeline.train_batches(
-            self.data, policy, seed, self.pad_id, mixing=mixing, rows=held
+            self.data,
+            policy,
+            seed,
+            self.pad_id,
+            mixing=mixing,
+            rows=held,
+            transform=lambda batch, epoch: transform(batch, seed, epoch),
         )
         self.eval_policies = {
             name: self._choose_evaluation(name, devices)
@@ -312,6 +319,7 @@ class Run(abc.ABC):
             self.pad_id,
             self.mesh,
             per_token=self.experiment.task.per_token,
+            transform=self.experiment.task.transform,
         )
 
     def _save_checkpoint(self, metric: float | None) -> None:

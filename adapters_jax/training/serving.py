@@ -20,6 +20,7 @@ from adapters_jax.interop.adapter_folder import AdapterFolder
 from adapters_jax.interop.backbones import LoadedBackbone
 from adapters_jax.model import Model
 from adapters_jax.models.heads import HeadBank, HeadConfig
+from adapters_jax.tasks.task import Task
 from adapters_jax.training import batching, evaluation, experiment, inference
 from adapters_jax.training.placement import Placement
 from adapters_jax.training.step import jit_outputs
@@ -46,9 +47,10 @@ def outputs(
     loaded: LoadedBackbone,
     encoded: Mapping[str, Encoded],
     config: Config,
+    tasks: Mapping[str, Task],
     dropped: int = 0,
 ) -> dict[str, np.ndarray]:
-    """Return, for each adapter, the outputs [N, C] for the examples that are encoded for it.
+    """Return, for each adapter, the outputs [N, W] for the examples that are encoded for it.
 
     In the `dropped` lowest layers every adapter is left out (AdapterDrop).
     """
@@ -57,33 +59,36 @@ def outputs(
     if len(shared) < 2:
         shared = {}
     found = {
-        name: inference.outputs(folder, loaded, encoded[name], config, dropped)
+        name: inference.outputs(folder, loaded, encoded[name], config, tasks[name], dropped)
         for name, folder in used.items()
         if name not in shared
     }
-    for names in _groups(shared):
+    for names in _groups(shared, tasks):
         group = {name: adapters[name] for name in names}
         own = {name: encoded[name] for name in names}
-        found |= _routed(group, loaded, own, config, dropped)
+        found |= _routed(group, loaded, own, config, tasks, dropped)
     return found
 
 
-def _groups(adapters: Mapping[str, AdapterFolder]) -> list[list[str]]:
+def _groups(adapters: Mapping[str, AdapterFolder], tasks: Mapping[str, Task]) -> list[list[str]]:
     """Return the names of adapters whose texts can lie in the same batches.
 
     Texts with and without vectors inserted among them are laid out in rows of their own; outputs
-    are either of texts or of tokens.
+    are either of texts, of tokens or of several texts together.
     """
-    groups: dict[tuple[bool, bool], list[str]] = {}
+    groups: dict[tuple[bool, ...], list[str]] = {}
     for name, folder in adapters.items():
-        per_token = HeadConfig.from_json(folder.head).per_token
-        key = registry.from_json(folder.method).packable, per_token
+        task = tasks[name]
+        packable = registry.from_json(folder.method).packable
+        key = packable, task.per_token, task.several_texts
         groups.setdefault(key, []).append(name)
     return list(groups.values())
 
 
 def can_share(folder: AdapterFolder) -> bool:
     """Tell whether an adapter can be chosen by row."""
+    if HeadConfig.from_json(folder.head).scores_words:
+        return False
     try:
         Bank(members={folder.name: registry.from_json(folder.method)})
     except ValueError:
@@ -126,6 +131,7 @@ def _routed(
     loaded: LoadedBackbone,
     encoded: Mapping[str, Encoded],
     config: Config,
+    tasks: Mapping[str, Task],
     dropped: int,
 ) -> dict[str, np.ndarray]:
     model, tree = bank_of(adapters, loaded, dropped)
@@ -140,10 +146,11 @@ def _routed(
     pad_id = loaded.config.pad_id
     given = {}, placed, joined, policy, pad_id, placement.mesh
     per_token = model.heads.per_token
-    found = evaluation.outputs(jit_outputs(model), *given, per_token=per_token)
+    task = tasks[next(iter(adapters))]  # of one kind with the others in what it needs
+    found = evaluation.outputs(jit_outputs(model, task), *given, per_token=per_token)
     sizes = [encoded[name].offsets[-1] if per_token else len(encoded[name]) for name in adapters]
     parts = np.split(found, np.cumsum(sizes)[:-1])
-    widths = [outputs for _, _, outputs in model.heads.heads]
+    widths = [tasks[name].width(encoded[name]) for name in adapters]
     return {n: part[:, :w] for n, part, w in zip(adapters, parts, widths, strict=True)}
 
 

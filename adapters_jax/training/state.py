@@ -56,7 +56,7 @@ def prepare(
         **step_options(config),
     )
     key = placement.put(jax.random.fold_in(jax.random.key(config.seed), 1))
-    return Start(trainable, frozen, opt_state, key, step, jit_outputs(model))
+    return Start(trainable, frozen, opt_state, key, step, jit_outputs(model, experiment.task))
 
 
 def step_options(config: Config) -> dict[str, Any]:

@@ -200,6 +200,16 @@ class RobustStep:
         return sum(step._cache_size() for step in self._steps)
 
 
-def jit_outputs(model: Model) -> Callable[[Tree, Tree, Batch], Float[Array, 'B S C']]:
-    """Compile the forward pass: outputs of every example of a batch, without dropout."""
-    return jax.jit(lambda trainable, frozen, batch: model.apply(merge(trainable, frozen), batch))
+def jit_outputs(
+    model: Model, task: Task | None = None
+) -> Callable[[Tree, Tree, Batch], Float[Array, 'B S W']]:
+    """Compile the forward pass: outputs of every example of a batch, without dropout.
+
+    With a task it is what the task needs of them (`Task.reduced`).
+    """
+
+    def outputs(trainable: Tree, frozen: Tree, batch: Batch) -> Float[Array, 'B S W']:
+        found = model.apply(merge(trainable, frozen), batch)
+        return found if task is None else task.reduced(found, batch)
+
+    return jax.jit(outputs)

@@ -19,13 +19,13 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Float, Int64
+from jaxtyping import Array, Float, Int64
 
 from adapters_jax import processes
 from adapters_jax.config import Config
 from adapters_jax.data import pipeline, policies
 from adapters_jax.data.batches import Batch
-from adapters_jax.data.encoded import Encoded
+from adapters_jax.data.encoded import PART, Encoded
 from adapters_jax.data.stored import Stored, check_room, readable
 from adapters_jax.model import Model
 from adapters_jax.params import Tree
@@ -41,6 +41,7 @@ TEXT = ('input_ids', 'token_type_ids')  # the token columns that a trunk reads
 READ = (*TEXT, 'positions', 'segments', 'starts')  # and what of a batch it needs
 
 _LOG = logging.getLogger(__name__)
+_NUMBER = 'number'  # a token column that is only there while the trunk is computed
 _IN_FLIGHT = 2  # batches that the device works on while the host stores the one before
 
 Outputs = Callable[[Batch], Float[Array, 'B T N D']]
@@ -72,7 +73,7 @@ class Trunk:
             'width': self.width,
             'computed': self.computed,
             'dtype': self.dtype,
-            'text': encoded.fingerprint(TEXT),
+            'text': encoded.fingerprint([*TEXT, *({PART} & encoded.tokens.keys())]),
         }
         name = hashlib.sha256(json.dumps(of, sort_keys=True).encode()).hexdigest()[:32]
         shape = (int(encoded.offsets[-1]), self.vectors, self.width)
@@ -120,6 +121,11 @@ def attach(experiment: Experiment, mesh: Mesh) -> Experiment:
     check(config)
     if config.training.trunk_cache == 'none':
         return experiment
+    if experiment.task.draws:
+        raise ValueError(
+            f'training.trunk_cache is {config.training.trunk_cache!r}, but {experiment.task.name} '
+            "hides other words in each epoch, so nothing could be kept; set it to 'none'"
+        )
     shapes = jax.eval_shape(experiment.init_params)
     if model.trunk(shapes).layer == 0:
         _LOG.info('The lowest layer is adapted, so there is no trunk whose outputs could be kept.')
@@ -291,22 +297,14 @@ def _computed(
 
     def finished() -> tuple[np.ndarray, np.ndarray]:
         batch, result = waiting.popleft()
-        return token_numbers(encoded, batch), np.asarray(to_host(result))[_real(batch)]
+        real = batch['segments'] > 0
+        return batch[_NUMBER][real], np.asarray(to_host(result))[real]
 
-    for batch in pipeline.eval_batches(encoded, policy, pad_id):
+    numbers = {_NUMBER: np.arange(encoded.offsets[-1])}
+    numbered = dataclasses.replace(encoded, tokens=encoded.tokens | numbers)
+    for batch in pipeline.eval_batches(numbered, policy, pad_id):
         waiting.append((batch, outputs(batch)))
         if len(waiting) > _IN_FLIGHT:
             yield finished()
     while waiting:
         yield finished()
-
-
-def token_numbers(encoded: Encoded, batch: Batch) -> Int64[np.ndarray, ' M']:
-    """Return the number in its split of each real token of a batch, row by row."""
-    row, _ = np.nonzero(_real(batch))
-    example = batch['example_id'][row, batch['segments'][_real(batch)] - 1]
-    return encoded.offsets[example] + batch['positions'][_real(batch)]
-
-
-def _real(batch: Batch) -> Bool[np.ndarray, 'B T']:
-    return batch['segments'] > 0

@@ -1,0 +1,56 @@
+"""The head of a masked language model: from hidden states to scores of words.
+
+It is the one that BERT and RoBERTa are pretrained under (Devlin et al. 2019, task 1): a dense
+layer, the activation and a LayerNorm, then the product with the word embeddings themselves, and a
+bias for each word. Scores are computed in the asked places only: over all tokens they would be
+larger than the whole forward pass.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from adapters_jax import functional, quantize
+from adapters_jax.models.bert import BertConfig
+
+Tree = dict[str, Any]
+Undo = Callable[[Float[Array, 'B M D']], Float[Array, 'B M D']]
+
+
+def init(key: PRNGKeyArray, hidden: int, vocabulary: int) -> Tree:
+    """Return fresh parameters; the word embeddings are the backbone's."""
+    return {
+        'transform': {
+            'kernel': 0.02 * jax.random.normal(key, (hidden, hidden)),
+            'bias': jnp.zeros(hidden),
+        },
+        'norm': {'scale': jnp.ones(hidden), 'bias': jnp.zeros(hidden)},
+        'words': {'bias': jnp.zeros(vocabulary)},
+    }
+
+
+def apply(
+    params: Mapping[str, Any],
+    hidden: Float[Array, 'B T D'],
+    places: Int[Array, 'B M'],
+    table: Float[Array, 'V D'] | quantize.Quantized,
+    config: BertConfig,
+    undo: Undo = lambda x: x,
+) -> Float[Array, 'B M V']:
+    """Return the logits of every word in M places of each row, in float32.
+
+    `table` is the backbone's word embeddings; `undo` takes back what an adapter did to the embedded
+    input, which these vectors stand for (Pfeiffer et al. 2020, section 3.3).
+    """
+    x = jnp.take_along_axis(hidden, places[:, :, None], axis=1)
+    x = functional.dense(x.astype(jnp.float32), **params['transform'])
+    # RoBERTa's head has its own activation, whatever its config says of the blocks.
+    name = 'gelu' if config.family == 'roberta' else config.block.activation
+    x = functional.activation(name)(x)
+    norm = params['norm']
+    x = undo(functional.layer_norm(x, norm['scale'], norm['bias'], config.block.norm_epsilon))
+    scores = quantize.against_rows(x.astype(hidden.dtype), table)
+    return scores + params['words']['bias'].astype(jnp.float32).reshape(1, 1, -1)

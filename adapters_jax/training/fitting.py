@@ -1,0 +1,76 @@
+"""What task, method and checkpoint must agree on: whose head it is, and which texts share rows."""
+
+import dataclasses
+
+from adapters_jax.adapters import composed
+from adapters_jax.config import Config
+from adapters_jax.interop import language_heads
+from adapters_jax.interop.adapter_folder import AdapterFolder
+from adapters_jax.interop.backbones import LoadedBackbone
+from adapters_jax.model import Model
+from adapters_jax.models.heads import HeadConfig
+from adapters_jax.params import Tree
+from adapters_jax.tasks.task import Task
+
+
+def choose_head(config: Config, task: Task, backbone: LoadedBackbone) -> HeadConfig:
+    """Return the head that the config asks for as the task needs it.
+
+    Raises:
+        ValueError: one that is not to be trained, and that no checkpoint has.
+    """
+    head = task.head(HeadConfig(**config.head.to_dict()))
+    there = head.scores_words and language_heads.exists(backbone)
+    if head.train == 'none' and not there:
+        raise ValueError(
+            "head.train is 'none', but the head does not come with the checkpoint, so it would "
+            "stay as it is drawn; set head.train='auto'"
+        )
+    if not head.scores_words or head.train != 'auto':
+        return head
+    return dataclasses.replace(head, train='none' if there else 'all')
+
+
+def check_texts(task: Task, model: Model) -> None:
+    """Refuse a method that cannot do with several texts in a row where the task has them.
+
+    Raises:
+        ValueError: naming both.
+    """
+    blocks = getattr(model.method, 'tree', None)
+    kinds = {block.kind for block in composed.blocks_of(blocks)} if blocks else set()
+    if model.head_config.scores_words and kinds - {'stack'}:
+        raise ValueError(
+            f'{task.name} under {model.method.expression}: what the adapters do to the embedded '
+            'input must be undone before the output embeddings, which only stack(...) can'
+        )
+    if task.several_texts and not model.method.packable:
+        raise ValueError(
+            f'an example of {task.name} is several texts in one row, but vectors that '
+            f'{model.method.architecture} inserts would be common to all of them; choose a method '
+            'without prompt_tuning, split, batch_split and parallel'
+        )
+
+
+def with_published_head(tree: Tree, model: Model, backbone: LoadedBackbone) -> Tree:
+    """Return fresh parameters with the checkpoint's language head, where the model has one."""
+    published = language_heads.read(backbone) if model.head_config.scores_words else {}
+    return tree | {'heads': {model.name: published}} if published else tree
+
+
+def parameters(folder: AdapterFolder, backbone: LoadedBackbone, model: Model) -> Tree:
+    """Return all parameters of the model that `bind` made of a finished adapter.
+
+    Raises:
+        ValueError: it was trained under a language head that the backbone's checkpoint lacks.
+    """
+    tree = folder.overlay(backbone.params, model.method.constants(model.config.dimensions))
+    if model.head_config.train != 'none':
+        return tree
+    published = language_heads.read(backbone)
+    if not published:
+        raise ValueError(
+            f'the adapter {folder.name!r} was trained under the language head of its checkpoint, '
+            f'which {backbone.directory} does not have; use the whole checkpoint'
+        )
+    return tree | {'heads': {folder.name: published}}

@@ -1,0 +1,91 @@
+"""Questions with candidates from the columns that data sets have them in."""
+
+import json
+
+import pytest
+
+from adapters_jax.data import sources
+from adapters_jax.data.choices import Choices
+
+
+def read(tmp_path, name, text, **data):
+    path = tmp_path / name
+    path.write_text(text)
+    given = {'train': str(path)} | data
+    return sources.read(given, Choices.of(given))['train'].to_list()
+
+
+def read_lines(tmp_path, *lines, **data):
+    return read(tmp_path, 'in.jsonl', '\n'.join(map(json.dumps, lines)), **data)
+
+
+def test_lists_of_any_length(tmp_path):
+    found = read_lines(
+        tmp_path,
+        {'context': 'c', 'question': 'q', 'choices': ['x', 'y'], 'label': 1},
+        {'context': 'd', 'question': None, 'choices': ['x', 'y', 'z'], 'label': 'C'},
+        {'context': 'e', 'question': 'r', 'choices': ['x', 'y'], 'label': 'x'},
+    )
+    assert found == [
+        {'text_a': 'c', 'text_b': 'q', 'choices': ['x', 'y'], 'label': 1},
+        {'text_a': 'd', 'text_b': '', 'choices': ['x', 'y', 'z'], 'label': 2},
+        {'text_a': 'e', 'text_b': 'r', 'choices': ['x', 'y'], 'label': 0},
+    ]
+
+
+ONE = {'text_a': 'p', 'choices': ['x', 'y'], 'label': 1}
+PAIR = ONE | {'text_b': 'q'}
+
+
+@pytest.mark.parametrize(
+    ('cells', 'data', 'expected'),
+    [
+        ('video-id,sent1,sent2,ending0,ending1,label\n7,p,q,x,y,1', {}, PAIR),  # SWAG
+        ('premise,choice1,choice2,question,idx,label\np,x,y,q,0,1', {}, PAIR),  # COPA
+        ('ctx,ctx_a,ctx_b,ending0,ending1,label\npq,p,q,x,y,1', {}, PAIR),  # HellaSwag
+        ('sentence,option1,option2,answer\np,x,y,2', {'first_choice': 1}, ONE),  # WinoGrande
+        ('goal,sol1,sol2,label\np,x,y,1', {}, ONE),  # PIQA
+        ('context,question,answerA,answerB,answerC,label\np,q,x,y,,B', {}, PAIR),  # SocialIQA
+        ('id,a,b,right,left,label\n9,x,y,p,q,b',
+         {'columns': {'text_a': 'right', 'text_b': 'left', 'choices': 'a+b'}}, PAIR),
+    ],
+)  # fmt: skip
+def test_tables_with_a_column_for_each_candidate(tmp_path, cells, data, expected):
+    assert read(tmp_path, 'in.csv', cells + '\n', **data) == [expected]
+
+
+def test_lists_as_race_and_arc_have_them(tmp_path):
+    race = {'article': 'p', 'question': 'q', 'options': ['x', 'y'], 'answer': 'B', 'id': '1'}
+    assert read_lines(tmp_path, race) == [PAIR]
+    own = {'text': ['x', 'y'], 'label': ['1', '2']}
+    arc = {'id': 'a', 'question': 'p', 'choices': own, 'answerKey': '2'}
+    assert read_lines(tmp_path, arc) == [ONE]
+
+
+def test_copas_questions_are_spelt_out(tmp_path):
+    line = {'premise': 'p', 'question': 'cause', 'choice1': 'x', 'choice2': 'y', 'label': 1}
+    assert read_lines(tmp_path, line)[0]['text_b'] == 'What was the cause?'
+
+
+@pytest.mark.parametrize(
+    ('line', 'data', 'message'),
+    [
+        ({'text': 'p', 'label': 1}, {}, r"no columns are known to hold the candidates.*'text', 'l"),
+        ({'foo': 'p', 'choices': ['x', 'y'], 'label': 1}, {}, 'no column is known to hold what'),
+        ({'text': 'p', 'choices': ['x', 'y']}, {}, 'no column could hold the label'),
+        ({'text': 'p', 'choices': ['x', 'y'], 'label': 1, 'gold': 1}, {}, 'several columns could'),
+        ({'text': 'p', 'choices': ['x'], 'label': 0}, {}, r"line 1: the candidates are \['x'\]; e"),
+        ({'text': 'p', 'choices': ['x', ' '], 'label': 0}, {}, 'line 1: the candidates are'),
+        ({'text': ' ', 'choices': ['x', 'y'], 'label': 0}, {}, "line 1: ' ' stands where the text"),
+        ({'text': 'p', 'choices': ['x', 'y'], 'label': 2}, {}, 'label 2 is none of the 2 candida'),
+        ({'text': 'p', 'choices': ['x', 'y'], 'label': 'z'}, {}, "label 'z' is none of the 2"),
+        ({'text': 'p', 'choices': ['x', 'x'], 'label': 'x'}, {}, "label 'x' is none of the 2"),
+        ({'text': 'p', 'choices': ['x', 'y'], 'label': None}, {}, 'no label, here or on any later'),
+        ({'text': 'p', 'choices': ['x', 'y'], 'label': 0}, {'columns': {'choices': 'a+b'}},
+         r"no column 'a' \(data.columns.choices\)"),
+        ({'text': 'p', 'choices': ['x', 'y'], 'label': 0}, {'first_choice': 1}, 'number from 1'),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_named(tmp_path, line, data, message):
+    with pytest.raises(ValueError, match=message):
+        read_lines(tmp_path, line, **data)
