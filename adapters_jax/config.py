@@ -154,7 +154,8 @@ def _data() -> Config:
             # A GLUE task: cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte, wnli.
             'glue': '',
             # Explicit files instead of a folder: CSV, TSV, JSONL, JSON, Parquet or text, also .gz;
-            # for tagging CoNLL, CoNLL-U, JSONL, JSON or Parquet.
+            # for tagging CoNLL, CoNLL-U, JSONL, JSON or Parquet. Of a JSON object of lists
+            # FILE.json#KEY, or FILE.json#KEY+KEY for two after each other.
             'train': '',
             'validation': '',
             'test': '',
@@ -163,6 +164,8 @@ def _data() -> Config:
             # text_a is the words (the first column; FORM), label the tags (the last; UPOS).
             # `choices`, of 'multiple_choice': that of a list, or several: 'ending0+ending1'.
             'columns': ConfigDict({'text_a': '', 'text_b': '', 'label': '', 'choices': ''}),
+            # Whether rows with an empty text are left out, and counted in the log; else refused.
+            'skip_empty': False,
             # What stands between the labels of a text that has several ('multi_label').
             'label_separator': ',',
             # The number that the first candidate has in the labels of 'multiple_choice'.
@@ -171,7 +174,8 @@ def _data() -> Config:
             'header': 'auto',
             # The files' encoding; a byte-order mark is dropped by 'utf-8-sig'.
             'encoding': 'utf-8-sig',
-            # The character between columns; empty: by the file's ending.
+            # The character between columns; empty: by the file's ending, which may be any other
+            # one where this is set.
             'delimiter': '',
             # 'csv': quotes delimit fields; 'none': quotes are text; 'auto': 'csv' for .csv files,
             # 'none' for others.

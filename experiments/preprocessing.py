@@ -5,9 +5,8 @@
 
 Questions by type (TREC) with the attention adapter, on the texts as they are, without their stop
 words and, where somebody is given who tags, with parts of speech, of the whole sentence, in the
-adapter's embedding layer. DATA holds TREC.train.all and TREC.test.all (a line is `LABEL text`, in
-Latin-1). Runs that are finished are not run again. Writes DIR/data/ (the same questions as JSONL),
-DIR/ROW_SEED/ (workdirs), DIR/preprocessing.json and .md.
+adapter's embedding layer. DATA holds TREC.train.all and TREC.test.all. Runs that are finished are
+not run again. Writes DIR/ROW_SEED/ (workdirs), DIR/preprocessing.json and .md.
 """
 
 import json
@@ -26,11 +25,10 @@ from adapters_jax.evaluate import evaluate
 from adapters_jax.train import train
 from adapters_jax.training import preprocessing
 from adapters_jax.training.provenance import describe
-from configs import text_classification
+from configs import text_sets
 from experiments.output import write
 
 STOP_WORDS = 'stop_words[language=en]'
-SPLITS = ('train', 'test')
 
 
 def variants(tagger: str) -> dict[str, tuple[str, ...]]:
@@ -42,38 +40,12 @@ def variants(tagger: str) -> dict[str, tuple[str, ...]]:
     return rows
 
 
-def write_questions(source: Path, target: Path) -> Path:
-    """Write TREC's two files as JSONL, which says what is a label and what a text.
-
-    Raises:
-        FileNotFoundError: one of them is not there.
-        ValueError: a line that is not a label and a text.
-    """
-    for split in SPLITS:
-        path = source / f'TREC.{split}.all'
-        if not path.is_file():
-            raise FileNotFoundError(f'--data: there is no {path}; expected a file of `LABEL text`')
-        rows = []
-        for number, line in enumerate(path.read_text('latin-1').split('\n'), 1):
-            label, _, text = line.strip().partition(' ')
-            if line.strip() and not text:
-                raise ValueError(f'{path}, line {number} is {line!r}; expected `LABEL text`')
-            rows += [{'text': text, 'label': label}] if text else []
-        lines = ''.join(json.dumps(row, ensure_ascii=False) + '\n' for row in rows)
-        files.write_text(target / f'{split}.jsonl', lines)
-    return target
-
-
-def make_config(data: Path, steps: Chain, seed: int, epochs: float) -> Config:
+def make_config(data: str, steps: Chain, seed: int, epochs: float) -> Config:
     """Return the config of one run; the method reads tags where the steps give any."""
-    config = text_classification.get_config(f'method=attention[tags={steps.num_tags}]')
-    config.data.dir = str(data)
+    config = text_sets.get_config(f'task=trec,method=attention[tags={steps.num_tags}]')
+    config.data.dir = data
     config.data.preprocess = steps.names
-    config.data.split_fractions = (0.1, 0.0)
-    config.data.max_length = 64
-    config.task.primary = 'accuracy'
-    config.optimizer.learning_rate = 2e-3
-    config.training.epochs, config.training.patience, config.seed = epochs, 0, seed
+    config.training.epochs, config.seed = epochs, seed
     return config
 
 
@@ -124,11 +96,10 @@ def main(output: str, data: str, spacy: str, tagger: str, seeds: int, epochs: fl
     load = preprocessing.load_adapter_tagger
     chains = {name: chain.create(steps, load) for name, steps in rows.items()}
     directory = files.make_directory(output)
-    questions = write_questions(Path(data), files.make_directory(directory / 'data'))
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in rows}
     for seed in range(seeds):
         for name, steps in chains.items():
-            config = make_config(questions, steps, seed, epochs)
+            config = make_config(data, steps, seed, epochs)
             runs[name].append(score(config, directory / f'{name}_{seed}'))
     result = {
         'seeds': list(range(seeds)),

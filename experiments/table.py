@@ -9,8 +9,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from experiments.text_tasks import RESULTS, TASKS
+
 README = Path(__file__).parents[1] / 'README.md'
-RESULTS = Path(__file__).parent / 'results'
 # What each benchmark of the README is rendered by; its file and its marks have the same name.
 BENCHES = {
     'mixed_adapters': 'experiments.bench.mixed_adapters',
@@ -22,7 +23,8 @@ BENCHES = {
     'frozen_dtype_scores': 'experiments.frozen_dtype_scores',
     'faults': 'experiments.faults.report',
 }
-TITLES = {'trec': 'TREC questions, 6 classes', 'rte': 'RTE (GLUE)', 'stsb': 'STS-B, English'}
+# Methods that are no adapters: their rows stand below those of adapters.
+BASELINES = ('full', 'head')
 
 
 def render(results: list[dict[str, Any]]) -> str:
@@ -49,7 +51,7 @@ def _row(result: dict[str, Any]) -> str:
     spread = f' ± {score["deviation"]:.3f}' if len(result['seeds']) > 1 else ''
     minutes = sum(result['seconds']) / len(result['seconds']) / 60
     cells = (
-        TITLES[result['task']],
+        TASKS[result['task']].title,
         f'`{result["method"]}`',
         f'{result["trainable_parameters"]:,} ({share:.1f} %)',
         metric,
@@ -64,8 +66,14 @@ def _row(result: dict[str, Any]) -> str:
 def read_results() -> list[dict[str, Any]]:
     """Return the stored results in the order of the table."""
     results = [json.loads(path.read_text()) for path in RESULTS.glob('*.json')]
-    order = list(TITLES)
-    return sorted(results, key=lambda r: (order.index(r['task']), r['method']))
+    tasks = list(TASKS)
+
+    def place(result: dict[str, Any]) -> tuple[int, int, str]:
+        method = result['method']
+        rank = BASELINES.index(method) + 1 if method in BASELINES else 0
+        return tasks.index(result['task']), rank, method
+
+    return sorted(results, key=place)
 
 
 def insert(text: str, table: str, name: str = 'results') -> str:

@@ -1,72 +1,119 @@
-"""The results table of the README: three text tasks, several seeds, one command.
+"""The results table of the README: text tasks, methods and seeds, one command.
 
-    python -m experiments.text_tasks --output=DIR --glue=GLUE --stsb=STSB [--tasks=trec,rte,stsb]
+    python -m experiments.text_tasks --output=DIR --data=DATA [--tasks=trec,rte,...]
+        [--methods=houlsby,full,head] [--seeds=3]
 
-GLUE holds RTE/train.tsv and RTE/dev.tsv; STSB holds stsb-en-train.csv, stsb-en-dev.csv and
-stsb-en-test.csv (sentence, sentence, score from 0 to 5; no header). Runs that are finished are not
-run again. Writes DIR/TASK_METHOD_SEED/ (workdirs) and results/TASK_METHOD.json beside this file;
-`python -m experiments.table` puts these into the README.
+DATA holds public sets as they are handed out, each in its folder: glue/RTE (train.tsv, dev.tsv),
+stsb_multi_mt (stsb-en-train.csv, -dev, -test: sentence, sentence, score; no header), sentences,
+banking77 and clinc150 (see configs/text_sets.py), ud_ewt (UD English EWT), wnut17, and xquad
+(xquad.en.json). Runs that are finished are not run again. Writes DIR/TASK_METHOD_SEED/ (workdirs)
+and results/TASK_METHOD.json beside this file; `python -m experiments.table` puts these into the
+README.
 """
 
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from absl import flags
 
 from adapters_jax import entry, files
-from adapters_jax.config import Config
+from adapters_jax.config import Config, assign
 from adapters_jax.evaluate import evaluate
 from adapters_jax.train import train
-from configs import glue, quickstart, text_classification
+from configs import glue, question_answering, quickstart, tagging, text_classification, text_sets
 
 RESULTS = Path(__file__).parent / 'results'
 
 
-def trec(method: str, _: dict[str, Path]) -> tuple[Config, str, str]:
-    """Questions by type: the quickstart, on its 1,000 held-out questions."""
-    command = f'--config=configs/quickstart.py:method={method}'
-    return quickstart.get_config(f'method={method}'), 'test', command
+class Task(NamedTuple):
+    """A row of the table for each method.
+
+    `options` are those of the command beside its config; DIR in them stands for the data's folder.
+    """
+
+    title: str
+    config: str  # the file, and what it is given beside the method
+    make: Callable[[str], Config]
+    folder: str = ''
+    options: tuple[str, ...] = ()
+    split: str = 'test'
 
 
-def rte(method: str, folders: dict[str, Path]) -> tuple[Config, str, str]:
-    """Textual entailment (GLUE), on its validation set, as papers report it."""
-    config = glue.get_config(f'task=rte,method={method}')
-    config.data.dir = str(folders['glue'])
-    command = f'--config=configs/glue.py:task=rte,method={method} --config.data.dir=GLUE'
-    return config, 'validation', command
+STSB = (
+    *(f'data.{to}=DIR/stsb-en-{of}.csv' for to, of in (('train', 'train'), ('validation', 'dev'))),
+    'data.test=DIR/stsb-en-test.csv',
+    'data.header=false',
+    *(f'data.columns.{key}={n}' for n, key in enumerate(('text_a', 'text_b', 'label'))),
+    'training.epochs=3.0',
+)
+WNUT = (
+    'data.train=DIR/wnut17train.conll',
+    'data.validation=DIR/emerging.dev.conll',
+    'data.test=DIR/emerging.test.annotated',
+    'training.epochs=6.0',
+)
+SETS = {
+    'trec_500': ('trec', 'sentences', 'TREC, the 500 test questions'),
+    'cr': ('cr', 'sentences', 'CR, customer reviews'),
+    'subj': ('subj', 'sentences', 'Subj, subjectivity'),
+    'mpqa': ('mpqa', 'sentences', 'MPQA, opinions'),
+    'banking77': ('banking77', 'banking77', 'banking77, 77 intents'),
+    'clinc150': ('clinc150', 'clinc150', 'clinc150, 150 intents and none of them'),
+}
+TASKS = {
+    'trec': Task('TREC questions, 6 classes', 'quickstart.py:', quickstart.get_config),
+    'rte': Task(
+        *('RTE (GLUE)', 'glue.py:task=rte,', glue.get_config, 'glue', ('data.dir=DIR',)),
+        split='validation',  # as papers report it
+    ),
+    'stsb': Task(
+        *('STS-B, English', 'text_classification.py:task=regression,'),
+        *(text_classification.get_config, 'stsb_multi_mt', STSB),
+    ),
+    **{
+        key: Task(
+            *(title, f'text_sets.py:task={task},', text_sets.get_config),
+            *(folder, ('data.dir=DIR',)),
+        )
+        for key, (task, folder, title) in SETS.items()
+    },
+    'pos': Task(
+        *('UD English EWT, UPOS', 'tagging.py:', tagging.get_config),
+        *('ud_ewt', ('data.dir=DIR', 'training.epochs=3.0')),
+    ),
+    'ner': Task('WNUT17, named entities', 'tagging.py:', tagging.get_config, 'wnut17', WNUT),
+    'qa': Task(
+        *('XQuAD, English, by paragraph', 'question_answering.py:', question_answering.get_config),
+        *('xquad', ('data.train=DIR/xquad.en.json', 'training.epochs=6.0')),
+    ),
+}
+# The rates of methods that are no adapters, where a task's config knows one for adapters only.
+RATES = {'full': 2e-4, 'head': 1e-2}
 
 
-def stsb(method: str, folders: dict[str, Path]) -> tuple[Config, str, str]:
-    """Similarity of sentences (STS benchmark, English), on its test set."""
-    config = text_classification.get_config(f'task=regression,method={method}')
-    names = {'train': 'train', 'validation': 'dev', 'test': 'test'}
-    for split, name in names.items():
-        config.data[split] = str(folders['stsb'] / f'stsb-en-{name}.csv')
-    config.data.header = 'false'
-    columns = {'text_a': '0', 'text_b': '1', 'label': '2'}
-    config.data.columns.update(columns)
-    config.training.epochs = 3.0
-    options = ' '.join(f'--config.data.{k}=STSB/stsb-en-{v}.csv' for k, v in names.items())
-    options += ' --config.data.header=false ' + ' '.join(
-        f'--config.data.columns.{key}={place}' for key, place in columns.items()
-    )
-    command = f'--config=configs/text_classification.py:task=regression,method={method} {options}'
-    return config, 'test', f'{command} --config.training.epochs=3'
+def make_config(task: str, method: str, data: Path) -> tuple[Config, str]:
+    """Return the config of a run, and the command that a reader would type for it."""
+    row = TASKS[task]
+    given = f'{row.config.partition(":")[2]}method={method}'
+    options = [*row.options]
+    if method in RATES and task not in SETS:
+        options.append(f'optimizer.learning_rate={RATES[method]}')
+    config = row.make(given)
+    for option in options:
+        key, _, value = option.partition('=')
+        assign(config, key, value.replace('DIR', str(data / row.folder)))
+    command = f'--config=configs/{row.config}method={method}'
+    return config, ' '.join([command, *(f'--config.{option}' for option in options)])
 
 
-TASKS = {'trec': trec, 'rte': rte, 'stsb': stsb}
-
-
-def run(
-    task: str, method: str, seeds: Sequence[int], folders: dict[str, Path], output: Path
-) -> dict[str, Any]:
+def run(task: str, method: str, seeds: Sequence[int], data: Path, output: Path) -> dict[str, Any]:
     """Train and evaluate one task and method with each seed; return and store what came out."""
-    runs = []
+    runs, split = [], TASKS[task].split
     for seed in seeds:
-        config, split, command = TASKS[task](method, folders)
+        config, command = make_config(task, method, data)
         config.seed = seed
         workdir = output / f'{task}_{method}_{seed}'
         summary = train(config, workdir)
@@ -102,17 +149,14 @@ def over_seeds(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     } | {key: runs[0][key] for key in same}
 
 
-def main(
-    output: str, glue: str, stsb: str, tasks: Sequence[str], methods: Sequence[str], seeds: int
-) -> None:
+def main(output: str, data: str, tasks: Sequence[str], methods: Sequence[str], seeds: int) -> None:
     """Run every task with every method."""
-    folders = {'glue': Path(glue), 'stsb': Path(stsb)}
     for task in tasks:
         if task not in TASKS:
             raise ValueError(f'unknown task {task!r}; known: {", ".join(TASKS)}')
     for task in tasks:
         for method in methods:
-            result = run(task, method, range(seeds), folders, Path(output))
+            result = run(task, method, range(seeds), Path(data), Path(output))
             scores = {k: v['mean'] for k, v in result['metrics'].items()}
             print(f'{task}, {method}, {result["split"]}:\n{entry.table(scores)}')
     print(f'wrote {RESULTS}')
@@ -121,8 +165,7 @@ def main(
 def _define() -> dict[str, flags.FlagHolder]:
     holders = {
         'output': flags.DEFINE_string('output', None, 'Directory of the workdirs.'),
-        'glue': flags.DEFINE_string('glue', '', 'Folder of GLUE task folders.'),
-        'stsb': flags.DEFINE_string('stsb', '', 'Folder of the STS benchmark.'),
+        'data': flags.DEFINE_string('data', '', 'Folder of the sets, each in its own.'),
         'tasks': flags.DEFINE_list('tasks', list(TASKS), 'Which tasks.'),
         'methods': flags.DEFINE_list('methods', ['houlsby'], 'Which methods.'),
         'seeds': flags.DEFINE_integer('seeds', 3, 'How many seeds, from 0.'),

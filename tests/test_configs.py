@@ -25,6 +25,8 @@ PAIRED = [
     ('text_classification', 'dvora[r=2]|pfeiffer[reduction_factor=2]'),
     ('text_classification:task=regression', 'compacter[reduction_factor=2]|invertible'),
     ('text_classification:task=multi_label', 'par_bn[reduction_factor=2]'),
+    ('text_sets:task=cr', 'head'),
+    ('text_sets:task=clinc150', 'head'),
     ('multiple_choice', 'scaled_par_bn[reduction_factor=2]'),
     ('masked_lm', 'seq_bn_inv[bottleneck={reduction_factor: 2}]'),
     ('question_answering', 'pfeiffer[reduction_factor=2]'),
@@ -64,6 +66,8 @@ def shipped(name, method, backbone, folder, monkeypatch):
         monkeypatch.setattr(builtin, 'read', toy.trec_like)
     elif file == 'glue':
         config.data.dir = toy.write_glue(folder, argument.removeprefix('task='))
+    elif file == 'text_sets':
+        config.data.dir = toy.write_text_set(folder, argument.removeprefix('task='))
     elif file == 'multiple_choice':
         config.data.train = toy.write_choices(folder / 'choices.jsonl', 60)
     elif file == 'question_answering':

@@ -1,11 +1,13 @@
 """The README's numbers are those of the stored results, and nobody's typing."""
 
+import importlib
 import json
 import re
 
 import pytest
 
 from adapters_jax.adapters.presets import PRESETS
+from adapters_jax.config import assign, to_json
 from experiments import conformance, table, text_tasks
 
 
@@ -38,7 +40,22 @@ def test_mean_and_deviation_are_over_the_seeds():
 def test_a_row_shows_score_size_and_time():
     row = table.render([result()]).splitlines()[2]
     expected = '| `houlsby` | 25 (2.5 %) | accuracy | 0.600 ± 0.141 | 2 | test (10) | 1.0 |'
-    assert row == f'| {table.TITLES["trec"]} {expected}'
+    assert row == f'| {text_tasks.TASKS["trec"].title} {expected}'
+
+
+def test_every_command_of_the_table_is_a_config_and_says_what_was_run(tmp_path):
+    for task, row in text_tasks.TASKS.items():
+        for method in ('houlsby', 'full'):
+            config, command = text_tasks.make_config(task, method, tmp_path)
+            file, *options = command.split()
+            name = file.removeprefix('--config=configs/').partition('.py:')
+            module = importlib.import_module(f'configs.{name[0]}')
+            typed = module.get_config(name[2])
+            for option in options:
+                key, _, value = option.removeprefix('--config.').partition('=')
+                assign(typed, key, value.replace('DIR', str(tmp_path / row.folder)))
+            assert to_json(typed) == to_json(config)
+            assert config.method == method
 
 
 def test_one_seed_has_no_deviation():

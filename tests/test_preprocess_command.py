@@ -9,7 +9,7 @@ import toy
 from rich.console import Console
 
 from adapters_jax import config as configs
-from adapters_jax.data import tokenize
+from adapters_jax.data import sources, tokenize
 from adapters_jax.data.preprocess import chain
 from adapters_jax.preprocess import preprocess, show
 from experiments import preprocessing
@@ -113,26 +113,15 @@ def test_the_command(place, tmp_path):
     assert 'stop_words  cat dog' in done.out and 'example 2' not in done.out
 
 
-def write_trec(folder):
-    folder.mkdir()
+def test_the_experiment_reads_the_files_of_trec(tmp_path):
     lines = {'train': '0 How far is it ?\n4 Qui\xe9n ?\n', 'test': '1 Who was Galileo ?\n'}
     for split, text in lines.items():
-        (folder / f'TREC.{split}.all').write_text(text, 'latin-1')
-    return folder
-
-
-def test_the_experiment_reads_the_files_of_trec(tmp_path):
-    made = preprocessing.write_questions(write_trec(tmp_path / 'trec'), tmp_path)
-    assert toy.read_lines(made / 'train.jsonl') == [
-        {'text': 'How far is it ?', 'label': '0'},
-        {'text': 'Qui\xe9n ?', 'label': '4'},
-    ]
-    assert len(toy.read_lines(made / 'test.jsonl')) == 1
-    (tmp_path / 'trec' / 'TREC.test.all').write_text('1 Who ?\n\nWhy?\n')
-    with pytest.raises(ValueError, match=r"line 3 is 'Why\?'; expected `LABEL text`"):
-        preprocessing.write_questions(tmp_path / 'trec', tmp_path)
-    with pytest.raises(FileNotFoundError, match=r'--data: there is no .*/no/TREC\.train\.all'):
-        preprocessing.write_questions(tmp_path / 'no', tmp_path)
+        (tmp_path / f'TREC.{split}.all').write_text(text, 'latin-1')
+    made = preprocessing.make_config(str(tmp_path), chain.create((), None), seed=0, epochs=1.0)
+    made.data.split_fractions = (0.0, 0.0)
+    found = sources.load(made.data, 'class')
+    assert found['train'][:] == {'text_a': ['How far is it ?', 'Qui\xe9n ?'], 'label': ['0', '4']}
+    assert found['test'][:] == {'text_a': ['Who was Galileo ?'], 'label': ['1']}
 
 
 def test_the_rows_of_the_experiment_read_what_their_steps_give(place, tmp_path):
@@ -142,7 +131,9 @@ def test_the_rows_of_the_experiment_read_what_their_steps_give(place, tmp_path):
     assert list(preprocessing.variants('')) == ['plain', 'stop_words']
     methods = {}
     for name, steps in rows.items():
-        made = preprocessing.make_config(tmp_path, chain.create(steps, None), seed=2, epochs=1.0)
+        made = preprocessing.make_config(
+            str(tmp_path), chain.create(steps, None), seed=2, epochs=1.0
+        )
         methods[name] = made.method
         assert (made.data.preprocess, made.seed) == (steps, 2)
     assert methods['plain'] == methods['stop_words'] == 'attention[tags=0]'

@@ -117,6 +117,23 @@ def trec_like(_: str) -> dict[str, list[str]]:
     return {'text_a': [row[0] for row in rows], 'label': [row[1] for row in rows]}
 
 
+def write_text_set(folder: Path, task: str) -> str:
+    """Write a set of `configs/text_sets.py` in the form of its file; return its folder."""
+    rows = texts(60)
+    if task == 'clinc150':
+        parts = {'train': 48, 'val': 6, 'test': 6}
+        lists = {f'{at}{key}': [] for key in parts for at in ('', 'oos_')}
+        for key, count in parts.items():
+            lists[key] = [list(rows.pop()) for _ in range(count)]
+            lists[f'oos_{key}'] = [['no such thing', 'oos']]
+        (folder / 'data_full.json').write_text(json.dumps(lists))
+    else:
+        numbers = {topic: number for number, topic in enumerate(sorted({row[1] for row in rows}))}
+        lines = [f'{numbers[topic]} {text}\n' for text, topic in rows]
+        (folder / 'custrev.all').write_text(''.join([*lines, '1 \n', '0 caf\xe9\n']), 'latin-1')
+    return str(folder)
+
+
 # The columns of each GLUE file: labelled, then the test file's. T and U are the texts, L the label.
 _LAYOUTS: dict[str, tuple[str, str]] = {
     'cola': ('source=gj04 L mark= T', 'index=0 sentence=T'),

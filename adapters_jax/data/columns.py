@@ -126,6 +126,12 @@ def build(
     return datasets.Dataset.from_dict(values, features=datasets.Features(features))
 
 
+def with_texts(columns: Mapping[str, Sequence[Any]]) -> list[int]:
+    """The rows none of whose texts is empty."""
+    texts = [column for key, column in columns.items() if key != 'label']
+    return [i for i, row in enumerate(zip(*texts, strict=True)) if not any(map(_missing, row))]
+
+
 def at_lines(path: pathlib.Path, lines: Sequence[int]) -> Callable[[int], str]:
     """Names the place of a row: 'train.csv, line 3'."""
     return lambda row: f'{path}, line {lines[row]}'
@@ -176,7 +182,10 @@ def _missing(value: Any) -> bool:
 def _texts(values: Sequence[Any], key: str, place: Callable[[int], str]) -> list[str]:
     for row, value in enumerate(values):
         if _missing(value):
-            raise ValueError(f'{place(row)}: {key} is empty; give a text or remove the row.')
+            raise ValueError(
+                f'{place(row)}: {key} is empty; give a text or remove the row '
+                '(data.skip_empty leaves out all such).'
+            )
         if not isinstance(value, str):
             raise ValueError(f'{place(row)}: {key} is {value!r}, which is not a text.')
     return list(values)

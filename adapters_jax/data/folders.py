@@ -33,7 +33,7 @@ def find_files(
         )
     named = {s: folder / pathlib.Path(data[s]).expanduser() for s in SPLITS if data.get(s)}
     for split, path in named.items():
-        if not path.is_file():
+        if not text_files.file_of(path)[0].is_file():
             raise FileNotFoundError(
                 f'data.{split}: there is no file {path}; {content(path.parent)}.'
             )

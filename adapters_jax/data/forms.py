@@ -5,6 +5,7 @@ what it makes of them.
 """
 
 import dataclasses
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Protocol, Self
 
@@ -12,6 +13,8 @@ import datasets
 
 from adapters_jax.data import columns
 from adapters_jax.data.columns import Choice
+
+_LOG = logging.getLogger(__name__)
 
 Place = Callable[[int], str]  # where a row stands, for messages
 
@@ -58,12 +61,13 @@ class Texts:
     choice: Choice
     kind: str
     separator: str = ','
+    skip_empty: bool = False
 
     @classmethod
     def of(cls, data: Mapping[str, Any], kind: str) -> Self:
         """Return the form that the config's section `data` asks for."""
         given = Choice(**(data.get('columns') or {}))
-        return cls(given, kind, data.get('label_separator') or ',')
+        return cls(given, kind, data.get('label_separator') or ',', bool(data.get('skip_empty')))
 
     @property
     def names_classes(self) -> bool:
@@ -82,4 +86,20 @@ class Texts:
         self, values: Mapping[str, Sequence[Any]], labelled: bool, place: Place
     ) -> datasets.Dataset:
         """Check the values; see `columns.build`."""
+        if self.skip_empty:
+            values, place = _without_empty(values, place)
         return columns.build(values, self.kind, labelled, place, self.separator)
+
+
+def _without_empty(
+    values: Mapping[str, Sequence[Any]], place: Place
+) -> tuple[dict[str, list[Any]], Place]:
+    """Leave out the rows with an empty text, and say how many there were."""
+    kept = columns.with_texts(values)
+    skipped = sorted(set(range(len(next(iter(values.values()))))) - set(kept))
+    if not kept:
+        raise ValueError(f'{place(0)}: no text, here or on any later row.')
+    if skipped:
+        _LOG.warning('skipped %d rows without a text, from %s on', len(skipped), place(skipped[0]))
+    chosen = {key: [column[row] for row in kept] for key, column in values.items()}
+    return chosen, lambda row: place(kept[row])

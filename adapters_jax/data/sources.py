@@ -13,12 +13,15 @@ Keys of `data`; '' and None mean not set:
 | dir | a folder: of the GLUE task where `glue` is set, else with train.*, validation.* (or dev.*, \
 valid.*, val.*) and test.*; `train`, `validation` and `test` are looked up in it |
 | glue | a GLUE task (`glue.py`), read from `dir`, or from the hub where `dir` is not set |
-| train, validation, test | named files: .csv .tsv .txt .jsonl .json .parquet, also with .gz |
+| train, validation, test | named files: .csv .tsv .txt .jsonl .json .parquet, also with .gz; \
+of a JSON object of lists FILE.json#KEY or FILE.json#KEY+KEY |
 | columns.text_a, .text_b, .label | names, or positions counted from 0; detected where not set |
+| skip_empty | True leaves out rows with an empty text, which are refused else |
 | label_separator | what stands between the labels of a text that has several |
 | header | True, False or 'auto': whether the first line of a file names its columns |
 | encoding | of text files; utf-8-sig (with or without byte order mark) by default |
-| delimiter | of text files; by suffix where not set. .txt files: see `text_files.Layout` |
+| delimiter | of text files; by suffix where not set, and any other suffix is text where it is. \
+.txt files: see `text_files.Layout` |
 | quoting | 'csv' (quotes delimit fields), 'none' (they are text), 'auto' (csv for .csv only) |
 | split_fractions | (validation, test): shares cut off the training split, see `_complete` |
 | split_seed | seed of that cut and of `limit` |

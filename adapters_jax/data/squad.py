@@ -99,7 +99,7 @@ def _from_hub(data: Mapping[str, Any]) -> sources.Splits:
 
 def _objects(path: Path, layout: text_files.Layout) -> Iterator[Node]:
     """The objects of a file: those of a list, the lines of a table, or the one that it holds."""
-    if text_files.suffix_of(path) != '.json':
+    if text_files.suffix_of(path) != '.json' or text_files.file_of(path)[1]:
         for line, record in text_files.open_table(path, layout).objects():
             yield f'{path}, line {line}', record
         return

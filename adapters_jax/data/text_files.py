@@ -4,6 +4,9 @@ Quotes are where table readers silently go wrong. In a CSV file they delimit fie
 files of GLUE they are ordinary characters, often unbalanced, and a reader that takes them for
 delimiters swallows whole lines. So each format has one rule (`Layout.quoting`), the number of
 fields of every line is checked, and each record keeps its line number for the error messages.
+
+A JSON file may hold the lists of several splits: FILE.json#KEY names one of them,
+FILE.json#KEY+KEY two, one after the other.
 """
 
 import codecs
@@ -119,11 +122,19 @@ class Table:
 
 
 def open_table(path: pathlib.Path, layout: Layout) -> Table:
-    """Opens a file by its suffix. Raises ValueError where it is of no known kind or is empty."""
+    """Opens a file by its suffix; with a delimiter set, one of any other suffix is text.
+
+    Raises ValueError where it is of no known kind or is empty.
+    """
     suffix = suffix_of(path)
     readers = {'.jsonl': _jsonl, '.json': _json, '.parquet': _parquet}
     if suffix not in SUFFIXES:
-        raise ValueError(f'{path} is of no kind known here; known are {", ".join(SUFFIXES)} (.gz).')
+        if not layout.delimiter:
+            raise ValueError(
+                f'{path} is of no kind known here; known are {", ".join(SUFFIXES)} (.gz). If it is '
+                'text, set data.delimiter to what stands between its columns.'
+            )
+        suffix = '.txt'
     if suffix in readers:
         return readers[suffix](path, layout)
     try:
@@ -148,8 +159,16 @@ def read_lines(path: pathlib.Path, encoding: str) -> list[str]:
 
 def suffix_of(path: pathlib.Path) -> str:
     """The ending that says what a file holds: '.json' of 'A.JSON.gz'."""
-    name = path.name.lower().removesuffix('.gz')
+    name = file_of(path)[0].name.lower().removesuffix('.gz')
     return pathlib.PurePath(name).suffix
+
+
+def file_of(path: pathlib.Path) -> tuple[pathlib.Path, list[str]]:
+    """The file of FILE#KEY+KEY and the keys; a file whose own name is such has none."""
+    name, _, keys = path.name.partition('#')
+    if not keys or path.exists():
+        return path, []
+    return path.with_name(name), keys.split('+')
 
 
 def _open(path: pathlib.Path, encoding: str, newline: str) -> IO[str]:
@@ -233,10 +252,18 @@ def read_json(path: pathlib.Path, encoding: str) -> Any:
 
 
 def _json(path: pathlib.Path, layout: Layout) -> Table:
-    objects = read_json(path, layout.encoding)
-    if not isinstance(objects, list):
+    file, keys = file_of(path)
+    held = read_json(file, layout.encoding)
+    lists = {k: v for k, v in held.items() if isinstance(v, list)} if isinstance(held, dict) else {}
+    if any(key not in lists for key in keys) or (lists and not keys):
+        raise ValueError(
+            f'{path}: name the lists to read, as in {file.name}#{next(iter(lists), "train")}; the '
+            f'file has {", ".join(lists) or "none"}.'
+        )
+    rows = [row for key in keys for row in lists[key]] if keys else held
+    if not isinstance(rows, list):
         raise ValueError(f'{path} must hold a list of objects; for one object a line use .jsonl.')
-    return _of_objects(path, iter(enumerate(objects, start=1)))
+    return _of_objects(path, iter(enumerate(rows, start=1)))
 
 
 def _parse(text: str, path: pathlib.Path, line: int) -> Any:
@@ -250,6 +277,8 @@ def _parse(text: str, path: pathlib.Path, line: int) -> Any:
 def _of_objects(path: pathlib.Path, records: Iterator[Record]) -> Table:
     def checked() -> Iterator[Record]:
         for number, record in records:
+            if isinstance(record, list):  # as with the fields of a line, places are the names
+                record = {str(place): value for place, value in enumerate(record)}
             if not isinstance(record, dict):
                 raise ValueError(f'{path}, entry {number}: {record!r} where an object must stand.')
             yield number, record

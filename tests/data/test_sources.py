@@ -190,6 +190,19 @@ def test_bad_folders_and_files_are_explained(tmp_path, files, data, message):
         load(config(dir=str(tmp_path), **data), 'class')
 
 
+def test_rows_without_a_text_are_skipped_on_request_only(tmp_path, caplog):
+    put(tmp_path, train__csv='text,label\n ,1\nx,1\n,2\ny,2\n', dev__csv='text,label\n,1\n')
+    with pytest.raises(ValueError, match=r'train\.csv, line 2: text_a is empty.*skip_empty'):
+        load(config(dir=str(tmp_path)), 'class')
+    with pytest.raises(ValueError, match=r'dev\.csv, line 2: no text'):
+        load(config(dir=str(tmp_path), skip_empty=True), 'class')
+    (tmp_path / 'dev.csv').unlink()
+    caplog.clear()
+    found = load(config(dir=str(tmp_path), skip_empty=True, split_fractions=(0, 0)), 'class')
+    assert found['train'][:] == {'text_a': ['x', 'y'], 'label': ['1', '2']}
+    assert 'skipped 2 rows without a text, from' in caplog.text and 'line 2 on' in caplog.text
+
+
 def test_regression_labels_must_be_numbers(tmp_path):
     put(tmp_path, train__csv='sentence1,sentence2,score\na,b,1.5\nc,d,good\n')
     with pytest.raises(ValueError, match=r"train\.csv, line 3: the label 'good' is not"):

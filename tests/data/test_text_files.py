@@ -114,14 +114,18 @@ def test_text_files_without_tabs_hold_one_text_a_line(tmp_path):
         ('x.csv', b'a,b\n\xe9,1\n', {}, r'x\.csv is not utf-8.*data\.encoding'),
         ('x.csv', b'\xe9,1\n', {}, r'x\.csv is not utf-8.*data\.encoding'),
         ('x.jsonl', b'\xe9\n', {}, r'x\.jsonl is not utf-8.*data\.encoding'),
-        ('x.xlsx', '', {}, r'x\.xlsx is of no kind.*\.csv'),
+        ('x.xlsx', '', {}, r'x\.xlsx is of no kind.*\.csv.*data\.delimiter'),
+        ('x.json', '{"a": [], "b": []}', {}, r'x\.json: name the lists .* x\.json#a; .* has a, b'),
+        ('x.json#a+c', '{"a": [], "b": [], "c": 1}', {}, r'x\.json#a\+c: name .* has a, b'),
+        ('x.json#a', '[]', {}, r'x\.json#a: name the lists .* has none'),
+        ('x.json#a', '{"a": []}', {}, r'x\.json#a is empty'),
     ],
 )
 def test_bad_files_are_named_with_the_line(tmp_path, name, content, layout, message):
-    path = tmp_path / name
+    path = tmp_path / name.partition('#')[0]
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(ValueError, match=message):
-        read(path, Layout(**layout))
+        read(tmp_path / name, Layout(**layout))
 
 
 @pytest.mark.parametrize(
@@ -137,3 +141,20 @@ def test_broken_lines_are_skipped_on_request_only(tmp_path):
     path = tmp_path / 'x.tsv'
     path.write_text('a\tb\n1\t2\nbroken\n3\t4\n')
     assert read(path, skip_broken=True)[1:] == ([('1', '2'), ('3', '4')], [2, 4])
+
+
+def test_lists_of_a_json_object_are_read_by_name(tmp_path):
+    lists = {'train': [['a', 'x'], ['b', 'y']], 'val': [['c', 'x']], 'other': [['d', 'z']]}
+    (tmp_path / 'x.json').write_text(json.dumps(lists))
+    names, rows, _ = read(tmp_path / 'x.json#train+other')
+    assert (names, rows) == (['0', '1'], [('a', 'x'), ('b', 'y'), ('d', 'z')])
+    assert read(tmp_path / 'x.json#val')[1] == [('c', 'x')]
+    (tmp_path / 'y.json#val').write_text('{"a": 5}')  # a file may have such a name
+    with pytest.raises(ValueError, match='is of no kind'):
+        read(tmp_path / 'y.json#val')
+
+
+def test_with_a_delimiter_any_file_is_text(tmp_path):
+    (tmp_path / 'x.all').write_text('1 one two\n0 three\n')
+    names, rows, _ = read(tmp_path / 'x.all', Layout(delimiter=' ', header=False))
+    assert (names, rows) == (['0', '1'], [('1', 'one two'), ('0', 'three')])
