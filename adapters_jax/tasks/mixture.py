@@ -55,6 +55,11 @@ class Mixture:
         """The width of the outputs: that of the widest task."""
         return max(self.outputs.values())
 
+    @property
+    def draws(self) -> bool:
+        """Whether a task makes other batches of its examples in each epoch."""
+        return any(task.draws for task in self.tasks)
+
     def loss(
         self,
         outputs: Float[Array, 'B S C'],

@@ -123,8 +123,8 @@ def attach(experiment: Experiment, mesh: Mesh) -> Experiment:
         return experiment
     if experiment.task.draws:
         raise ValueError(
-            f'training.trunk_cache is {config.training.trunk_cache!r}, but {experiment.task.name} '
-            "hides other words in each epoch, so nothing could be kept; set it to 'none'"
+            f'training.trunk_cache is {config.training.trunk_cache!r}, but masked_lm hides other '
+            "words in each epoch, so nothing could be kept; set it to 'none'"
         )
     shapes = jax.eval_shape(experiment.init_params)
     if model.trunk(shapes).layer == 0:

@@ -19,6 +19,7 @@ from adapters_jax.data import batches, pipeline, stored
 from adapters_jax.data.encoded import Encoded
 from adapters_jax.data.policies import Buckets, Packed
 from adapters_jax.sites import Place
+from adapters_jax.tasks.classification import Classification
 from adapters_jax.training import trunk
 from adapters_jax.training.experiment import Experiment
 from adapters_jax.training.members import Members
@@ -202,7 +203,7 @@ def experiment_of(name, cache, **changes):
     return Experiment(
         config=config,
         backbone=SimpleNamespace(params=weights, fingerprint=trees.fingerprint(weights)),
-        task=None,
+        task=Classification(labels=('a', 'b')),
         model=model,
         splits=splits,
         texts={},
