@@ -127,7 +127,7 @@ def _write_predictions(
     with files.atomic(path) as temporary, temporary.open('w', encoding='utf-8') as lines:
         for row, one in zip(rows, predicted, strict=True):
             lines.write(json.dumps(task.shown(row) | one, ensure_ascii=False) + '\n')
-    for suffix, text in task.native_files(rows, predicted, run.config.data).items():
+    for suffix, text in task.native_files(rows, predicted).items():
         files.write_text(path.with_suffix(suffix), text)
 
 

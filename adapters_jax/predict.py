@@ -15,7 +15,7 @@ lowest layers; `--frozen_dtype=int8` keeps the backbone in a quarter of its memo
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,12 +43,14 @@ def predict(
     batch_size: int = 32,
     drop_layers: int = 0,
     frozen_dtype: str = 'float32',
+    lines: Sequence[int] | None = None,
 ) -> Rows:
     """Return each row with its prediction; the rows are objects with the task's text fields.
 
     With adapters by name, each row's field `adapter` says which is its own. `backbone` replaces the
     name that the adapter was trained with, for a copy elsewhere; its weights must be the same.
-    `frozen_dtype` is what frozen weights are stored in, as in `config.training`.
+    `frozen_dtype` is what frozen weights are stored in, as in `config.training`. `lines` are the
+    rows' numbers in their file, for messages; else they are counted.
 
     Raises:
         FileNotFoundError: no adapter there.
@@ -65,18 +67,19 @@ def predict(
         raise ValueError('the input holds no examples; expected one JSON object a line')
     several = isinstance(adapter, Mapping)
     directories = adapter if several else {'': adapter}
-    chosen = _chosen(rows, directories) if several else [''] * len(rows)
+    lines = range(1, len(rows) + 1) if lines is None else lines
+    chosen = _chosen(rows, lines, directories) if several else [''] * len(rows)
     loaded = {name: formats.load(Path(path), backbone) for name, path in directories.items()}
     serving.check_same_backbone(loaded)
     folders = {name: folder for name, (folder, _) in loaded.items()}
     shared = next(iter(loaded.values()))[1]
-    return _predict(rows, chosen, folders, shared, config, drop_layers)
+    return _predict(rows, lines, chosen, folders, shared, config, drop_layers)
 
 
-def _chosen(rows: Rows, adapters: Mapping[str, Any]) -> list[str]:
+def _chosen(rows: Rows, lines: Sequence[int], adapters: Mapping[str, Any]) -> list[str]:
     """Return the name of each row's adapter."""
     known = ', '.join(adapters)
-    for number, row in enumerate(rows, 1):
+    for number, row in zip(lines, rows, strict=True):
         if row.get('adapter') not in adapters:
             raise ValueError(
                 f'input line {number} has the adapter {row.get("adapter")!r}; expected a field '
@@ -87,6 +90,7 @@ def _chosen(rows: Rows, adapters: Mapping[str, Any]) -> list[str]:
 
 def _predict(
     rows: Rows,
+    lines: Sequence[int],
     chosen: list[str],
     folders: Mapping[str, AdapterFolder],
     loaded: LoadedBackbone,
@@ -99,7 +103,9 @@ def _predict(
     }
     tasks = {name: experiment.task_of(folders[name]).predicting() for name in places}
     texts = {
-        name: tasks[name].rows_of([rows[i] for i in own], [i + 1 for i in own], folders[name].pair)
+        name: tasks[name].rows_of(
+            [rows[i] for i in own], [lines[i] for i in own], folders[name].pair
+        )
         for name, own in places.items()
     }
     encoded = {name: _encode(texts[name], tasks[name], folders[name], loaded) for name in places}
@@ -127,8 +133,8 @@ def _encode(
     return task.encode(texts, Encoding(tokenizer, folder.max_length, positions, chain=chain))
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Read a JSONL file of objects.
+def read_lines(path: Path) -> dict[int, dict[str, Any]]:
+    """Read a JSONL file of objects, and return them by the numbers of their lines.
 
     Raises:
         FileNotFoundError: no such file.
@@ -140,7 +146,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         text = path.read_text(encoding='utf-8-sig')
     except UnicodeDecodeError as error:
         raise ValueError(f'{path} is not UTF-8 (byte {error.start}: {error.reason})') from error
-    rows = []
+    rows = {}
     # Not splitlines: JSON strings may hold other line separators than this one.
     for number, line in enumerate(text.split('\n'), 1):
         if not line.strip():
@@ -151,7 +157,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
             raise ValueError(f'{path}, line {number} is not JSON: {error}') from error
         if not isinstance(row, dict):
             raise ValueError(f'{path}, line {number} is not a JSON object but {line[:60]!r}')
-        rows.append(row)
+        rows[number] = row
     return rows
 
 
@@ -168,8 +174,9 @@ def main(
     # A directory may have a '=' in its name; several adapters are no directory.
     several = '=' in adapter and not Path(adapter).exists()
     given = configs.named_items(adapter, '--adapter') if several else adapter
-    lines = read_lines(Path(input))
-    rows = predict(given, lines, backbone, batch_size, drop_layers, frozen_dtype)
+    found = read_lines(Path(input))
+    options = backbone, batch_size, drop_layers, frozen_dtype
+    rows = predict(given, found.values(), *options, lines=list(found))
     text = ''.join(json.dumps(row, ensure_ascii=False) + '\n' for row in rows)
     files.write_text(Path(output), text)
     print(f'wrote {output}: {len(rows):,} predictions')

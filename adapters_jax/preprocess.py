@@ -71,8 +71,13 @@ def preprocess(config: Config) -> tuple[dict[str, Preview], Chain]:
         )
     kind, chain = tasks.kind(config.task.name), preprocessing.make_chain(config)
     preprocessing.check_task(kind, chain)
-    split = kind.read(config.data)['train']
+    splits = kind.read(config.data)
+    if 'train' not in splits:
+        raise ValueError('data has no training split; set data.train or data.dir')
+    split = splits['train']
     columns = {name: list(split[name]) for name in TEXTS if name in split.column_names}
+    if TEXTS[0] not in columns:
+        raise ValueError(f'{kind.name} takes no steps of data.preprocess: there is nothing to show')
     return {
         name: Preview(texts, list(chain.stages(texts))) for name, texts in columns.items()
     }, chain

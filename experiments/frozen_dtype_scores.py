@@ -46,7 +46,8 @@ def deviations(workdir: Path) -> dict[str, dict[str, float]]:
     `largest` and `mean` are of the absolute differences; `agreement` is the share of equal
     predictions.
     """
-    texts = [{'text': row['text_a']} for row in read_lines(workdir / 'predictions_test.jsonl')]
+    rows = read_lines(workdir / 'predictions_test.jsonl').values()
+    texts = [{'text': row['text_a']} for row in rows]
     logits = {}
     for stored in FROZEN_DTYPES:
         rows = predict(workdir / 'adapter', texts, frozen_dtype=stored)

@@ -164,7 +164,7 @@ def main(adapter: str, input: str, output: str, backbone: str) -> None:
     kind = Path(output).suffix
     if kind not in _KINDS:
         raise ValueError(f'--output: {output} ends with {kind!r}; expected {" or ".join(_KINDS)}')
-    names, weights = mean_weights(adapter, prediction.read_lines(Path(input)), backbone)
+    names, weights = mean_weights(adapter, prediction.read_lines(Path(input)).values(), backbone)
     with files.atomic(output) as temporary:
         draw(names, weights).savefig(temporary, format=kind[1:])
     print(ranking(names, weights))

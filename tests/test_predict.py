@@ -113,7 +113,11 @@ def test_the_command_keeps_any_text_and_skips_empty_lines(runs, tmp_path):
     assert done.out == f'wrote {tmp_path}/new/out.jsonl: 6 predictions\n'
     out = toy.read_lines(tmp_path / 'new' / 'out.jsonl')
     assert [row['text'] for row in out] == [*ODD, ODD[1]]
-    assert out == predict(runs / 'texts' / 'adapter', read_lines(source))
+    found = read_lines(source)
+    assert list(found) == [2, 5, 8, 11, 14, 17]
+    assert out == predict(runs / 'texts' / 'adapter', found.values())
+    with pytest.raises(ValueError, match="line 7 has no text under 'text'"):
+        predict(runs / 'texts' / 'adapter', [found[2], {}], lines=[2, 7])
     assert not list((tmp_path / 'new').glob('.*'))
 
 

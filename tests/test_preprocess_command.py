@@ -97,6 +97,17 @@ def test_several_tasks_are_refused(place):
         preprocess(given)
 
 
+@pytest.mark.parametrize('name', ['tagging', 'question_answering'])
+def test_tasks_whose_labels_belong_to_the_words_have_nothing_to_show(place, tmp_path, name):
+    given = config(place)
+    given.task.name = name
+    folder = {'tagging': toy.write_tagged(tmp_path), 'question_answering': ''}[name]
+    given.data.dir = folder
+    given.data.train = '' if folder else toy.write_questions(tmp_path / 'questions.json', 60)
+    with pytest.raises(ValueError, match=f'{name} takes no steps of data.preprocess: there is'):
+        preprocess(given)
+
+
 def test_the_command(place, tmp_path):
     done = command.run(
         'preprocess',

@@ -269,7 +269,7 @@ def test_rows_know_where_they_came_from_after_a_split(toys):
     assert list(run.splits) == ['train', 'validation', 'test']
     whole = run.texts['validation']
     gold = [{'prediction': tags} for tags in whole['tags']]
-    text = run.task.native_files(whole, gold, made.data)['.conll']
+    text = run.task.native_files(whole, gold)['.conll']
     original = (toys / 'spans' / 'train.conll').read_text().strip().split('\n\n')
     assert set(text.strip().split('\n\n')) < set(original)
     assert run.splits['train'].rows.tolist() == list(range(len(run.texts['train'])))

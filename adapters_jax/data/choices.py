@@ -21,7 +21,7 @@ from typing import Any, ClassVar, Self
 
 import datasets
 
-from adapters_jax.data.columns import Choice, named, shown
+from adapters_jax.data.columns import Choice, check_encodable, named, shown
 from adapters_jax.data.forms import Place
 
 PAIRS = (
@@ -118,6 +118,11 @@ class Choices:
         number = -1
         if re.fullmatch(r'\d+(\.0)?', text):
             number = int(float(text)) - self.first
+            if isinstance(label, str) and choices.count(text) and choices[number:][:1] != [text]:
+                raise ValueError(
+                    f'{where}: the label {label!r} may be the number of a candidate or the text of '
+                    'another one; give it as a number, not a text, or as a letter from A'
+                )
         elif choices.count(text) == 1:
             number = choices.index(text)
         elif re.fullmatch('[A-Za-z]', text):
@@ -180,7 +185,8 @@ def _listed(
     if 'choices' not in values:
         given = [column[row] for key, column in values.items() if key.startswith('choice_')]
         found, names = [_plain(value) for value in given], []
-        found = [text for text in found if text]
+        while found and not found[-1]:  # a row may have fewer; a gap would move what follows it
+            found.pop()
     else:
         given = values['choices'][row]
         own = given if isinstance(given, Mapping) else {'text': given}
@@ -190,6 +196,8 @@ def _listed(
         raise ValueError(
             f'{place(row)}: the candidates are {given!r}; expected a list of two or more texts.'
         )
+    for text in texts:
+        check_encodable(text, f'{place(row)}: a candidate')
     return list(texts), names
 
 
@@ -199,6 +207,7 @@ def _text(values: Mapping[str, Sequence[Any]], row: int, place: Place) -> str:
         raise ValueError(
             f'{place(row)}: {text!r} stands where the text must that the candidates belong to.'
         )
+    check_encodable(text, f'{place(row)}: the text')
     return text
 
 

@@ -8,10 +8,13 @@ import dataclasses
 import functools
 import math
 import pathlib
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import datasets
+
+_SURROGATE = re.compile('[\ud800-\udfff]')
 
 PAIRS = (
     ('text_a', 'text_b'),
@@ -188,7 +191,18 @@ def _texts(values: Sequence[Any], key: str, place: Callable[[int], str]) -> list
             )
         if not isinstance(value, str):
             raise ValueError(f'{place(row)}: {key} is {value!r}, which is not a text.')
+        check_encodable(value, f'{place(row)}: {key}')
     return list(values)
+
+
+def check_encodable(text: str, what: str) -> None:
+    """Raises ValueError where a text holds half a character, as cut JSON escapes leave it."""
+    half = _SURROGATE.search(text)
+    if half:
+        raise ValueError(
+            f'{what} holds {half.group()!r} at character {half.start()}, which is half of a '
+            'character; mend the text or remove it.'
+        )
 
 
 def named(names: Sequence[str], value: str | int) -> str | None:

@@ -104,6 +104,11 @@ class _Table:
     def check(self, number: int) -> None:
         """Refuse a line with another number of columns than the others."""
         line = self.lines[number]
+        if '\r' in line.rstrip('\r'):
+            raise ValueError(
+                f'{self.at(number)}: a carriage return inside the line; save the file with line '
+                'feeds, alone or behind carriage returns.'
+            )
         found = self.divider.count(line)
         if found != self.width:
             others = 'CoNLL-U, divided by tabs, has' if self.universal else 'most other lines have'

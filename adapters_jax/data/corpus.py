@@ -13,7 +13,7 @@ import datasets
 import numpy as np
 
 from adapters_jax.data import tokenize
-from adapters_jax.data.columns import SINGLES, Choice, named, shown
+from adapters_jax.data.columns import SINGLES, Choice, check_encodable, named, shown
 from adapters_jax.data.encoded import Encoded
 from adapters_jax.data.forms import Place
 from adapters_jax.data.masking import WORDS
@@ -65,6 +65,7 @@ class Corpus:
         for row, text in enumerate(texts):
             if text is not None and not isinstance(text, str):
                 raise ValueError(f'{place(row)}: {text!r} stands where a text must.')
+            check_encodable(text or '', f'{place(row)}: the text')
         kept = [text for text in texts if text and text.strip()]
         return datasets.Dataset.from_dict(
             {'text_a': kept}, features=datasets.Features({'text_a': datasets.Value('string')})

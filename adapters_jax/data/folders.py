@@ -56,6 +56,8 @@ def _detect(folder: pathlib.Path, suffixes: Sequence[str], within: bool) -> dict
         there = [path for path in files if _is_exactly(path, split, suffixes)]
         if within and not there:
             there = [path for path in files if _has_within(path, split, suffixes)]
+        # Beside its CoNLL-U files a treebank has its texts under the same names.
+        there = [path for path in there if '.conllu' in path.suffixes] or there
         if len(there) > 1:
             raise ValueError(
                 f'{folder} has several files for {split}: {", ".join(p.name for p in there)}. Name '

@@ -131,6 +131,25 @@ def detect(sentences: Iterable[Sequence[str]]) -> str:
     return 'bilou' if letters <= set('BILU') else NONE
 
 
+def strays(sentences: Iterable[Sequence[str]]) -> list[tuple[int, int]]:
+    """Return (sentence, word) of each tag that is of no scheme, where others name types of spans.
+
+    A letter alone may be any tag; a letter, a hyphen and a type are a span's.
+    """
+    sentences = [list(tags) for tags in sentences]
+    different = set().union(*sentences) - {OUTSIDE, UNKNOWN}
+    known = {tag for tag in different if _TAG.fullmatch(tag)}
+    if not any('-' in tag for tag in known):
+        return []
+    wrong = different - known
+    return [
+        (number, place)
+        for number, tags in enumerate(sentences)
+        for place, tag in enumerate(tags)
+        if tag in wrong
+    ]
+
+
 def flaws(sentences: Iterable[Sequence[str]], scheme: str) -> list[tuple[int, int]]:
     """Return (sentence, word) of each tag that the scheme would write otherwise."""
     return [

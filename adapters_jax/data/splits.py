@@ -32,8 +32,8 @@ def split_off(
     fractions: split name -> share of all groups, e.g. {'validation': 0.1, 'test': 0.1}. groups: a
     number for each row; rows of one group stay together (None: those that share a text). Each split
     keeps the order of the pool, and depends on the rows and the seed alone. Classes (labels that
-    are str, or of a list of them the rarest) keep their proportions as far as their sizes allow,
-    and one example each in 'train'.
+    are str, or of a list of them, or of a sentence's tags, the rarest) keep their proportions as
+    far as their sizes allow, and one example each in 'train'.
     Raises ValueError where a split would be empty.
     """
     fractions = {name: share for name, share in fractions.items() if share}
@@ -90,7 +90,8 @@ def same_text_groups(texts_a: Sequence[str], texts_b: Sequence[str] | None) -> n
 
 
 def _classes(pool: datasets.Dataset, rows: np.ndarray) -> np.ndarray:
-    labels = pool['label'][:] if 'label' in pool.column_names else []
+    key = next((key for key in ('label', 'tags') if key in pool.column_names), None)
+    labels = pool[key][:] if key else []
     if labels and isinstance(labels[0], list):
         labels = _rarest(labels)
     if not labels or not isinstance(labels[0], str):

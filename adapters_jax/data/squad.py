@@ -34,7 +34,6 @@ KEYS = {'question': 'text_a', 'context': 'text_b', 'answers': 'label'}
 # How SubjQA writes that there is no answer; it also appends the word to every context.
 NO_ANSWER = 'ANSWERNOTFOUND'
 # Halves of characters, which no text can be encoded with.
-_SURROGATE = re.compile('[\ud800-\udfff]')
 _SPAN = re.compile(r'[(\[]?\s*(\d+)\s*(?:,\s*(\d+)\s*)?[)\]]?')
 
 _LOG = logging.getLogger(__name__)
@@ -199,18 +198,8 @@ def _question(
 def _text(value: Any, what: str, place: str) -> str:
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f'{place}: the {what} is {value!r}; give a text or remove the question.')
-    check_encodable(value, f'{place}: the {what}')
+    columns.check_encodable(value, f'{place}: the {what}')
     return value
-
-
-def check_encodable(text: str, what: str) -> None:
-    """Raises ValueError where a text holds half a character, as cut JSON escapes leave it."""
-    half = _SURROGATE.search(text)
-    if half:
-        raise ValueError(
-            f'{what} holds {half.group()!r} at character {half.start()}, which is half of a '
-            'character; mend the text or remove it.'
-        )
 
 
 def _answers(value: Any, start: Any, place: str) -> list[Answer] | None:

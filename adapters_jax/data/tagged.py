@@ -23,7 +23,7 @@ import datasets
 import numpy as np
 from jaxtyping import Int64
 
-from adapters_jax.data import conll, folders, schemes, sources, splits, text_files
+from adapters_jax.data import columns, conll, folders, schemes, sources, splits, text_files
 
 # Of CoNLL files; many corpora have none at all, as `eng.train`.
 SUFFIXES = (
@@ -183,3 +183,5 @@ def check_words(words: Any, where: str) -> None:
             f'{where}: the tokens are {str(words)[:60]}; expected a list of words, none of them '
             'empty.'
         )
+    for word in words:
+        columns.check_encodable(word, f'{where}: the word {word!r}')

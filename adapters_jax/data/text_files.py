@@ -10,12 +10,14 @@ FILE.json#KEY+KEY two, one after the other.
 """
 
 import codecs
+import contextlib
 import csv
 import dataclasses
 import gzip
 import itertools
 import json
 import pathlib
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import IO, Any
 
@@ -81,7 +83,7 @@ class Table:
         keys = list(columns.values())
         picked: list[list] = [[] for _ in keys]
         lines = []
-        try:
+        with _readable(self.path):
             for line, record in self.records:
                 if isinstance(record, Mapping):
                     values = [record.get(key) for key in keys]
@@ -94,15 +96,13 @@ class Table:
                 lines.append(line)
                 for column, value in zip(picked, values, strict=True):
                     column.append(value)
-        except UnicodeDecodeError as error:
-            raise ValueError(_not_decodable(self.path, error)) from None
         if not lines:
             raise ValueError(f'{self.path} has no examples; it must hold at least one.')
         return dict(zip(columns, picked, strict=True)), lines
 
     def objects(self) -> Iterator[tuple[int, Mapping[str, Any]]]:
         """Each record as an object, with its line number. Raises ValueError naming the line."""
-        try:
+        with _readable(self.path):
             for line, record in self.records:
                 if isinstance(record, Mapping):
                     yield line, record
@@ -110,8 +110,6 @@ class Table:
                     yield line, dict(zip(self.names, record, strict=True))
                 else:
                     raise ValueError(self._wrong_width(line, len(record)))
-        except UnicodeDecodeError as error:
-            raise ValueError(_not_decodable(self.path, error)) from None
 
     def _wrong_width(self, line: int, width: int) -> str:
         return (
@@ -137,10 +135,8 @@ def open_table(path: pathlib.Path, layout: Layout) -> Table:
         suffix = '.txt'
     if suffix in readers:
         return readers[suffix](path, layout)
-    try:
+    with _readable(path):
         return _delimited(path, layout, suffix)
-    except UnicodeDecodeError as error:
-        raise ValueError(_not_decodable(path, error)) from None
 
 
 def read_lines(path: pathlib.Path, encoding: str) -> list[str]:
@@ -148,13 +144,8 @@ def read_lines(path: pathlib.Path, encoding: str) -> list[str]:
 
     Raises ValueError where it is not in that encoding, or is a damaged .gz file.
     """
-    try:
-        with _open(path, encoding, '\n') as file:
-            return file.read().split('\n')
-    except UnicodeDecodeError as error:
-        raise ValueError(_not_decodable(path, error)) from None
-    except (gzip.BadGzipFile, EOFError) as error:
-        raise ValueError(f'{path} is no whole gzip file ({error}); fetch it again.') from None
+    with _readable(path), _open(path, encoding, '\n') as file:
+        return file.read().split('\n')
 
 
 def suffix_of(path: pathlib.Path) -> str:
@@ -174,6 +165,17 @@ def file_of(path: pathlib.Path) -> tuple[pathlib.Path, list[str]]:
 def _open(path: pathlib.Path, encoding: str, newline: str) -> IO[str]:
     opener = gzip.open if path.name.lower().endswith('.gz') else open
     return opener(path, 'rt', encoding=encoding, newline=newline)
+
+
+@contextlib.contextmanager
+def _readable(path: pathlib.Path) -> Iterator[None]:
+    """Says of a file what is wrong with it where its bytes are no text."""
+    try:
+        yield
+    except UnicodeDecodeError as error:
+        raise ValueError(_not_decodable(path, error)) from None
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise ValueError(f'{path} is no whole gzip file ({error}); fetch it again.') from None
 
 
 def _not_decodable(path: pathlib.Path, error: UnicodeDecodeError) -> str:
@@ -244,11 +246,8 @@ def _jsonl(path: pathlib.Path, layout: Layout) -> Table:
 
 def read_json(path: pathlib.Path, encoding: str) -> Any:
     """What a JSON file holds. Raises ValueError where it is none, naming the line."""
-    try:
-        with _open(path, encoding, '\n') as file:
-            return _parse(file.read(), path, 1)
-    except UnicodeDecodeError as error:
-        raise ValueError(_not_decodable(path, error)) from None
+    with _readable(path), _open(path, encoding, '\n') as file:
+        return _parse(file.read(), path, 1)
 
 
 def _json(path: pathlib.Path, layout: Layout) -> Table:
@@ -283,14 +282,12 @@ def _of_objects(path: pathlib.Path, records: Iterator[Record]) -> Table:
                 raise ValueError(f'{path}, entry {number}: {record!r} where an object must stand.')
             yield number, record
 
-    stream = checked()
-    try:
-        first = next(stream, None)
-    except UnicodeDecodeError as error:
-        raise ValueError(_not_decodable(path, error)) from None
-    if first is None:
+    with _readable(path):
+        rows = list(checked())
+    if not rows:
         raise ValueError(f'{path} is empty; it must hold at least one example.')
-    return Table(path, list(first[1]), itertools.chain([first], stream))
+    # Not every object has every name.
+    return Table(path, list(dict.fromkeys(n for _, row in rows for n in row)), iter(rows))
 
 
 def _parquet(path: pathlib.Path, layout: Layout) -> Table:

@@ -18,7 +18,7 @@ import datasets
 import numpy as np
 import transformers
 
-from adapters_jax import files
+from adapters_jax import files, processes
 from adapters_jax.data.encoded import TAGS, Encoded
 from adapters_jax.data.preprocess.align import piece_tags
 from adapters_jax.data.preprocess.chain import Chain
@@ -112,7 +112,8 @@ def remembered(
         return make()
     path = pathlib.Path(cache_dir) / f'{_cache_key(texts, tokenizer, max_length, chain)}.npz'
     arrays = _read(path, names)
-    if arrays is None:
+    # To make them all processes of a run may be needed: a tagger of the chain computes.
+    if not all(processes.gather(arrays is not None)):
         arrays = make()
         _write(path, arrays)
     return arrays

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Float32, Int
 
-from adapters_jax.data import corpus, sources
+from adapters_jax.data import columns, corpus, sources
 from adapters_jax.data.batches import Batch
 from adapters_jax.data.encoded import Encoded
 from adapters_jax.data.masking import Masking, reveal
@@ -143,6 +143,7 @@ class MaskedLM(Task):
                     f'input line {number} has the text {text!r}; expected one under "text" with '
                     f'{SPELLING} where a word is missing'
                 )
+            columns.check_encodable(spelt, f'input line {number}: the text')
             texts.append(spelt)
         return datasets.Dataset.from_dict({'text_a': texts})
 

@@ -114,9 +114,6 @@ class QuestionAnswering(Task):
         """Return the objects' questions and contexts, under their `id` or their lines' numbers."""
         lines, names = list(lines), ('question', 'context')
         check_texts(objects, lines, names, '"question" and "context"')
-        for line, given in zip(lines, objects, strict=True):
-            for name in names:
-                squad.check_encodable(given[name], f'input line {line}: the {name}')
         columns = {name: [given[name] for given in objects] for name in names}
         return datasets.Dataset.from_dict({'id': [str(line) for line in lines], **columns})
 
@@ -243,9 +240,7 @@ class QuestionAnswering(Task):
         own = {key: row[key] for key in ('id', 'question', 'context')}
         return own | ({'gold': row['answers']} if 'answers' in row else {})
 
-    def native_files(
-        self, rows: Rows, predicted: Sequence[dict[str, Any]], data: Mapping[str, Any]
-    ) -> dict[str, str]:
+    def native_files(self, rows: Rows, predicted: Sequence[dict[str, Any]]) -> dict[str, str]:
         """Return the files of the official script: answers by question, and the best of each."""
         named = list(zip(rows['id'][:], predicted, strict=True))
         best = {key: [_official_entry(one) for one in told['n_best']] for key, told in named}

@@ -43,6 +43,8 @@ class Tagging(Task):
         labels: the tags; the order gives their ids.
         scheme: how the labels write spans: 'bio' or 'iobes'; 'none' where they are no spans; empty
             means the one that they have.
+        written: the scheme of the data, in which tags are predicted where rows have none; empty
+            means that of the labels.
 
     Raises:
         ValueError: fewer than two labels, one named twice or of another scheme, an unknown scheme,
@@ -57,6 +59,7 @@ class Tagging(Task):
 
     labels: tuple[str, ...]
     scheme: str = ''
+    written: str = ''
 
     def __post_init__(self) -> None:
         labels = checked_labels(self.labels, self.name)
@@ -66,6 +69,11 @@ class Tagging(Task):
             raise ValueError(
                 f'the scheme is {self.scheme!r}; expected one of {schemes.NONE}, '
                 f'{", ".join(STRICT)}'
+            )
+        if self.written and self.written not in schemes.SCHEMES:
+            raise ValueError(
+                f'tags are to be written in the scheme {self.written!r}; expected one of '
+                f'{", ".join(schemes.SCHEMES)}'
             )
         if self.scheme == schemes.NONE:
             self._check_no_spans()
@@ -99,6 +107,14 @@ class Tagging(Task):
         """The number of tags."""
         return len(self.labels)
 
+    @property
+    def predicted_labels(self) -> tuple[str, ...]:
+        """All tags that predictions may have where rows say nothing of a scheme."""
+        if not self.written or self.written == self.scheme:
+            return self.labels
+        types = {span.type for tag in self.labels for span in schemes.spans([tag])}
+        return tuple(schemes.labels(types, self.written))
+
     @classmethod
     def read(cls, data: Mapping[str, Any]) -> dict[str, Rows]:
         """Read the splits that the config's section `data` names; see `data.tagged`."""
@@ -111,7 +127,8 @@ class Tagging(Task):
         Of spans the labels are all that a span of a type in these rows may have.
 
         Raises:
-            ValueError: a scheme is given, and the training tags are of none.
+            ValueError: a scheme is given, and the training tags are of none; or none is given, and
+                only some tags are those of spans.
         """
         labels, scheme = tuple(given['labels']), given['scheme']
         if train is None:
@@ -122,12 +139,19 @@ class Tagging(Task):
                 f'task.scheme is {scheme!r}, but the tags of the training data are of no scheme '
                 f'such as B-TYPE, I-TYPE, O; leave it empty, or set it to {schemes.NONE!r}'
             )
+        if found == schemes.NONE and not scheme:
+            _refuse_strays(train)
         scheme = scheme or schemes.LEARNED[found]
         different = {tag for tags in train['tags'][:] for tag in tags} - {schemes.UNKNOWN}
         if scheme in STRICT and not labels:
             types = {span.type for tag in different for span in schemes.spans([tag])}
             labels = tuple(schemes.labels(types, scheme))
-        return {'labels': labels or tuple(sorted(different)), 'scheme': scheme}
+        written = found if schemes.NONE not in (found, scheme) else ''
+        return {
+            'labels': labels or tuple(sorted(different)),
+            'scheme': scheme,
+            'written': written,
+        }
 
     def encode(self, rows: Rows, encoding: Encoding) -> Encoded:
         """Turn sentences into tokens, longer ones in windows, and tags into numbers."""
@@ -216,7 +240,7 @@ class Tagging(Task):
     def _predict(self, outputs: np.ndarray, encoded: Encoded, rows: Rows) -> list[dict[str, Any]]:
         """Give a list of tags, in the scheme of the rows, under `prediction`."""
         place, row = _words(encoded)
-        target = _scheme_of(rows, self.scheme)
+        target = _scheme_of(rows, self.written or self.scheme)
         found = self._sentences(outputs[place].argmax(-1), row, len(rows))
         if target != self.scheme:  # else they are as they were scored, well-formed or not
             found = [schemes.convert(tags, self.scheme, target) for tags in found]
@@ -226,9 +250,7 @@ class Tagging(Task):
         """Return the words, and the tags as `gold`."""
         return {'tokens': row['tokens']} | ({'gold': row['tags']} if 'tags' in row else {})
 
-    def native_files(
-        self, rows: Rows, predicted: Sequence[dict[str, Any]], data: Mapping[str, Any]
-    ) -> dict[str, str]:
+    def native_files(self, rows: Rows, predicted: Sequence[dict[str, Any]]) -> dict[str, str]:
         """Return a CoNLL file's text with the predicted tags in the place of its own."""
         if 'frame' not in rows.column_names:
             return {}
@@ -264,6 +286,23 @@ class Tagging(Task):
 def _scheme_of(rows: Rows, otherwise: str) -> str:
     """Return the scheme of the tags that rows have, or are to be given."""
     return rows['scheme'][0] if 'scheme' in rows.column_names and len(rows) else otherwise
+
+
+def _refuse_strays(rows: Rows) -> None:
+    """Refuse tags of no scheme among tags of spans: a typing error, or a header read as a word.
+
+    Raises:
+        ValueError: the first of them, and where it stands.
+    """
+    strays = schemes.strays(rows['tags'][:])
+    if strays:
+        sentence, word = strays[0]
+        row = rows[sentence]
+        raise ValueError(
+            f'{tagged.place(row, word)}: the tag {row["tags"][word]!r} is of no scheme such as '
+            'B-TYPE, I-TYPE, O, and others are; mend it, or set '
+            f'task.scheme={schemes.NONE!r} to take tags as they are'
+        )
 
 
 def _words(encoded: Encoded) -> tuple[Int64[np.ndarray, ' W'], Int64[np.ndarray, ' W']]:

@@ -198,9 +198,7 @@ class Task(abc.ABC):
         """Render details for a terminal."""
         return ''
 
-    def native_files(
-        self, rows: Rows, predicted: Sequence[dict[str, Any]], data: Mapping[str, Any]
-    ) -> dict[str, str]:
+    def native_files(self, rows: Rows, predicted: Sequence[dict[str, Any]]) -> dict[str, str]:
         """Return predictions in the field's own formats: texts of files by their suffixes."""
         return {}
 

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal
 import datasets
 import numpy as np
 
-from adapters_jax.data import sources, tokenize
+from adapters_jax.data import columns, sources, tokenize
 from adapters_jax.data.encoded import Encoded
 from adapters_jax.tasks.task import Encoding, Objects, Rows, Task
 
@@ -130,3 +130,4 @@ def check_texts(
                     f'input line {number} has no text under {name!r}; expected {wanted} '
                     f'(this one has: {", ".join(given)})'
                 )
+            columns.check_encodable(given[name], f'input line {number}: the {name}')

@@ -9,7 +9,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from adapters_jax import params
+from adapters_jax import params, tasks
 from adapters_jax.adapters.method import Method
 from adapters_jax.config import Config
 from adapters_jax.data.preprocess import chain, tags
@@ -48,7 +48,7 @@ def load_adapter_tagger(directory: str) -> tags.LoadedTagger:
         ValueError: an adapter for another task.
     """
     folder = adapter_folder.load(Path(directory))
-    kind, labels = folder.task.get('name'), folder.task.get('labels', ())
+    kind = folder.task.get('name')
     if kind != 'tagging':
         raise ValueError(
             f'tags[adapter={directory}]: {folder.name!r} is an adapter for {kind or "no task"}; '
@@ -56,7 +56,8 @@ def load_adapter_tagger(directory: str) -> tags.LoadedTagger:
         )
     trees = folder.backbone_params, folder.adapter_params, folder.head_params
     content = params.fingerprint(dict(zip(('backbone', 'adapter', 'head'), trees, strict=True)))
-    inventory = tags.UNIVERSAL if {*labels} <= {*tags.UNIVERSAL} else tuple(labels)
+    labels = tasks.from_json(folder.task).predicted_labels
+    inventory = tags.UNIVERSAL if {*labels} <= {*tags.UNIVERSAL} else labels
     source = f'tagging adapter {folder.name!r} {content[:12]}'
     return tags.LoadedTagger(functools.partial(_tag_with, directory), inventory, source)
 

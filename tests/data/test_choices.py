@@ -67,6 +67,13 @@ def test_copas_questions_are_spelt_out(tmp_path):
     assert read_lines(tmp_path, line)[0]['text_b'] == 'What was the cause?'
 
 
+def test_the_first_row_need_not_have_as_many_candidates_as_another(tmp_path):
+    few = {'text': 'p', 'choice1': 'x', 'choice2': 'y', 'label': 0}
+    many = few | {'choice3': 'z', 'label': 2}
+    found = read_lines(tmp_path, few, many)
+    assert found[0]['choices'] == ['x', 'y'] and found[1]['choices'] == ['x', 'y', 'z']
+
+
 @pytest.mark.parametrize(
     ('line', 'data', 'message'),
     [
@@ -76,6 +83,11 @@ def test_copas_questions_are_spelt_out(tmp_path):
         ({'text': 'p', 'choices': ['x', 'y'], 'label': 1, 'gold': 1}, {}, 'several columns could'),
         ({'text': 'p', 'choices': ['x'], 'label': 0}, {}, r"line 1: the candidates are \['x'\]; e"),
         ({'text': 'p', 'choices': ['x', ' '], 'label': 0}, {}, 'line 1: the candidates are'),
+        ({'text': 'p', 'choice1': '', 'choice2': 'y', 'choice3': 'z', 'label': 'B'}, {},
+         r"line 1: the candidates are \['', 'y', 'z'\]"),
+        ({'text': 'p', 'choices': ['3', '2', '0'], 'label': '2'}, {},
+         "line 1: the label '2' may be the number of a candidate or the text of another"),
+        ({'text': 'p', 'choices': ['x\ud83d', 'y'], 'label': 0}, {}, 'line 1: a candidate holds'),
         ({'text': ' ', 'choices': ['x', 'y'], 'label': 0}, {}, "line 1: ' ' stands where the text"),
         ({'text': 'p', 'choices': ['x', 'y'], 'label': 2}, {}, 'label 2 is none of the 2 candida'),
         ({'text': 'p', 'choices': ['x', 'y'], 'label': 'z'}, {}, "label 'z' is none of the 2"),

@@ -150,6 +150,7 @@ LINES = {
     'a column that is not there': ('EU O\n', {'tag': '2'}, r'columns.label is .2., but .* 0 to 1'),
     'a name': ('EU O\n', {'tag': 'ner'}, "columns.label is 'ner'.* position from 0 to 1, or -1"),
     'words are tags': ('EU O\n', {'tag': 0}, 'words and tags are both to be column 0 of 2'),
+    'old line ends': ('EU O\rmet B-X\r\rBonn O\r', {}, 'line 1: a carriage return inside'),
     'latin-1': ('caf\udce9 O\n', {}, r'is not utf-8 \(byte 0xe9'),
 }
 

@@ -71,6 +71,17 @@ def test_rare_classes_always_stay_learnable():
         assert set(splits['train']['label']) == set(labels)
 
 
+def test_rare_tags_always_stay_learnable():
+    tags = [['O', 'O']] * 40 + [['O', f'B-{i}'] for i in range(10)]
+    for seed in range(5):
+        pool = datasets.Dataset.from_dict({'tokens': [['a', 'b']] * 50, 'tags': tags})
+        splits = split_off(pool, FRACTIONS, seed, np.arange(50))
+        assert {tag for own in splits['train']['tags'] for tag in own} == {
+            'O',
+            *(f'B-{i}' for i in range(10)),
+        }
+
+
 def test_more_classes_than_held_out_places_are_drawn_without_strata():
     labels = [str(i % 30) for i in range(90)]
     splits = split_off(pool_of([f't{i}' for i in range(90)], labels), {'test': 0.1}, seed=0)

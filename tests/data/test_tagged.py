@@ -24,7 +24,10 @@ def lines(rows):
     [
         (('train.conll', 'dev.conll', 'test.conll'), ('README.md', 'mytrain.conll')),
         (('train', 'valid.txt', 'test.tsv'), ('train.py', 'train_old.txt')),
-        (('en_x-ud-train.rebuilt.conllu', 'en_x-ud-dev.conllu', 'en_x-ud-test.conllu'), ('a.txt',)),
+        (
+            ('en_x-ud-train.rebuilt.conllu', 'en_x-ud-dev.conllu', 'en_x-ud-test.conllu'),
+            ('a.txt', 'en_x-ud-train.txt', 'en_x-ud-dev.txt', 'en_x-ud-test.txt'),
+        ),
         (('wnut17train.conll', 'emerging.dev.conll', 'emerging.test.annotated'), ('LICENSE.txt',)),
         (('eng.train', 'eng.testa', 'eng.testb'), ('eng.raw', 'train_dev_test.txt')),
         (('a-train.bio.gz', 'a-validation.iob2', 'a-test.conll'), ('latest.conll',)),

@@ -79,6 +79,22 @@ def test_every_kind_of_file_reads_the_same(tmp_path, suffix, packed):
     assert read(path)[:2] == (['text', 'label'], rows)
 
 
+@pytest.mark.parametrize('suffix', ['.csv', '.txt', '.jsonl', '.json'])
+def test_damaged_archives_are_named(tmp_path, suffix):
+    rows = [{'a': f'{number**3} text', 'b': 'x'} for number in range(3000)]
+    text = {'.json': json.dumps(rows), '.jsonl': '\n'.join(map(json.dumps, rows))}
+    whole = gzip.compress(text.get(suffix, 'a,b\n' + '3,"4"\n' * 9000).encode())
+    middle = len(whole) // 2
+    damaged = whole[:middle] + b'\xff' * 40 + whole[middle + 40 :]
+    what = 'is no whole gzip file'
+    # What is unpacked before the damage is noticed may be refused for itself.
+    for content, said in ((whole[:middle], what), (b'plain', what), (damaged, '')):
+        path = tmp_path / f'x{suffix}.gz'
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=rf'x\{suffix}\.gz.*{said}'):
+            read(path)
+
+
 def test_parquet_reads_as_it_was_written(tmp_path):
     objects = [{'text': 'a "b",\n', 'label': 1.5}, {'text': 'c', 'label': 2.0}]
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(objects), tmp_path / 'x.parquet')

@@ -1,5 +1,6 @@
 """Questions with candidates: laid out in batches, scored against one another, learned, served."""
 
+import dataclasses
 import itertools
 import json
 import math
@@ -147,7 +148,9 @@ def test_predictions_have_a_rows_own_candidates_only():
         {'prediction': 'y', 'index': 1, 'scores': [1, 2]},
         {'prediction': 'z', 'index': 2, 'scores': [4, 3, 5]},
     ]
-    assert TASK.score(outputs, split, rows)['accuracy'] in (0, 0.5, 1)
+    for labels, accuracy in (([1, 0], 0.5), ([1, 2], 1.0), ([0, 0], 0.0)):
+        known = dataclasses.replace(split, examples={'label': np.array(labels, np.int32)})
+        assert TASK.score(outputs, known, rows) == {'accuracy': accuracy}
     with pytest.raises(ValueError, match=r'the shape \[2, 3\], not \[2, 2\]'):
         TASK.predict(outputs[:, :2], split, rows)
 

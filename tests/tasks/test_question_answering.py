@@ -245,12 +245,12 @@ def test_predictions_say_where_the_answer_is_and_how_sure_it_is():
 def test_files_for_the_official_script():
     rows, encoded = split_of((['two'], 4), ([], 0))
     told = WITH_NONE.predict(outputs_of((4, 3, 2), (4, 3, 4)), encoded, rows)
-    files = {end: json.loads(t) for end, t in WITH_NONE.native_files(rows, told, {}).items()}
+    files = {end: json.loads(t) for end, t in WITH_NONE.native_files(rows, told).items()}
     assert files['.json'] == {'id0': 'two', 'id1': ''}
     assert files['.null_odds.json'] == {'id0': -2, 'id1': 2}
     best = files['.nbest.json']['id1'][0]
     assert best.keys() == {'text', 'probability', 'start_logit', 'end_logit'}
-    assert '.null_odds.json' not in TASK.native_files(rows, told, {})
+    assert '.null_odds.json' not in TASK.native_files(rows, told)
 
 
 def test_objects_to_predict_for():

@@ -110,9 +110,9 @@ def test_spans_are_predicted_in_the_scheme_of_the_rows():
     encoded = encoded_of(SPANS, [said])
     found = SPANS.predict(outputs_of(SPANS, encoded, [said]), encoded, rows)
     assert found == [{'prediction': ['I-PER', 'I-PER', 'B-PER', 'O', 'I-LOC']}]
-    files = SPANS.native_files(rows, found, {})
+    files = SPANS.native_files(rows, found)
     assert files == {'.conll': 'a I-PER\r\nb I-PER\nc B-PER\nd O\ne I-LOC x\n\n'}
-    assert SPANS.native_files(rows.remove_columns('frame'), found, {}) == {}
+    assert SPANS.native_files(rows.remove_columns('frame'), found) == {}
     assert SPANS.shown(rows[0]) == {'tokens': rows[0]['tokens'], 'gold': ['O'] * 5}
     assert SPANS.shown({'tokens': ['a']}) == {'tokens': ['a']}
 
@@ -146,17 +146,45 @@ def settled(tags, found, **changes):
 
 def test_labels_are_all_that_a_span_of_the_training_data_may_have():
     every = ('O', 'B-X', 'I-X', 'B-Y', 'I-Y')
-    assert settled([['I-Y', 'O'], ['I-X']], 'iob1') == {'labels': every, 'scheme': 'bio'}
+    found = settled([['I-Y', 'O'], ['I-X']], 'iob1')
+    assert found == {'labels': every, 'scheme': 'bio', 'written': 'iob1'}
     found = settled([['U-X', 'O']], 'bilou')
-    assert found == {'labels': ('O', 'B-X', 'I-X', 'E-X', 'S-X'), 'scheme': 'iobes'}
-    assert settled([['B-X', 'O']], 'bio', scheme='iobes')['labels'] == found['labels']
+    labels = 'O', 'B-X', 'I-X', 'E-X', 'S-X'
+    assert found == {'labels': labels, 'scheme': 'iobes', 'written': 'bilou'}
+    assert Tagging(**found).predicted_labels == ('O', 'B-X', 'I-X', 'L-X', 'U-X')
+    assert settled([['B-X', 'O']], 'bio', scheme='iobes')['labels'] == labels
     assert settled([['B-X', 'O', '']], 'bio', scheme='none')['labels'] == ('B-X', 'O')
-    assert settled([['VERB', 'ADJ', '']], 'none') == {'labels': ('ADJ', 'VERB'), 'scheme': 'none'}
+    found = settled([['VERB', 'ADJ', '']], 'none')
+    assert found == {'labels': ('ADJ', 'VERB'), 'scheme': 'none', 'written': ''}
+    assert Tagging(**found).predicted_labels == ('ADJ', 'VERB')
     assert settled([['ADJ']], 'none', labels=('X', 'ADJ'))['labels'] == ('X', 'ADJ')
     with pytest.raises(
         ValueError, match=r"task\.scheme is 'bio', but the tags of the training data"
     ):
         settled([['ADJ']], 'none', scheme='bio')
+
+
+def test_a_stray_tag_among_spans_is_refused_with_its_place():
+    frame = [['', '\n', '\n', '\n']]
+    rows = rows_of([['O', 'B-PER', 'B_PER']], 'none', frame=frame)
+    with pytest.raises(ValueError, match=r"line 2: the tag 'B_PER' is of no scheme.*scheme='none'"):
+        Tagging.settings(base().task, rows)
+    given = base()
+    given.task.scheme = 'none'
+    assert Tagging.settings(given.task, rows)['labels'] == ('B-PER', 'B_PER', 'O')
+    assert settled([['B', 'NN', 'O']], 'none')['scheme'] == 'none'  # B may be a part of speech
+
+
+def test_words_alone_are_answered_in_the_scheme_of_the_data():
+    task = Tagging(labels=('O', 'B-X', 'I-X', 'E-X', 'S-X'), written='bilou')
+    said = ['S-X', 'O', 'B-X', 'E-X']
+    encoded = encoded_of(task, [said])
+    rows = task.rows_of([{'tokens': list('abcd')}], [1], None)
+    found = task.predict(outputs_of(task, encoded, [said]), encoded, rows)
+    assert found == [{'prediction': ['U-X', 'O', 'B-X', 'L-X']}]
+    assert tasks.from_json(task.to_json()) == task
+    with pytest.raises(ValueError, match="written in the scheme 'bilu'; expected one of bio"):
+        Tagging(labels=('O', 'B-X'), written='bilu')
 
 
 def test_what_is_reported_depends_on_the_tags():
