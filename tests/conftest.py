@@ -12,6 +12,7 @@ os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false')
 os.environ.setdefault(
     'XLA_FLAGS',
     '--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false'
+    ' --xla_cpu_parallel_codegen_split_count=1'
     + (' --xla_cpu_max_isa=AVX' if platform.machine() == 'x86_64' else ''),
 )
 

@@ -125,6 +125,7 @@ def test_what_is_printed_and_drawn(chosen):
     assert picture.startswith(b'\x89PNG') and len(picture) > 20_000
 
 
+@pytest.mark.slow
 def test_killed_it_recommends_the_same(toys, chosen, tmp_path):
     """Killed in the first rung, and after it; and a third time not."""
     whole, _, _ = chosen

@@ -40,7 +40,7 @@ def config(sources, method, adapters, **options):
 @pytest.mark.parametrize(
     ('method', 'adapters', 'trained'),
     [
-        ('fuse(a, b)', 'a={a},b={b}', {'fusion'}),
+        pytest.param('fuse(a, b)', 'a={a},b={b}', {'fusion'}, marks=pytest.mark.slow),
         ('stack(a, task)', 'a={a},task=pfeiffer[size=3]', {'task'}),
         ('stack(a, fuse(b, new))', 'a={a},b={b},new=pfeiffer[size=3]', {'fusion', 'new'}),
     ],

@@ -99,6 +99,7 @@ def test_predict_computes_in_the_format_that_it_is_told(place, run):
         logits(frozen_dtype='int4')
 
 
+@pytest.mark.slow
 def test_the_trunk_is_kept_for_its_format_alone(place, run, exact):
     kept = {'training__trunk_cache': 'float32', 'data__cache_dir': str(place / 'cache')}
     for stored in ('float32', 'int8'):
@@ -112,6 +113,7 @@ def test_the_trunk_is_kept_for_its_format_alone(place, run, exact):
     }
 
 
+@pytest.mark.slow
 def test_a_member_of_a_population_is_the_run_done_alone(place, run):
     changes = {'method': 'vera[r=4]', 'data__seed': 0}
     swept = config(place, **changes)

@@ -103,6 +103,7 @@ def test_each_adapter_is_an_ordinary_one(learned):
     assert folder.method == adapter_folder.load(workdir / 'adapter' / 'topic').method
 
 
+@pytest.mark.slow
 def test_the_command_line_trains_tasks_of_glue(toys, tmp_path):
     for key in ('stsb', 'mnli'):
         toy.write_glue(tmp_path / 'GLUE', key, train=24, held_out=9)
@@ -236,6 +237,7 @@ def test_the_trunk_may_be_stored_for_several_tasks(toys, tmp_path, caplog):
             assert found['metrics'][split][name] == pytest.approx(value, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_each_task_may_keep_its_own_best_step(toys, tmp_path):
     changes = LEARNED | {'mixing__best': 'each', 'training__evaluate_every': 2}
     changes |= {'optimizer__learning_rate': 0.2, 'training__epochs': 2.0}

@@ -88,6 +88,7 @@ def test_the_files_score_in_the_official_script_as_evaluate_says(run):
         assert odds[line['id']] == line['null_odds']
 
 
+@pytest.mark.slow
 def test_predict_answers_as_evaluate_does_packed_or_alone(run, folder):
     evaluate(run, 'test')
     lines = toy.read_lines(run / 'predictions_test.jsonl')

@@ -128,6 +128,7 @@ def test_a_finished_search_stays(toys, searched):
         sweep(config(toys, sweep__trials=9), workdir)
 
 
+@pytest.mark.slow
 def test_a_combination_that_cannot_be_trained_is_told_and_passed_by(toys, tmp_path):
     space = ('training.batch_size=16,18', 'training.accumulate=1,3')  # 16 has no thirds
     given = config(toys, *space, training__steps=2, sweep__sampler='random')

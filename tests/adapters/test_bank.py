@@ -93,7 +93,7 @@ def packed():
 
 
 @pytest.mark.shows('rows')
-@pytest.mark.parametrize('preset', cases.METHODS)
+@pytest.mark.parametrize('preset', cases.quick())
 def test_every_method_by_row(preset):
     method = cases.method(preset)
     batch = packed() if method.packable else one_each()

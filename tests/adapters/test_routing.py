@@ -63,7 +63,7 @@ def plain():
     return batch, hidden(None, {}, batch, ROWS)
 
 
-@pytest.mark.parametrize('preset', cases.METHODS)
+@pytest.mark.parametrize('preset', cases.quick())
 def test_rows_without_an_adapter_are_the_plain_backbone(preset):
     bank, tree = noisy_bank([cases.method(preset)] * 2)
     batch, expected = plain()

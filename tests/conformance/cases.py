@@ -11,6 +11,7 @@ import re
 import jax
 import numpy as np
 import optax
+import pytest
 import tiny
 
 from adapters_jax import params as trees
@@ -46,6 +47,21 @@ OPTIONS = {
 BASELINES = ('full', 'head', 'top_layers')
 ALIASES = {'seq_bn': 'pfeiffer'}
 METHODS = tuple(sorted(set(registry.PRESETS) - {*BASELINES, *ALIASES}))
+
+# One of each kind of site, and of what an optimiser or a batch must know of a method.
+FAMILIES = {
+    'adalora', 'adapter_plus', 'attention_side', 'compacter', 'ia3', 'lora', 'loreft', 'pfeiffer',
+    'prefix_tuning_flat', 'prompt_tuning', 'unipelt',
+}  # fmt: skip
+
+
+def quick(presets=METHODS, families=FAMILIES):
+    """Return the presets as a test's parameters; those of no new kind are for the slow tests.
+
+    For what compiles long: a minute or more over all presets.
+    """
+    return [pytest.param(p, marks=[] if p in families else pytest.mark.slow) for p in presets]
+
 
 # Presets that start as the plain backbone, bit for bit.
 FROM_ZERO = {

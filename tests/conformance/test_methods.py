@@ -27,6 +27,7 @@ from adapters_jax.sites import Dimensions
 
 BACKBONE = {'name': 'org/name', 'family': 'bert', 'layers': 2, 'hidden': 16, 'fingerprint': 'f00d'}
 each = pytest.mark.parametrize('preset', METHODS)
+one_of_each_kind = pytest.mark.parametrize('preset', cases.quick())
 BERT_BASE = Dimensions(
     layers=12, hidden=768, feed_forward=3072, heads=12, word=768, vocabulary=30522, positions=512
 )
@@ -153,7 +154,7 @@ def test_changes_the_output_where_it_is_trained(preset):
 
 
 @pytest.mark.shows('trains')
-@each
+@one_of_each_kind
 def test_the_loss_falls_and_only_its_leaves_change(preset):
     (trainable, frozen), (after, still), losses, step, state = cases.run(preset)
     assert losses[-1] < 0.95 * losses[0], losses
@@ -184,14 +185,14 @@ def test_another_adapter_and_its_head_stay_frozen(preset):
 
 
 @pytest.mark.shows('devices')
-@each
+@one_of_each_kind
 def test_one_device_or_eight(preset):
     one, eight = cases.run(preset), cases.run(preset, devices=8)
     np.testing.assert_allclose(eight[2], one[2], rtol=1e-4)
 
 
 @pytest.mark.shows('remat')
-@each
+@one_of_each_kind
 def test_recomputing_activations_changes_no_gradient(preset):
     params, batch = cases.trained(preset), cases.layout(preset)
 
@@ -245,7 +246,7 @@ def test_one_row_one_adapter(preset):
 
 
 @pytest.mark.shows('bfloat16')
-@each
+@one_of_each_kind
 def test_bfloat16_stays_close(preset):
     params, batch = cases.trained(preset), cases.layout(preset)
     model = dataclasses.replace(cases.model(preset), dtype=jnp.bfloat16)

@@ -76,7 +76,9 @@ def run(toys, folder, mesh, method, steps=10):
     return losses, evaluate(folder)['metrics']
 
 
-@pytest.mark.parametrize('mesh', MESHES)
+@pytest.mark.parametrize(
+    'mesh', [pytest.param(m, marks=[] if m == 'mixed' else pytest.mark.slow) for m in MESHES]
+)
 def test_losses_and_metrics_are_those_of_one_device(toys, tmp_path, alone, mesh):
     losses, metrics = run(toys, tmp_path, MESHES[mesh], PFEIFFER)
     expected, exact = alone(PFEIFFER)

@@ -164,7 +164,9 @@ def check_equal(one, other, tolerance, label=''):
         np.testing.assert_allclose(found, leaf, atol=tolerance, rtol=0, err_msg=f'{label} {path}')
 
 
-@pytest.mark.parametrize('name', METHODS)
+@pytest.mark.parametrize(
+    'name', [pytest.param(m, marks=[] if m == 'union' else pytest.mark.slow) for m in METHODS]
+)
 def test_each_member_is_the_run_done_alone(name):
     owns = members(*METHODS[name])
     found, losses, good = together(owns, chunk=2 if name == 'pfeiffer' else 0)
@@ -179,7 +181,9 @@ def test_each_member_is_the_run_done_alone(name):
         assert max(moved) > 1e-2
 
 
-@pytest.mark.parametrize('method', ['top_layers[layers=1]', 'full'])
+@pytest.mark.parametrize(
+    'method', ['top_layers[layers=1]', pytest.param('full', marks=pytest.mark.slow)]
+)
 def test_members_have_their_own_leaves_of_the_backbone(method):
     owns = [Own(method), Own(method, seed=1, rate=1e-3)]
     found, losses, _ = together(owns, count=4)
