@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import functools
 import io
+import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -29,6 +30,7 @@ from adapters_jax.training.population import State, Traits
 from adapters_jax.training.run import Progress, Results, Run
 from adapters_jax.training.widening import widen
 
+_LOG = logging.getLogger(__name__)
 SUMMARY, CONFIG = 'summary.json', 'config.json'
 
 # Of each member the steps of its evaluations and the scores there, where they are numbers.
@@ -150,6 +152,17 @@ class PopulationRun(Run):
     def finished(self) -> bool:
         """Whether every member is."""
         return all(p.finished for p in self.progress.members.values())
+
+    def run(self, until: int = 0) -> dict[str, Any]:
+        """As every run; but a signal that came too late for a step still ends the process.
+
+        It came in the last evaluation, or while files were closed. For a run alone there is nothing
+        left to stop; here the next population, or the next rung, would begin.
+        """
+        summaries = super().run(until)
+        if any(processes.gather(self._stop_signal is not None)):
+            self._leave(_LOG.warning)
+        return summaries
 
     def _restore_progress(self, values: dict[str, Any]) -> None:
         members = {name: Progress(**values['members'][name]) for name in self.names}
