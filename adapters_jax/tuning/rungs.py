@@ -78,7 +78,8 @@ def _reached(progress: Progress, step: int) -> bool:
     """Tell whether a member was still training when it had taken so many steps.
 
     One that was ended at this rung, or a later one, was; a run that goes on after a kill has that
-    on record.
+    on record. One that diverged has on record the steps before the one that failed, which it began.
     """
     at_a_rung = progress.finished.startswith('pruned')
-    return not progress.finished or at_a_rung or progress.steps > step
+    begun = progress.steps + progress.finished.startswith('diverged')
+    return not progress.finished or at_a_rung or begun > step
