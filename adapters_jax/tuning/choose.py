@@ -16,6 +16,7 @@ from adapters_jax.training import ranking
 from adapters_jax.tuning import report
 
 COSTS = ('parameters', 'inference')
+_ROUNDING = 1e-9  # 0.52 - 0.05 is a little more than 0.47
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +82,7 @@ def recommend(
     """
     sign = 1 if higher_is_better else -1
     ended = [c for c in candidates if c.ended and c.score is not None] or list(candidates[:1])
-    bar = max(sign * c.score for c in ended) - margin
+    bar = max(sign * c.score for c in ended) - margin - _ROUNDING
     good = [c for c in ended if sign * c.score >= bar]
     return min(good, key=lambda c: (*_costs(c, cost), c.method))
 

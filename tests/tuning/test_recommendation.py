@@ -30,7 +30,15 @@ ALL = [LARGE, SMALL, LEAN, TINY, GONE]
     ],
 )
 def test_the_cheapest_within_the_margin_of_those_trained_to_the_end(margin, cost, expected):
-    assert choose.recommend(ALL, margin + 1e-9, cost, True) is expected
+    assert choose.recommend(ALL, margin, cost, True) is expected
+
+
+@pytest.mark.parametrize(('best', 'other', 'margin'), [(0.52, 0.47, 0.05), (0.51, 0.41, 0.1)])
+def test_exactly_the_margin_worse_is_as_good(best, other, margin):
+    for sign in (1, -1):
+        found = [candidate('best', sign * best, 900), candidate('other', sign * other, 90)]
+        assert choose.recommend(found, margin, 'parameters', sign > 0).method == 'other'
+        assert choose.recommend(found, margin - 1e-4, 'parameters', sign > 0).method == 'best'
 
 
 def test_where_lower_is_better():
