@@ -42,6 +42,7 @@ def sweep(config: Config, workdir: str | Path) -> dict[str, Any]:
             step.
         NonFiniteLossError: the loss of every member stopped being a number.
     """
+    _check_counts(config)
     workdir = Path(workdir)
     searched = bool(config.sweep.space)
     members = search.check(config) if searched else expand(config)
@@ -86,6 +87,7 @@ def sweep_shard(config: Config, workdir: str | Path, shard: grid.Shard) -> list[
         ValueError, FileNotFoundError: as `sweep`; a sweep whose populations depend on one another.
         InUseError: another job trains one of these populations.
     """
+    _check_counts(config)
     if config.sweep.space or config.sweep.pruner != 'none' or config.sweep.recommend:
         raise ValueError(
             f'--shard={shard.index}/{shard.count}: a search, sweep.pruner and sweep.recommend '
@@ -109,15 +111,18 @@ def sweep_shard(config: Config, workdir: str | Path, shard: grid.Shard) -> list[
     return [member.name for number in mine for member in groups[number]]
 
 
+def _check_counts(config: Config) -> None:
+    for key in ('size', 'chunk'):
+        if config.sweep[key] < 0:
+            raise ValueError(f'sweep.{key} is {config.sweep[key]}; expected 0 or more')
+
+
 def expand(config: Config) -> list[grid.Member]:
     """Return the members of a config's grid, each of which could be trained.
 
     Raises:
         ValueError: a mistake in the sweep's own keys, or in a member's config.
     """
-    for key in ('size', 'chunk'):
-        if config.sweep[key] < 0:
-            raise ValueError(f'sweep.{key} is {config.sweep[key]}; expected 0 or more')
     if pruning.rule_of(config).pruner == 'median':
         raise ValueError(
             "sweep.pruner is 'median', which compares with the trials of a search that have ended; "

@@ -270,6 +270,14 @@ def test_a_mistake_is_told_before_anything_is_trained(toys, tmp_path, changes, e
     assert {p.name for p in (tmp_path / 'w').glob('*')} <= {'.lock'}
 
 
+@pytest.mark.parametrize('key', ['size', 'chunk'])
+def test_counts_below_none_are_told(toys, tmp_path, key):
+    given = config(toys, **{f'sweep__{key}': -1})
+    with pytest.raises(ValueError, match=f'sweep.{key} is -1; expected 0 or more'):
+        sweep(given, tmp_path / 'w')
+    assert not (tmp_path / 'w').exists()
+
+
 def test_a_space_is_not_for_a_single_run(toys, tmp_path):
     sentence = command.refused('train', *arguments(toys, tmp_path / 'w'), folder=tmp_path)
     assert re.search(r'sweep.space is .*is for `python -m adapters_jax.sweep`', sentence)
