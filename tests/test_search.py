@@ -13,6 +13,7 @@ import toy
 
 from adapters_jax.predict import predict
 from adapters_jax.sweep import sweep
+from adapters_jax.tuning import search
 
 STEPS = 24
 SPACE = ('optimizer.learning_rate=log(1e-5,1e-1)', 'seed=0,1,2', 'training.batch_size=16,32')
@@ -138,6 +139,23 @@ def test_a_combination_that_cannot_be_trained_is_told_and_passed_by(toys, tmp_pa
     assert set(states.values()) <= {'all steps taken', 'pruned at step 2'} and len(states) > 1
     told = [t[5]['finished'] for t in trials(tmp_path / 'w')]
     assert any('training.batch_size is 16, which does not divide' in what for what in told)
+
+
+@pytest.mark.parametrize('sizes', ['16,18', '18,16'])  # 16 has no thirds
+@pytest.mark.parametrize('parts', ['1,3', '3,1'])
+def test_values_that_exclude_one_another_are_accepted_in_any_order(toys, sizes, parts):
+    given = config(toys, f'training.batch_size={sizes}', f'training.accumulate={parts}')
+    given.data.batching = 'buckets'
+    settings = [tuple(member.settings.values()) for member in search.check(given)]
+    assert (16, 3) not in settings
+    assert [set(values) for values in zip(*settings, strict=True)] == [{16, 18}, {1, 3}]
+
+
+def test_a_value_that_no_others_go_with_is_refused(toys):
+    given = config(toys, 'training.batch_size=16,17', 'training.accumulate=2,4')
+    given.data.batching = 'buckets'
+    with pytest.raises(ValueError, match='batch_size is 17, which does not divide'):
+        search.check(given)
 
 
 def arguments(toys, workdir, trials=8):

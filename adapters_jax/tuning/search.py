@@ -8,7 +8,7 @@ been: trials that run are gone on with from their checkpoints, and those that en
 import functools
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from adapters_jax.config import Config
@@ -29,7 +29,7 @@ def check(config: Config) -> list[grid.Member]:
     Returns members in which each value of a list and each end of a range occurs; none is trained.
 
     Raises:
-        ValueError: a mistake in the sweep's own keys, or in the config of one of these members.
+        ValueError: a mistake in the sweep's own keys, or a value that is one with any others.
     """
     if config.sweep.grid:
         raise ValueError(
@@ -45,11 +45,41 @@ def check(config: Config) -> list[grid.Member]:
         raise ValueError(f'sweep.trials is {config.sweep.trials}; expected 1 or more')
     check_sampler(config.sweep.sampler, config.sweep.seed)
     pruning.rule_of(config)
-    dimensions = space.parse(config.sweep.space)
-    members = [grid.make_member(config, 'example', texts) for texts in space.examples(dimensions)]
-    for member in members:
-        populations.check(member.config)
+    return _examples(config, space.parse(config.sweep.space))
+
+
+def _examples(config: Config, dimensions: Mapping[str, space.Dimension]) -> list[grid.Member]:
+    """Return few members that can be trained, in which each end of each dimension occurs."""
+    found: list[dict[str, str]] = []
+    members = []
+    for key, dimension in dimensions.items():
+        for number, end in enumerate(dimension.ends):
+            if all(texts[key] != end for texts in found):
+                texts, member = _possible(config, space.examples(dimensions, key, number))
+                found.append(texts)
+                members.append(member)
     return members
+
+
+def _possible(
+    config: Config, combinations: Iterable[dict[str, str]]
+) -> tuple[dict[str, str], grid.Member]:
+    """Return the first combination that can be trained, and as a member.
+
+    Values may exclude one another: a trial that draws such is passed by.
+
+    Raises:
+        ValueError: none can; what is wrong with the last.
+    """
+    for texts in combinations:
+        try:
+            member = grid.make_member(config, 'example', texts)
+            populations.check(member.config)
+        except ValueError as error:
+            refusal = error
+        else:
+            return texts, member
+    raise refusal
 
 
 def open_study(config: Config, workdir: Path, higher_is_better: bool) -> Study:
