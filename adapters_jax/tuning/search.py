@@ -20,6 +20,7 @@ from adapters_jax.tuning.study import FINISHED, Outcome, Study, check_sampler
 
 _LOG = logging.getLogger(__name__)
 STUDY = 'study.db'
+_NOT_POSSIBLE = 'not possible'
 BATCH = 8  # trials that are proposed at a time, where sweep.size does not say
 
 
@@ -140,7 +141,7 @@ def _train(
         refusal = _refusal(member, run)
         if refusal:
             _LOG.warning('%s cannot be trained: %s', member.name, refusal)
-            study.tell(trial, Outcome(None, [], f'not possible: {refusal}'))
+            study.tell(trial, Outcome(None, [], f'{_NOT_POSSIBLE}: {refusal}'))
         else:
             possible[member.name] = trial
     groups = grid.populations([batch[trial] for trial in possible.values()], 0)
@@ -170,14 +171,12 @@ def _outcome(member: grid.Member, workdir: Path) -> Outcome:
 
 
 def rows(config: Config, workdir: Path, study: Study) -> list[ranking.Row]:
-    """Return what came of every trial: those trained to the end, the pruned, and those without a
-    score, each from the best to the worst."""
+    """Return what came of every trial, in order of merit."""
     found = []
     for trial in study.trials:
-        member = member_of(config, study, trial.number)
-        if trial.user_attrs[FINISHED].startswith('not possible'):
-            found.append(ranking.Row(member.name, member.settings, None, 0, 0, 'not possible'))
+        member, finished = member_of(config, study, trial.number), trial.user_attrs[FINISHED]
+        if finished.startswith(_NOT_POSSIBLE):
+            found.append(ranking.Row(member.name, member.settings, None, 0, 0, finished))
         else:
             found.append(populations.row(member, workdir))
-    ranked = ranking.rank(found, study.higher_is_better)
-    return sorted(ranked, key=lambda r: (r.score is None, r.state.startswith('pruned')))
+    return ranking.rank(found, study.higher_is_better)
