@@ -128,8 +128,8 @@ def expand(config: Config) -> list[grid.Member]:
             "sweep.pruner is 'median', which compares with the trials of a search that have ended; "
             "expected 'none' or 'halving' with a sweep.grid"
         )
-    choose.check(config)
     members = grid.expand(config)
+    choose.check(config, members)
     for member in members:
         populations.check(member.config)
     return members

@@ -3,6 +3,7 @@
 import pytest
 
 from adapters_jax.config import base
+from adapters_jax.training import grid
 from adapters_jax.tuning import choose
 from adapters_jax.tuning.choose import Candidate
 
@@ -94,4 +95,31 @@ def test_mistakes_are_named(key, value, expected):
     config = base()
     config.sweep[key] = value
     with pytest.raises(ValueError, match=expected):
-        choose.check(config)
+        choose.check(config, [])
+
+
+@pytest.mark.parametrize(
+    ('axis', 'told'),
+    [
+        ('backbone=a,b', 'backbone'),
+        ('head.layers=1,2', 'head.layers'),
+        ('task.mask_rate=0.1,0.2', 'task.mask_rate'),
+        ('data.max_length=64,128', 'data.max_length'),
+        ("data.preprocess=(),('lower',)", 'data.preprocess'),
+        ('training.dtype=float32,bfloat16', 'training.dtype'),
+        ('optimizer.learning_rate=1e-3,1e-2', ''),
+        ('training.steps=10,20', ''),
+        ('data.seed=0,1', ''),
+    ],
+)
+def test_members_differ_in_nothing_that_costs_but_the_method(axis, told):
+    config = base()
+    config.sweep.grid = ('method=head,ia3', axis, 'seed=0,1')
+    members = grid.expand(config)
+    choose.check(config, members)
+    config.sweep.recommend = True
+    if not told:
+        choose.check(config, members)
+        return
+    with pytest.raises(ValueError, match=f'the members differ in {told} too, on which'):
+        choose.check(config, members)
