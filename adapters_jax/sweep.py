@@ -66,7 +66,7 @@ def sweep(config: Config, workdir: str | Path) -> dict[str, Any]:
                 done.of_search(study)
         elif config.sweep.pruner != 'none' or config.sweep.recommend:
             rule = pruning.rule_of(config, task.higher_is_better)
-            with rungs.opened(groups, workdir, build, config.sweep.chunk) as opened:
+            with rungs.opened(groups, runs, workdir, config.sweep.chunk) as opened:
                 costs = done.costs(members, runs[0], opened) if config.sweep.recommend else None
                 rungs.train(opened, rule)
             done.of_grid(members, costs)

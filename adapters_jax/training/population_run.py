@@ -10,7 +10,7 @@ import functools
 import io
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +102,21 @@ class PopulationRun(Run):
         self._forward = population.jit_population_outputs(
             self.model, self.chunk, self.experiment.task
         )
+
+    def share_backbone(self, known: dict[Hashable, jax.Array]) -> None:
+        """Take the frozen leaves of the backbone from those `known`, and add what is not there.
+
+        Runs that share one dictionary hold each leaf once. A step is given only its state for good,
+        so that nobody changes them.
+        """
+        fingerprint = self.experiment.backbone.fingerprint
+
+        def shared(path: Any, leaf: jax.Array) -> jax.Array:
+            key = fingerprint, sharding.name_of(path), leaf.dtype, leaf.sharding
+            return known.setdefault(key, leaf)
+
+        backbone = jax.tree_util.tree_map_with_path(shared, self.frozen['backbone'])
+        self.frozen = {**self.frozen, 'backbone': backbone}
 
     def _make_inputs(self, constants: Tree) -> Traits:
         """Return what tells the members apart in a step."""
