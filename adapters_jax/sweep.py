@@ -42,6 +42,7 @@ def sweep(config: Config, workdir: str | Path) -> dict[str, Any]:
             step.
         NonFiniteLossError: the loss of every member stopped being a number.
     """
+    _check_counts(config)
     workdir = Path(workdir)
     searched = bool(config.sweep.space)
     members = search.check(config) if searched else expand(config)
@@ -65,7 +66,7 @@ def sweep(config: Config, workdir: str | Path) -> dict[str, Any]:
                 done.of_search(study)
         elif config.sweep.pruner != 'none' or config.sweep.recommend:
             rule = pruning.rule_of(config, task.higher_is_better)
-            with rungs.opened(groups, workdir, build, config.sweep.chunk) as opened:
+            with rungs.opened(groups, runs, workdir, config.sweep.chunk) as opened:
                 costs = done.costs(members, runs[0], opened) if config.sweep.recommend else None
                 rungs.train(opened, rule)
             done.of_grid(members, costs)
@@ -86,6 +87,7 @@ def sweep_shard(config: Config, workdir: str | Path, shard: grid.Shard) -> list[
         ValueError, FileNotFoundError: as `sweep`; a sweep whose populations depend on one another.
         InUseError: another job trains one of these populations.
     """
+    _check_counts(config)
     if config.sweep.space or config.sweep.pruner != 'none' or config.sweep.recommend:
         raise ValueError(
             f'--shard={shard.index}/{shard.count}: a search, sweep.pruner and sweep.recommend '
@@ -109,22 +111,25 @@ def sweep_shard(config: Config, workdir: str | Path, shard: grid.Shard) -> list[
     return [member.name for number in mine for member in groups[number]]
 
 
+def _check_counts(config: Config) -> None:
+    for key in ('size', 'chunk'):
+        if config.sweep[key] < 0:
+            raise ValueError(f'sweep.{key} is {config.sweep[key]}; expected 0 or more')
+
+
 def expand(config: Config) -> list[grid.Member]:
     """Return the members of a config's grid, each of which could be trained.
 
     Raises:
         ValueError: a mistake in the sweep's own keys, or in a member's config.
     """
-    for key in ('size', 'chunk'):
-        if config.sweep[key] < 0:
-            raise ValueError(f'sweep.{key} is {config.sweep[key]}; expected 0 or more')
     if pruning.rule_of(config).pruner == 'median':
         raise ValueError(
             "sweep.pruner is 'median', which compares with the trials of a search that have ended; "
             "expected 'none' or 'halving' with a sweep.grid"
         )
-    choose.check(config)
     members = grid.expand(config)
+    choose.check(config, members)
     for member in members:
         populations.check(member.config)
     return members

@@ -1,7 +1,7 @@
 """The config of a workdir that is there: a member of a sweep by itself, or a run with a change.
 
     python -m adapters_jax.train --config=configs/again.py:runs/tuned/members/trial-0006 \
-        --config.training.epochs=20.0 --workdir=W
+        --config.training.steps=1200 --workdir=W
 
 The argument is the workdir of a run, or a member's folder in that of a sweep.
 """

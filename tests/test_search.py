@@ -13,6 +13,7 @@ import toy
 
 from adapters_jax.predict import predict
 from adapters_jax.sweep import sweep
+from adapters_jax.tuning import search
 
 STEPS = 24
 SPACE = ('optimizer.learning_rate=log(1e-5,1e-1)', 'seed=0,1,2', 'training.batch_size=16,32')
@@ -135,10 +136,27 @@ def test_a_combination_that_cannot_be_trained_is_told_and_passed_by(toys, tmp_pa
     given.data.batching = 'buckets'
     result = sweep(given, tmp_path / 'w')
     states = {tuple(r['settings'].values()): r['state'] for r in result['members']}
-    assert states.pop((16, 3)) == 'not possible'
+    assert states.pop((16, 3)).startswith('not possible: training.batch_size is 16, which does not')
     assert set(states.values()) <= {'all steps taken', 'pruned at step 2'} and len(states) > 1
     told = [t[5]['finished'] for t in trials(tmp_path / 'w')]
     assert any('training.batch_size is 16, which does not divide' in what for what in told)
+
+
+@pytest.mark.parametrize('sizes', ['16,18', '18,16'])  # 16 has no thirds
+@pytest.mark.parametrize('parts', ['1,3', '3,1'])
+def test_values_that_exclude_one_another_are_accepted_in_any_order(toys, sizes, parts):
+    given = config(toys, f'training.batch_size={sizes}', f'training.accumulate={parts}')
+    given.data.batching = 'buckets'
+    settings = [tuple(member.settings.values()) for member in search.check(given)]
+    assert (16, 3) not in settings
+    assert [set(values) for values in zip(*settings, strict=True)] == [{16, 18}, {1, 3}]
+
+
+def test_a_value_that_no_others_go_with_is_refused(toys):
+    given = config(toys, 'training.batch_size=16,17', 'training.accumulate=2,4')
+    given.data.batching = 'buckets'
+    with pytest.raises(ValueError, match='batch_size is 17, which does not divide'):
+        search.check(given)
 
 
 def arguments(toys, workdir, trials=8):
@@ -269,6 +287,14 @@ def test_a_mistake_is_told_before_anything_is_trained(toys, tmp_path, changes, e
     sentence = command.refused('sweep', *line, folder=tmp_path / 'out')
     assert re.search(expected, sentence), sentence
     assert {p.name for p in (tmp_path / 'w').glob('*')} <= {'.lock'}
+
+
+@pytest.mark.parametrize('key', ['size', 'chunk'])
+def test_counts_below_none_are_told(toys, tmp_path, key):
+    given = config(toys, **{f'sweep__{key}': -1})
+    with pytest.raises(ValueError, match=f'sweep.{key} is -1; expected 0 or more'):
+        sweep(given, tmp_path / 'w')
+    assert not (tmp_path / 'w').exists()
 
 
 def test_a_space_is_not_for_a_single_run(toys, tmp_path):

@@ -21,6 +21,8 @@ from adapters_jax.predict import predict
 from adapters_jax.sweep import sweep
 from adapters_jax.train import train
 from adapters_jax.training import grid
+from adapters_jax.training.population_run import PopulationRun
+from adapters_jax.training.run import Stopped
 
 ROOT = Path(__file__).parents[1]
 STEPS, EVERY = 40, 7
@@ -171,7 +173,10 @@ def told_of(log, name):
 def test_if_all_diverge_the_sweep_says_so(toys, tmp_path):
     given = config(toys, 'optimizer.learning_rate=1e30,2e30', method='head', training__steps=20)
     for _ in range(2):  # and says it again
-        with pytest.raises(FloatingPointError, match=r'all 2 members .* diverged \(learning_rate-'):
+        with pytest.raises(
+            FloatingPointError,
+            match=r'all 2 members .* have no score \(learning_rate-.*: diverged: ',
+        ):
             sweep(given, tmp_path / 'w')
     assert not (tmp_path / 'w' / 'best').exists()
 
@@ -202,6 +207,26 @@ def test_what_cannot_share_a_step_trains_one_after_another(toys, tmp_path):
     given.sweep.grid = ('seed=0,1',)
     with pytest.raises(ValueError, match=r'another config \(sweep.grid was .*'):
         sweep(given, tmp_path / 'w')
+
+
+def test_a_signal_in_the_last_evaluation_of_a_population_ends_the_sweep(
+    toys, tmp_path, monkeypatch
+):
+    given = config(toys, 'training.steps=2,3', method='head')
+    workdir, evaluate = tmp_path / 'w', PopulationRun._evaluate
+
+    def interrupted(run):
+        signal.raise_signal(signal.SIGTERM)
+        evaluate(run)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(PopulationRun, '_evaluate', interrupted)
+        with pytest.raises(Stopped) as stopped:
+            sweep(given, workdir)
+    assert stopped.value.code == 128 + signal.SIGTERM
+    assert {path.name for path in (workdir / 'populations').iterdir()} == {'0'}
+    assert (workdir / 'members' / 'steps-2' / 'summary.json').exists()
+    assert sorted(row['steps'] for row in sweep(given, workdir)['members']) == [2, 3]
 
 
 def test_members_begin_where_the_trunk_ends_and_read_it_from_the_disk(toys, tmp_path):

@@ -8,8 +8,9 @@ import contextlib
 import dataclasses
 import functools
 import io
+import logging
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from adapters_jax.training.population import State, Traits
 from adapters_jax.training.run import Progress, Results, Run
 from adapters_jax.training.widening import widen
 
+_LOG = logging.getLogger(__name__)
 SUMMARY, CONFIG = 'summary.json', 'config.json'
 
 # Of each member the steps of its evaluations and the scores there, where they are numbers.
@@ -101,6 +103,21 @@ class PopulationRun(Run):
             self.model, self.chunk, self.experiment.task
         )
 
+    def share_backbone(self, known: dict[Hashable, jax.Array]) -> None:
+        """Take the frozen leaves of the backbone from those `known`, and add what is not there.
+
+        Runs that share one dictionary hold each leaf once. A step is given only its state for good,
+        so that nobody changes them.
+        """
+        fingerprint = self.experiment.backbone.fingerprint
+
+        def shared(path: Any, leaf: jax.Array) -> jax.Array:
+            key = fingerprint, sharding.name_of(path), leaf.dtype, leaf.sharding
+            return known.setdefault(key, leaf)
+
+        backbone = jax.tree_util.tree_map_with_path(shared, self.frozen['backbone'])
+        self.frozen = {**self.frozen, 'backbone': backbone}
+
     def _make_inputs(self, constants: Tree) -> Traits:
         """Return what tells the members apart in a step."""
         seeds = [member.config.seed for member in self.members]
@@ -150,6 +167,17 @@ class PopulationRun(Run):
     def finished(self) -> bool:
         """Whether every member is."""
         return all(p.finished for p in self.progress.members.values())
+
+    def run(self, until: int = 0) -> dict[str, Any]:
+        """As every run; but a signal that came too late for a step still ends the process.
+
+        It came in the last evaluation, or while files were closed. For a run alone there is nothing
+        left to stop; here the next population, or the next rung, would begin.
+        """
+        summaries = super().run(until)
+        if any(processes.gather(self._stop_signal is not None)):
+            self._leave(_LOG.warning)
+        return summaries
 
     def _restore_progress(self, values: dict[str, Any]) -> None:
         members = {name: Progress(**values['members'][name]) for name in self.names}

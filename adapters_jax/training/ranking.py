@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 SEED = 'seed'
+_EARLY = ('pruned', 'diverged')  # how the states begin of members that ended before their end
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,21 +22,32 @@ class Row:
     state: str
 
 
+def ended_whole(state: str) -> bool:
+    """Tell whether a member of whose end this is said was trained to the end."""
+    return not state.startswith(_EARLY)
+
+
 def rank(rows: Sequence[Row], higher_is_better: bool) -> list[Row]:
-    """Return the rows from the best to the worst; those without a score are last."""
-    return sorted(rows, key=merit(lambda row: row.score, higher_is_better))
+    """Return the rows of those trained to the end, of the others, and of those without a score.
+
+    Each from the best to the worst.
+    """
+    score = merit(lambda row: row.score, higher_is_better)
+    return sorted(rows, key=lambda r: (r.score is None, not ended_whole(r.state), score(r)))
 
 
 def over_seeds(rows: Sequence[Row], higher_is_better: bool) -> list[dict[str, Any]]:
     """Return, for each setting, mean and standard deviation over its seeds, the best mean first.
 
-    Members without a score count as diverged and are in no mean; of one seed there is no deviation.
+    They are of the members trained to the end. Settings that have none come last, with those of the
+    members that came furthest: scores of different steps have no mean. One score has no deviation.
     """
     groups: dict[str, list[Row]] = {}
     for row in rows:
         groups.setdefault(str(_setting(row)), []).append(row)
     found = [_summarise(group) for group in groups.values()]
-    return sorted(found, key=merit(lambda group: group['mean'], higher_is_better))
+    mean = merit(lambda group: group['mean'], higher_is_better)
+    return sorted(found, key=lambda group: (not group['whole'], mean(group)))
 
 
 def _setting(row: Row) -> dict[str, Any]:
@@ -43,14 +55,18 @@ def _setting(row: Row) -> dict[str, Any]:
 
 
 def _summarise(group: Sequence[Row]) -> dict[str, Any]:
-    scores = [row.score for row in group if row.score is not None]
+    scored = [row for row in group if row.score is not None]
+    whole = [row for row in scored if ended_whole(row.state)]
+    last = max((row.steps for row in scored), default=0)
+    scores = [row.score for row in whole or [row for row in scored if row.steps == last]]
     return {
         'settings': _setting(group[0]),
         'mean': statistics.fmean(scores) if scores else None,
         'deviation': statistics.stdev(scores) if len(scores) > 1 else None,
         'scores': scores,
         'members': [row.name for row in group],
-        'diverged': sum(row.state.startswith('diverged') for row in group),
+        'whole': len(whole),
+        **{state: sum(row.state.startswith(state) for row in group) for state in _EARLY},
     }
 
 
@@ -91,11 +107,12 @@ def line(cells: Sequence[str]) -> str:
 def text(groups: Sequence[Mapping[str, Any]], metric: str) -> str:
     """Return what `over_seeds` found as aligned columns."""
     keys = list(groups[0]['settings'])
-    table = [[*keys, metric, 's.d.', 'runs', 'diverged']]
+    table = [[*keys, metric, 's.d.', 'runs', *_EARLY]]
     for group in groups:
         settings = [_setting_text(group['settings'][key]) for key in keys]
         numbers = [_score_text(group['mean']), _score_text(group['deviation'])]
-        table.append([*settings, *numbers, str(len(group['members'])), str(group['diverged'])])
+        counts = [len(group['members']), *(group[state] for state in _EARLY)]
+        table.append([*settings, *numbers, *map(str, counts)])
     return columns(table)
 
 

@@ -12,7 +12,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -306,7 +306,8 @@ class Run(abc.ABC):
                 self._save()
                 started = time.monotonic()
             if stop:
-                self._leave()
+                self.checkpoints.wait()
+                self._leave(self.monitor.message)
 
     def _outputs(self, split: str, trainable: params.Tree) -> Float[np.ndarray, 'S ...']:
         """Return the outputs for every example (or token) of a validation split, in order."""
@@ -327,10 +328,10 @@ class Run(abc.ABC):
         self.checkpoints.save(self.step, self.state, self.iterator, progress, metric)
         self.saved = self.step
 
-    def _leave(self) -> None:
-        self.checkpoints.wait()
+    def _leave(self, tell: Callable[[str], None]) -> None:
+        """Tell what stopped the run, and end the process in order; the state is saved by now."""
         number = self._stop_signal or signal.SIGTERM  # another process may have had it
-        self.monitor.message(
+        tell(
             f'stopped by {number.name} after step {self.step}; the same command goes on from there'
         )
         raise Stopped(128 + number)

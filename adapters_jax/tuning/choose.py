@@ -12,10 +12,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from adapters_jax.config import Config
-from adapters_jax.training import ranking
-from adapters_jax.tuning import report
+from adapters_jax.training import grid, ranking
+from adapters_jax.tuning import populations, report
 
 COSTS = ('parameters', 'inference')
+_ROUNDING = 1e-9  # 0.52 - 0.05 is a little more than 0.47
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,8 +44,8 @@ class Candidate:
     flops: float
 
 
-def check(config: Config) -> None:
-    """Refuse what a recommendation cannot be made by.
+def check(config: Config, members: Sequence[grid.Member]) -> None:
+    """Refuse what a recommendation of one of the members cannot be made by.
 
     Raises:
         ValueError: naming the value and what was expected.
@@ -53,6 +54,23 @@ def check(config: Config) -> None:
         raise ValueError(f'sweep.cost is {config.sweep.cost!r}; expected one of {", ".join(COSTS)}')
     if not config.sweep.margin >= 0:
         raise ValueError(f'sweep.margin is {config.sweep.margin}; expected 0 or more')
+    if config.sweep.recommend:
+        _check_costs(members)
+
+
+def _check_costs(members: Sequence[grid.Member]) -> None:
+    """Refuse members that differ in what a cost depends on beside the method.
+
+    Costs are told by method, and measured with the backbone, head and texts of one member.
+    """
+    first, *others = [populations.built_from(member.config) for member in members]
+    keys = {key for other in others for key in first if first[key] != other[key]} - {'method'}
+    if keys:
+        raise ValueError(
+            f'sweep.recommend compares what methods cost, and the members differ in '
+            f'{", ".join(sorted(keys))} too, on which the cost of each depends; make a sweep for '
+            'each value, or set sweep.recommend to False'
+        )
 
 
 def best_of_each(found: Sequence[Candidate], higher_is_better: bool) -> list[Candidate]:
@@ -81,7 +99,7 @@ def recommend(
     """
     sign = 1 if higher_is_better else -1
     ended = [c for c in candidates if c.ended and c.score is not None] or list(candidates[:1])
-    bar = max(sign * c.score for c in ended) - margin
+    bar = max(sign * c.score for c in ended) - margin - _ROUNDING
     good = [c for c in ended if sign * c.score >= bar]
     return min(good, key=lambda c: (*_costs(c, cost), c.method))
 

@@ -46,7 +46,10 @@ def search(
     """
     figure = Figure(figsize=(9, 3.6), layout='constrained')
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
-    for ended, colour, label in ((True, _BLUE, 'trained to the end'), (False, _GREY, 'pruned')):
+    for ended, colour, label in (
+        (True, _BLUE, 'trained to the end'),
+        (False, _GREY, 'ended early'),
+    ):
         mine = [(number, score) for number, score, whole in scores if whole == ended]
         if mine:
             face = colour if ended else 'none'

@@ -48,6 +48,15 @@ def check(config: Config) -> None:
     loop.check(config)
 
 
+def built_from(config: Config) -> dict[str, Any]:
+    """Return the keys of a config, with their values, that its experiment is built from."""
+    return {
+        key: value
+        for key, value in configs.decisive(config).items()
+        if key in _BUILT_FROM or not key.startswith(_NOT_BUILT_FROM)
+    }
+
+
 class Builder:
     """Builds experiments, and gives the last one again where a config asks for the same parts."""
 
@@ -61,11 +70,7 @@ class Builder:
         Raises:
             ValueError, FileNotFoundError: as `experiment.build`.
         """
-        parts = {
-            key: value
-            for key, value in configs.decisive(config).items()
-            if key in _BUILT_FROM or not key.startswith(_NOT_BUILT_FROM)
-        }
+        parts = built_from(config)
         if self._built is None or parts != self._parts:
             same = bool(self._parts) and parts['backbone'] == self._parts['backbone']
             backbone = self._built.backbone if same else None

@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 import optuna
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 
 from adapters_jax.config import Config
 from adapters_jax.training import ranking
@@ -104,7 +104,8 @@ def _median(
 ) -> dict[str, str]:
     """Ask Optuna's MedianPruner for each member, with the others as trials that have ended."""
     pruner = optuna.pruners.MedianPruner(n_warmup_steps=math.ceil(rule.grace * total_steps))
-    ended = [trial for trial in history if trial.state == TrialState.COMPLETE]
+    # Those that were pruned too: it is the median of all that came as far.
+    ended = [_as_trial(_scores(trial)) for trial in history if trial.intermediate_values]
     peers = {name: _as_trial(scores) for name, scores in members.items() if scores}
     direction = 'maximize' if rule.higher_is_better else 'minimize'
     pruned = {}
@@ -114,6 +115,10 @@ def _median(
         if pruner.prune(study, peers[name]):
             pruned[name] = f'pruned at step {members[name][-1][0]}: below the median'
     return pruned
+
+
+def _scores(trial: FrozenTrial) -> Scores:
+    return sorted(trial.intermediate_values.items())
 
 
 def _as_trial(scores: Scores) -> FrozenTrial:
@@ -140,9 +145,11 @@ def _halving(
     better = rule.higher_is_better
     scores = {name: best_until(members[name], step, better) for name in alive}
     for trial in history:
-        earlier = sorted(trial.intermediate_values.items())
-        if earlier and earlier[-1][0] >= step:
-            scores[f'{trial.number}'] = best_until(earlier, step, better)
+        earlier = _scores(trial)
+        until = best_until(earlier, step, better)
+        # One that was evaluated only later says nothing of this step.
+        if until is not None and earlier[-1][0] >= step:
+            scores[f'{trial.number}'] = until
     kept = keep(scores, rule.reduction, better)
     return {
         name: f'pruned at step {step}: not among the best 1/{rule.reduction:g}'

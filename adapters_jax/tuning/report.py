@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from optuna.importance import FanovaImportanceEvaluator, get_param_importances
+from optuna.importance import FanovaImportanceEvaluator
 from optuna.trial import TrialState
 
 from adapters_jax.training import ranking
@@ -17,8 +17,9 @@ _LEAST = 4  # trials that must have ended for the importance of anything to be t
 
 
 def importances(study: Study, seed: int) -> dict[str, float]:
-    """Return which share of the scores' variance each key explains, the largest first.
+    """Return which share of the scores' variance each key explains by itself, the largest first.
 
+    What only several keys together explain is in none of the shares, so their sum may be below 1.
     By fANOVA (Hutter et al. 2014) over the trials that were trained to their end; empty where there
     are too few of them, or all have one score.
     """
@@ -26,11 +27,8 @@ def importances(study: Study, seed: int) -> dict[str, float]:
     ended = memory.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     if len(ended) < _LEAST or len({trial.value for trial in ended}) == 1:
         return {}
-    evaluator = FanovaImportanceEvaluator(seed=seed)
-    return {
-        key: round(value, 6)
-        for key, value in get_param_importances(memory, evaluator=evaluator).items()
-    }
+    shares = FanovaImportanceEvaluator(seed=seed).evaluate(memory)
+    return {key: round(share, 6) for key, share in shares.items()}
 
 
 def counts(study: Study) -> dict[str, int]:

@@ -52,11 +52,10 @@ class Results:
         """Rank a grid's members; with what was `measured` of them, recommend one.
 
         Raises:
-            NonFiniteLossError: none of them has a score.
+            NonFiniteLossError, ValueError: see `_refuse_none`.
         """
         better = self.task.higher_is_better
         rows = ranking.rank([populations.row(m, self.workdir) for m in members], better)
-        rows.sort(key=lambda row: (row.score is None, row.state.startswith('pruned')))
         told = {'settings': ranking.over_seeds(rows, better)}
         text = ranking.markdown(rows, self.task.primary)
         with processes.together():
@@ -71,7 +70,7 @@ class Results:
         """Rank the trials of a search, and write what mattered.
 
         Raises:
-            NonFiniteLossError: none of them has a score.
+            NonFiniteLossError, ValueError: see `_refuse_none`.
         """
         rows = search.rows(self.config, self.workdir, study)
         importance = report.importances(study, self.config.sweep.seed)
@@ -141,7 +140,7 @@ class Results:
             settings={k: v for k, v in row.settings.items() if not k.startswith('method')},
             score=row.score,
             steps=row.steps,
-            ended=not row.state.startswith(('pruned', 'diverged')),
+            ended=ranking.ended_whole(row.state),
             parameters=summary['trainable_parameters'],
             flops=round(measured['inference'][method]['flops'], 6),
         )
@@ -172,10 +171,19 @@ class Results:
 
 
 def _refuse_none(rows: Sequence[Row]) -> None:
-    if rows[0].score is None:
-        told = '; '.join(f'{row.name}: {row.state}' for row in rows[:5])
+    """Refuse a sweep of which nothing can be ranked.
+
+    Raises:
+        NonFiniteLossError: no member has a score, and some diverged.
+        ValueError: no member has a score, for other reasons.
+    """
+    if rows[0].score is not None:
+        return
+    told = '; '.join(f'{row.name}: {row.state}' for row in rows[:5])
+    what = f'all {len(rows)} members of the sweep have no score ({told}); try'
+    if any(row.state.startswith('diverged') for row in rows):
         raise NonFiniteLossError(
-            f'all {len(rows)} members of the sweep diverged ({told}); try lower values of '
-            'optimizer.learning_rate, a longer optimizer.warmup or a smaller optimizer.clip_norm, '
-            'in another --workdir'
+            f'{what} lower values of optimizer.learning_rate, a longer optimizer.warmup or a '
+            'smaller optimizer.clip_norm, in another --workdir'
         )
+    raise ValueError(f'{what} other values in another --workdir')

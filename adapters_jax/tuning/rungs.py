@@ -7,11 +7,14 @@ methods. (Jamieson and Talwalkar 2016, with the members' numbers and steps as in
 import contextlib
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from pathlib import Path
+
+import jax
 
 from adapters_jax import processes
 from adapters_jax.training import grid
+from adapters_jax.training.experiment import Experiment
 from adapters_jax.training.population_run import PopulationRun
 from adapters_jax.training.run import Progress
 from adapters_jax.tuning import populations, pruning
@@ -22,16 +25,24 @@ _LOG = logging.getLogger(__name__)
 
 @contextlib.contextmanager
 def opened(
-    groups: Sequence[Sequence[grid.Member]], workdir: Path, build: populations.Builder, chunk: int
-):
-    """Hold the folders of populations, and give their runs, of which nothing is trained yet."""
+    groups: Sequence[Sequence[grid.Member]],
+    experiments: Sequence[Experiment],
+    workdir: Path,
+    chunk: int,
+) -> Iterator[list[PopulationRun]]:
+    """Hold the folders of populations, and give their runs, of which nothing is trained yet.
+
+    `experiments` are those of the first member of each. The runs are all on the devices at once, so
+    those over one backbone have its frozen leaves in common.
+    """
+    known: dict[Hashable, jax.Array] = {}
     with contextlib.ExitStack() as held:
         runs = []
-        for number, group in enumerate(groups):
+        for number, (group, built) in enumerate(zip(groups, experiments, strict=True)):
             own = workdir / populations.POPULATIONS / str(number)
             held.enter_context(processes.locked(own))
-            run = build(group[0].config)
-            runs.append(PopulationRun(run, group, own, workdir / populations.MEMBERS, chunk))
+            runs.append(PopulationRun(built, group, own, workdir / populations.MEMBERS, chunk))
+            runs[-1].share_backbone(known)
         yield runs
 
 
@@ -78,7 +89,8 @@ def _reached(progress: Progress, step: int) -> bool:
     """Tell whether a member was still training when it had taken so many steps.
 
     One that was ended at this rung, or a later one, was; a run that goes on after a kill has that
-    on record.
+    on record. One that diverged has on record the steps before the one that failed, which it began.
     """
     at_a_rung = progress.finished.startswith('pruned')
-    return not progress.finished or at_a_rung or progress.steps > step
+    begun = progress.steps + progress.finished.startswith('diverged')
+    return not progress.finished or at_a_rung or begun > step

@@ -8,7 +8,7 @@ been: trials that run are gone on with from their checkpoints, and those that en
 import functools
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from adapters_jax.config import Config
@@ -20,6 +20,7 @@ from adapters_jax.tuning.study import FINISHED, Outcome, Study, check_sampler
 
 _LOG = logging.getLogger(__name__)
 STUDY = 'study.db'
+_NOT_POSSIBLE = 'not possible'
 BATCH = 8  # trials that are proposed at a time, where sweep.size does not say
 
 
@@ -29,7 +30,7 @@ def check(config: Config) -> list[grid.Member]:
     Returns members in which each value of a list and each end of a range occurs; none is trained.
 
     Raises:
-        ValueError: a mistake in the sweep's own keys, or in the config of one of these members.
+        ValueError: a mistake in the sweep's own keys, or a value that is one with any others.
     """
     if config.sweep.grid:
         raise ValueError(
@@ -45,11 +46,41 @@ def check(config: Config) -> list[grid.Member]:
         raise ValueError(f'sweep.trials is {config.sweep.trials}; expected 1 or more')
     check_sampler(config.sweep.sampler, config.sweep.seed)
     pruning.rule_of(config)
-    dimensions = space.parse(config.sweep.space)
-    members = [grid.make_member(config, 'example', texts) for texts in space.examples(dimensions)]
-    for member in members:
-        populations.check(member.config)
+    return _examples(config, space.parse(config.sweep.space))
+
+
+def _examples(config: Config, dimensions: Mapping[str, space.Dimension]) -> list[grid.Member]:
+    """Return few members that can be trained, in which each end of each dimension occurs."""
+    found: list[dict[str, str]] = []
+    members = []
+    for key, dimension in dimensions.items():
+        for number, end in enumerate(dimension.ends):
+            if all(texts[key] != end for texts in found):
+                texts, member = _possible(config, space.examples(dimensions, key, number))
+                found.append(texts)
+                members.append(member)
     return members
+
+
+def _possible(
+    config: Config, combinations: Iterable[dict[str, str]]
+) -> tuple[dict[str, str], grid.Member]:
+    """Return the first combination that can be trained, and as a member.
+
+    Values may exclude one another: a trial that draws such is passed by.
+
+    Raises:
+        ValueError: none can; what is wrong with the last.
+    """
+    for texts in combinations:
+        try:
+            member = grid.make_member(config, 'example', texts)
+            populations.check(member.config)
+        except ValueError as error:
+            refusal = error
+        else:
+            return texts, member
+    raise refusal
 
 
 def open_study(config: Config, workdir: Path, higher_is_better: bool) -> Study:
@@ -110,7 +141,7 @@ def _train(
         refusal = _refusal(member, run)
         if refusal:
             _LOG.warning('%s cannot be trained: %s', member.name, refusal)
-            study.tell(trial, Outcome(None, [], f'not possible: {refusal}'))
+            study.tell(trial, Outcome(None, [], f'{_NOT_POSSIBLE}: {refusal}'))
         else:
             possible[member.name] = trial
     groups = grid.populations([batch[trial] for trial in possible.values()], 0)
@@ -140,14 +171,12 @@ def _outcome(member: grid.Member, workdir: Path) -> Outcome:
 
 
 def rows(config: Config, workdir: Path, study: Study) -> list[ranking.Row]:
-    """Return what came of every trial: those trained to the end, the pruned, and those without a
-    score, each from the best to the worst."""
+    """Return what came of every trial, in order of merit."""
     found = []
     for trial in study.trials:
-        member = member_of(config, study, trial.number)
-        if trial.user_attrs[FINISHED].startswith('not possible'):
-            found.append(ranking.Row(member.name, member.settings, None, 0, 0, 'not possible'))
+        member, finished = member_of(config, study, trial.number), trial.user_attrs[FINISHED]
+        if finished.startswith(_NOT_POSSIBLE):
+            found.append(ranking.Row(member.name, member.settings, None, 0, 0, finished))
         else:
             found.append(populations.row(member, workdir))
-    ranked = ranking.rank(found, study.higher_is_better)
-    return sorted(ranked, key=lambda r: (r.score is None, r.state.startswith('pruned')))
+    return ranking.rank(found, study.higher_is_better)

@@ -6,8 +6,9 @@ trial is a member of a grid like any other, and its config can be written by han
 
 import dataclasses
 import math
+import random
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from optuna.distributions import (
@@ -29,6 +30,7 @@ _KINDS = {
     'logint': (int, (2,)),
 }
 _RANGE = re.compile(rf'({"|".join(_KINDS)})\((.*)\)')
+_EXAMPLES = 64  # combinations that a value is tried out in before it is refused
 _SHAPES = 'uniform(LOW,HIGH), log(LOW,HIGH), int(LOW,HIGH[,STEP]) or logint(LOW,HIGH)'
 
 
@@ -66,12 +68,16 @@ def texts_of(params: Mapping[str, Any]) -> dict[str, str]:
     return {key: value if isinstance(value, str) else repr(value) for key, value in params.items()}
 
 
-def examples(space: Mapping[str, Dimension]) -> list[dict[str, str]]:
-    """Return few combinations in which every value of a list and every end of a range occurs."""
-    count = max((len(dimension.ends) for dimension in space.values()), default=0)
-    return [
-        {key: d.ends[min(i, len(d.ends) - 1)] for key, d in space.items()} for i in range(count)
-    ]
+def examples(space: Mapping[str, Dimension], key: str, number: int) -> Iterator[dict[str, str]]:
+    """Yield combinations in which a key has the end of this number.
+
+    First all keys have that of the same number, or their last, so that few combinations hold all
+    ends; then come others, drawn with a seed of their own.
+    """
+    yield {other: d.ends[min(number, len(d.ends) - 1)] for other, d in space.items()}
+    rng, end = random.Random(0), space[key].ends[number]
+    for _ in range(_EXAMPLES):
+        yield {other: rng.choice(d.ends) for other, d in space.items()} | {key: end}
 
 
 def _dimension(text: str) -> Dimension:

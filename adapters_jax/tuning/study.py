@@ -22,6 +22,7 @@ from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from adapters_jax import files, processes
+from adapters_jax.training import ranking
 
 SAMPLERS = ('tpe', 'random')
 FINISHED = 'finished'  # the attribute of a trial that says in words how it ended
@@ -40,11 +41,12 @@ class Outcome:
     def state(self) -> TrialState:
         """What Optuna calls it.
 
-        One without a score counts as pruned before its first evaluation, the worst that can be: a
-        sampler would forget a failed one, and propose its like again.
+        One that diverged counts as pruned where it was, and one without a score as pruned before
+        its first evaluation, the worst that can be: a sampler would forget a failed one, and
+        propose its like again.
         """
-        ended_early = self.finished.startswith('pruned') or self.score is None
-        return TrialState.PRUNED if ended_early else TrialState.COMPLETE
+        whole = self.score is not None and ranking.ended_whole(self.finished)
+        return TrialState.COMPLETE if whole else TrialState.PRUNED
 
 
 class Study:

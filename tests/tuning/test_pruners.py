@@ -59,6 +59,15 @@ def test_below_the_median_of_the_others_and_of_those_before():
     assert set(pruning.prune(rule, [ended(9, (20, 1.0))], few, list(few), 100)) == {'a', 'b', 'c'}
 
 
+def test_the_median_is_of_the_pruned_of_earlier_populations_too():
+    rule = Rule('median', 2.0, 0.2, True)
+    pruned = [ended(i, (20, 0.9), state=optuna.trial.TrialState.PRUNED) for i in range(5)]
+    members = at(20, a=0.1, b=0.95)
+    assert set(pruning.prune(rule, pruned, members, ['a', 'b'], 100)) == {'a'}
+    lost = [ended(i, state=optuna.trial.TrialState.PRUNED) for i in range(5)]
+    assert pruning.prune(rule, lost, members, ['a', 'b'], 100) == {}
+
+
 def test_where_lower_is_better_the_median_is_an_upper_bound():
     rule = Rule('median', 2.0, 0.1, False)
     members = at(20, a=0.1, b=0.5, c=0.6, d=0.7, e=0.8, f=0.9)
@@ -85,6 +94,8 @@ def test_halving_compares_with_all_that_came_as_far():
     members = at(25, a=0.9, b=0.1)
     assert set(pruning.prune(rule, better, members, ['a', 'b'], 100)) == {'a', 'b'}
     assert set(pruning.prune(rule, short, members, ['a', 'b'], 100)) == {'b'}
+    later = [ended(i, (50, 0.95)) for i in range(4)]  # evaluated less often
+    assert set(pruning.prune(rule, later, members, ['a', 'b'], 100)) == {'b'}
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import pytest
 
 from adapters_jax.config import base
+from adapters_jax.training import grid
 from adapters_jax.tuning import choose
 from adapters_jax.tuning.choose import Candidate
 
@@ -30,7 +31,15 @@ ALL = [LARGE, SMALL, LEAN, TINY, GONE]
     ],
 )
 def test_the_cheapest_within_the_margin_of_those_trained_to_the_end(margin, cost, expected):
-    assert choose.recommend(ALL, margin + 1e-9, cost, True) is expected
+    assert choose.recommend(ALL, margin, cost, True) is expected
+
+
+@pytest.mark.parametrize(('best', 'other', 'margin'), [(0.52, 0.47, 0.05), (0.51, 0.41, 0.1)])
+def test_exactly_the_margin_worse_is_as_good(best, other, margin):
+    for sign in (1, -1):
+        found = [candidate('best', sign * best, 900), candidate('other', sign * other, 90)]
+        assert choose.recommend(found, margin, 'parameters', sign > 0).method == 'other'
+        assert choose.recommend(found, margin - 1e-4, 'parameters', sign > 0).method == 'best'
 
 
 def test_where_lower_is_better():
@@ -86,4 +95,31 @@ def test_mistakes_are_named(key, value, expected):
     config = base()
     config.sweep[key] = value
     with pytest.raises(ValueError, match=expected):
-        choose.check(config)
+        choose.check(config, [])
+
+
+@pytest.mark.parametrize(
+    ('axis', 'told'),
+    [
+        ('backbone=a,b', 'backbone'),
+        ('head.layers=1,2', 'head.layers'),
+        ('task.mask_rate=0.1,0.2', 'task.mask_rate'),
+        ('data.max_length=64,128', 'data.max_length'),
+        ("data.preprocess=(),('lower',)", 'data.preprocess'),
+        ('training.dtype=float32,bfloat16', 'training.dtype'),
+        ('optimizer.learning_rate=1e-3,1e-2', ''),
+        ('training.steps=10,20', ''),
+        ('data.seed=0,1', ''),
+    ],
+)
+def test_members_differ_in_nothing_that_costs_but_the_method(axis, told):
+    config = base()
+    config.sweep.grid = ('method=head,ia3', axis, 'seed=0,1')
+    members = grid.expand(config)
+    choose.check(config, members)
+    config.sweep.recommend = True
+    if not told:
+        choose.check(config, members)
+        return
+    with pytest.raises(ValueError, match=f'the members differ in {told} too, on which'):
+        choose.check(config, members)

@@ -1,6 +1,7 @@
 """What is proposed follows from the seed and from what is on record, and nothing on record goes."""
 
 import pytest
+from optuna.trial import TrialState
 
 from adapters_jax import files
 from adapters_jax.tuning import space, study
@@ -76,6 +77,20 @@ def test_half_of_an_end_is_none(tmp_path):
         (trial,) = found.ended
         assert (trial.value, trial.intermediate_values) == (0.5, {5: 0.25, 10: 0.5})
         assert trial.user_attrs == {'finished': 'all steps taken'}
+
+
+@pytest.mark.parametrize(
+    ('score', 'finished', 'expected'),
+    [
+        (0.5, 'all steps taken', TrialState.COMPLETE),
+        (0.5, 'no improvement in 3 evaluations', TrialState.COMPLETE),
+        (0.5, 'pruned at step 5: below the median', TrialState.PRUNED),
+        (0.5, 'diverged: the loss of step 7 is nan', TrialState.PRUNED),
+        (None, 'all steps taken', TrialState.PRUNED),
+    ],
+)
+def test_a_trial_is_complete_if_it_was_trained_to_its_end(score, finished, expected):
+    assert Outcome(score, [], finished).state == expected
 
 
 def test_what_is_told_moves_the_search(tmp_path):

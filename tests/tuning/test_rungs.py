@@ -1,0 +1,42 @@
+"""Who counts at a rung, after a kill too; and what the populations of a choice have in common."""
+
+import pytest
+import toy
+
+from adapters_jax.params import flatten
+from adapters_jax.training import grid
+from adapters_jax.training.run import Progress
+from adapters_jax.tuning import populations, rungs
+
+
+@pytest.mark.parametrize(
+    ('finished', 'steps', 'expected'),
+    [
+        ('', 0, True),
+        ('pruned after 25 % of the steps: not among the best 1/2', 10, True),
+        ('all steps taken', 20, True),
+        ('no improvement in 2 evaluations', 10, False),
+        # The steps are those before the one that failed.
+        ('diverged: the loss of step 11 is nan', 10, True),
+        ('diverged: the loss of step 10 is nan', 9, False),
+        ('diverged: after step 10 the outputs for a split are not finite', 9, False),
+    ],
+)
+def test_who_still_trained_after_the_evaluation_of_step_10(finished, steps, expected):
+    assert rungs._reached(Progress(finished=finished, steps=steps), 10) is expected
+
+
+def test_populations_over_one_backbone_hold_it_once(tmp_path):
+    backbone = toy.write_backbone(tmp_path / 'bert')
+    given = toy.config(backbone, toy.write_texts(tmp_path / 'texts.csv', 40))
+    given.sweep.grid = ('method=head,bitfit', 'training.frozen_dtype=float32,bfloat16')
+    groups = grid.populations(grid.expand(given), 0)
+    build = populations.Builder()
+    experiments = [build(group[0].config) for group in groups]
+    with rungs.opened(groups, experiments, tmp_path / 'w', 0) as runs:
+        whole, halved, biased, _ = (flatten(run.frozen['backbone']) for run in runs)
+        trained = flatten(runs[2].state.trainable)
+    common = whole.keys() & biased.keys()
+    assert common and all(whole[path] is biased[path] for path in common)
+    assert {f'backbone/{path}' for path in whole.keys() - common} <= trained.keys()
+    assert not any(whole[path] is halved[path] for path in common)
