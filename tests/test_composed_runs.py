@@ -41,7 +41,9 @@ def config(sources, method, adapters, **options):
     ('method', 'adapters', 'trained'),
     [
         pytest.param('fuse(a, b)', 'a={a},b={b}', {'fusion'}, marks=pytest.mark.slow),
-        ('stack(a, task)', 'a={a},task=pfeiffer[size=3]', {'task'}),
+        pytest.param(
+            *('stack(a, task)', 'a={a},task=pfeiffer[size=3]', {'task'}), marks=pytest.mark.slow
+        ),
         ('stack(a, fuse(b, new))', 'a={a},b={b},new=pfeiffer[size=3]', {'fusion', 'new'}),
     ],
 )

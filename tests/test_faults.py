@@ -18,6 +18,7 @@ def campaign(folder, count, monkeypatch, *names, seed=0, kinds=runs.KINDS[:1]):
     return Campaign(folder, count, seed, kinds).run(2) | {'hardware': 'a machine'}
 
 
+@pytest.mark.slow
 def test_three_faults_lose_nothing(tmp_path, monkeypatch):
     names = ['SIGKILL in the writing of a checkpoint', 'full disk']
     names += ['newest checkpoint: a bit flipped']

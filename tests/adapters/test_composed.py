@@ -25,6 +25,8 @@ DEEP = {
     'batch_split': 'batch_split(stack(c, a), a, b, batch_sizes=[1, 1, 1])',
 }  # fmt: skip
 COPIES = 'stack(a, parallel(b, stack(c, a)))'
+# One of each kind of site.
+SITES = {'adapter_plus', 'pfeiffer', 'lora', 'prefix_tuning_flat', 'loreft', 'attention_side'}
 METHODS = [m for m in cases.METHODS if supported(cases.method(m)) and m != 'prompt_tuning']
 
 
@@ -55,7 +57,7 @@ def check(method, tree=None):
     return found
 
 
-@pytest.mark.parametrize('preset', cases.quick(METHODS))
+@pytest.mark.parametrize('preset', cases.quick(METHODS, SITES))
 def test_each_row_computes_what_it_computes_alone(preset):
     kinds = supported(cases.method(preset))
     expression = next(text for kind, text in DEEP.items() if kind in kinds)

@@ -12,7 +12,7 @@ from adapters_jax import quantize
 from adapters_jax.models import bert
 
 # They read kernels' norms, kernels, keys, values and outputs.
-FAST = ('dora', 'ia3', 'unipelt')
+FAST = {'dora', 'ia3', 'unipelt'}
 
 
 def in_8_bits(path, leaf):
@@ -26,10 +26,7 @@ def loss(trainable, frozen, preset):
     return cases.TASK.loss(outputs, batch, 0)[0], outputs
 
 
-@pytest.mark.parametrize(
-    'preset',
-    [p if p in FAST else pytest.param(p, marks=pytest.mark.slow) for p in cases.METHODS],
-)
+@pytest.mark.parametrize('preset', cases.quick(families=FAST))
 def test_outputs_and_gradients_are_those_of_the_weights_that_are_kept(preset):
     trainable, exact = trees.partition(cases.trained(preset), cases.model(preset).rules)
     frozen = trees.map_with_path(in_8_bits, exact)

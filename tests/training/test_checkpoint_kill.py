@@ -88,6 +88,7 @@ def check_kills(tmp_path, steps, size, pause, kills):
     assert toy.final() == calm.final()
 
 
+@pytest.mark.slow
 def test_a_killed_run_ends_with_the_same_bits(tmp_path):
     check_kills(tmp_path, 16, 500_000, 0.02, [random.randint(4, 9), 'writing'])
 

@@ -110,7 +110,7 @@ def rows_of(batch, number):
     ('method', 'policy'),
     [
         ('pfeiffer[reduction_factor=4]', Packed(24, 6, 4)),
-        ('lora[r=2]', Packed(24, 6, 4)),
+        pytest.param('lora[r=2]', Packed(24, 6, 4), marks=pytest.mark.slow),
         ('lora[r=2]', Buckets((12,), 6)),
     ],
 )
