@@ -87,7 +87,7 @@ TASKS = {
     'ner': Task('WNUT17, named entities', 'tagging.py:', tagging.get_config, 'wnut17', WNUT),
     'qa': Task(
         *('XQuAD, English, by paragraph', 'question_answering.py:', question_answering.get_config),
-        *('xquad', ('data.train=DIR/xquad.en.json', 'training.epochs=6.0')),
+        *('xquad', ('data.train=DIR/xquad.en.json', 'training.epochs=4.0')),
     ),
 }
 # The rates of methods that are no adapters, where a task's config knows one for adapters only.
