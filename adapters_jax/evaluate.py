@@ -160,7 +160,9 @@ def _show(adapter: Path, name: str, result: dict[str, Any]) -> None:
         print('  the split has no labels: predictions only')
         return
     print(entry.table(result['metrics']))
-    print(experiment.task_of(adapter_folder.load(adapter)).details_text(result), end='')
+    details = experiment.task_of(adapter_folder.load(adapter)).details_text(result)
+    if details:
+        print(details)
 
 
 def _define() -> dict[str, flags.FlagHolder]:

@@ -280,6 +280,7 @@ def test_the_commands_print_what_they_found_and_wrote(toys, tmp_path):
     assert {path.name for path in (tmp_path / 'w').iterdir()} == expected
     evaluated = command.run('evaluate', f'--workdir={tmp_path / "w"}', folder=tmp_path)
     assert evaluated.status == 0 and 'true \\ predicted' in evaluated.out
+    assert '\nwrote ' in evaluated.out
     found = json.loads((tmp_path / 'w' / 'evaluation_test.json').read_text())
     assert f'accuracy  {found["metrics"]["accuracy"]:.4f}' in evaluated.out
     assert 'versions' in found and 'hardware' in found

@@ -211,7 +211,7 @@ class QuestionAnswering(Task):
         ]
         if self.threshold != NONE:
             shown.append(f'  no answer where its odds exceed {details["threshold"]:.4g}')
-        return '\n'.join(shown) + '\n'
+        return '\n'.join(shown)
 
     def _predict(self, outputs: np.ndarray, encoded: Encoded, rows: Rows) -> list[dict[str, Any]]:
         readings = self._readings(outputs, encoded, rows)

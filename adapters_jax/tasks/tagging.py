@@ -280,7 +280,7 @@ class Tagging(Task):
         for name, row in common:
             scores = f'{row["precision"]:9.4f}  {row["recall"]:6.4f}  {row["f1"]:6.4f}'
             lines.append(f'{name:<{width}}  {scores}  {row["count"]:6,}')
-        return '\n'.join(lines) + '\n'
+        return '\n'.join(lines)
 
 
 def _scheme_of(rows: Rows, otherwise: str) -> str:

@@ -195,9 +195,8 @@ def test_scores_are_those_of_the_official_script_as_shares():
     details = TASK.details(outputs, encoded, rows)
     assert details['threshold'] == 'none'
     assert details['official']['HasAns_exact'] == pytest.approx(200 / 3)
-    assert TASK.details_text(details) == (
-        '  3 questions with an answer: 66.67 % exact, F1 66.67 %\n'
-    )
+    text = '  3 questions with an answer: 66.67 % exact, F1 66.67 %'
+    assert TASK.details_text(details) == text
     rows, encoded = split_of((['two'], 4), ([], 0), ([], 0))
     outputs = outputs_of((4, 3, 2), (5, 3, 3), (5, 3, 4))
     found = tasks.create(
@@ -217,7 +216,7 @@ def test_the_threshold_is_tuned_where_it_is_open():
     assert WITH_NONE.tuned(outputs, encoded, rows) is WITH_NONE
     shown = tuned.details_text(tuned.details(outputs, encoded, rows))
     assert '1 questions without: 100.00 % exact' in shown
-    assert 'no answer where its odds exceed 1\n' in shown
+    assert shown.endswith('\n  no answer where its odds exceed 1')
     # Nobody tuned it, as without a validation split: the better score wins.
     assert [one['prediction'] for one in open_.predict(outputs, encoded, rows)] == ['two', '', '']
 
