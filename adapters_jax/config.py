@@ -165,6 +165,7 @@ def _data() -> Config:
             # `choices`, of 'multiple_choice': that of a list, or several: 'ending0+ending1'.
             'columns': ConfigDict({'text_a': '', 'text_b': '', 'label': '', 'choices': ''}),
             # Whether rows with an empty text are left out, and counted in the log; else refused.
+            # Of texts with classes, sets of labels or numbers; 'masked_lm' always leaves them out.
             'skip_empty': False,
             # What stands between the labels of a text that has several ('multi_label').
             'label_separator': ',',
