@@ -173,6 +173,7 @@ class _Texts(NamedTuple):
         slot: Int64[np.ndarray, ' E'],
         column: Int64[np.ndarray, ' E'],
     ) -> '_Texts':
+        """Return the texts of placed examples, each of which begins at a column of its row."""
         begins, first = encoded.texts
         counts = first[example + 1] - first[example]
         text = ranges(first[example], counts)

@@ -266,7 +266,7 @@ class _Group:
     members: list[Member]
 
     def takes(self, method: Method, size: int) -> bool:
-        """Whether a member with this method can join; `size`: the most members, 0 for any number."""
+        """Whether a member with this method can join, of at most `size` members (0: any number)."""
         if size and len(self.members) >= size:
             return False
         return method in self.methods or can_join((*self.methods, method))

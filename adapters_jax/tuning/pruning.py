@@ -7,6 +7,7 @@ that is in checkpoints and in the study, so a run that was killed ends the same 
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import optuna
 from optuna.trial import FrozenTrial
@@ -54,6 +55,15 @@ def rule_of(config: Config, higher_is_better: bool = True) -> Rule:
     return Rule(given.pruner, given.reduction, given.grace, higher_is_better)
 
 
+class _Race(NamedTuple):
+    """Who trains, and what is on record; see `prune`."""
+
+    history: Sequence[FrozenTrial]
+    members: Mapping[str, Scores]
+    alive: Sequence[str]
+    total_steps: int
+
+
 def prune(
     rule: Rule,
     history: Sequence[FrozenTrial],
@@ -72,7 +82,7 @@ def prune(
         total_steps: of the population.
     """
     decide = {'none': _none, 'median': _median, 'halving': _halving}[rule.pruner]
-    return decide(rule, history, members, alive, total_steps)
+    return decide(rule, _Race(history, members, alive, total_steps))
 
 
 def best_until(scores: Scores, step: int, higher_is_better: bool) -> float | None:
@@ -95,25 +105,19 @@ def _none(*_: object) -> dict[str, str]:
     return {}
 
 
-def _median(
-    rule: Rule,
-    history: Sequence[FrozenTrial],
-    members: Mapping[str, Scores],
-    alive: Sequence[str],
-    total_steps: int,
-) -> dict[str, str]:
+def _median(rule: Rule, race: _Race) -> dict[str, str]:
     """Ask Optuna's MedianPruner for each member, with the others as trials that have ended."""
-    pruner = optuna.pruners.MedianPruner(n_warmup_steps=math.ceil(rule.grace * total_steps))
+    pruner = optuna.pruners.MedianPruner(n_warmup_steps=math.ceil(rule.grace * race.total_steps))
     # Those that were pruned too: it is the median of all that came as far.
-    ended = [_as_trial(_scores(trial)) for trial in history if trial.intermediate_values]
-    peers = {name: _as_trial(scores) for name, scores in members.items() if scores}
+    ended = [_as_trial(_scores(trial)) for trial in race.history if trial.intermediate_values]
+    peers = {name: _as_trial(scores) for name, scores in race.members.items() if scores}
     direction = 'maximize' if rule.higher_is_better else 'minimize'
     pruned = {}
-    for name in (name for name in alive if name in peers):
+    for name in (name for name in race.alive if name in peers):
         study = optuna.create_study(pruner=pruner, direction=direction)
         study.add_trials([*ended, *(peer for other, peer in peers.items() if other != name)])
         if pruner.prune(study, peers[name]):
-            pruned[name] = f'pruned at step {members[name][-1][0]}: below the median'
+            pruned[name] = f'pruned at step {race.members[name][-1][0]}: below the median'
     return pruned
 
 
@@ -125,26 +129,20 @@ def _as_trial(scores: Scores) -> FrozenTrial:
     return optuna.trial.create_trial(value=scores[-1][1], intermediate_values=dict(scores))
 
 
-def _halving(
-    rule: Rule,
-    history: Sequence[FrozenTrial],
-    members: Mapping[str, Scores],
-    alive: Sequence[str],
-    total_steps: int,
-) -> dict[str, str]:
+def _halving(rule: Rule, race: _Race) -> dict[str, str]:
     """Keep the best of all that were ever scored at this rung, as asynchronous halving does.
 
     Li et al. 2020 (ASHA), where a population takes the place of a worker. A rung is decided at the
     first evaluation at or after it.
     """
-    steps = [0, 0, *sorted({at for name in alive for at, _ in members[name]})]
+    steps = [0, 0, *sorted({at for name in race.alive for at, _ in race.members[name]})]
     before, step = steps[-2:]
-    rungs = [math.ceil(share * total_steps) for share in rule.shares]
+    rungs = [math.ceil(share * race.total_steps) for share in rule.shares]
     if not any(before < rung <= step for rung in rungs):
         return {}
     better = rule.higher_is_better
-    scores = {name: best_until(members[name], step, better) for name in alive}
-    for trial in history:
+    scores = {name: best_until(race.members[name], step, better) for name in race.alive}
+    for trial in race.history:
         earlier = _scores(trial)
         until = best_until(earlier, step, better)
         # One that was evaluated only later says nothing of this step.
@@ -153,6 +151,6 @@ def _halving(
     kept = keep(scores, rule.reduction, better)
     return {
         name: f'pruned at step {step}: not among the best 1/{rule.reduction:g}'
-        for name in alive
+        for name in race.alive
         if name not in kept
     }
