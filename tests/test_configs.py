@@ -18,6 +18,7 @@ from adapters_jax.data import builtin, glue
 from adapters_jax.training import experiment, loop
 
 ROOT = Path(__file__).parents[1]
+KEYS = 'config.py', 'defaults.py'
 # Each config with one method, each method with at least one config.
 PAIRED = [
     ('quickstart', 'houlsby[size=4]'),
@@ -203,9 +204,9 @@ def leaf_keys(node, prefix=()):
 
 
 def read_by_name(name):
-    """Return the files of the package, config.py aside, that read an attribute of this name."""
+    """Return the files, those where keys are defined aside, that read an attribute of this name."""
     patterns = [rf'\.{name}\b(?!\s*\()', rf"\[['\"]{name}['\"]\]", rf"['\"]{name}['\"]"]
-    files = (p for p in (ROOT / 'adapters_jax').rglob('*.py') if p.name != 'config.py')
+    files = (p for p in (ROOT / 'adapters_jax').rglob('*.py') if p.name not in KEYS)
     return [p for p in files if any(re.search(x, p.read_text('utf-8')) for x in patterns)]
 
 

@@ -23,7 +23,7 @@ Scores = Sequence[tuple[int, float]]
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """What a config says of ending members early; see the section `sweep` of `config.py`."""
+    """What a config says of ending members early; see the section `sweep` of `defaults.py`."""
 
     pruner: str
     reduction: float
