@@ -15,9 +15,9 @@ import toy
 from adapters_jax import processes
 
 STEPS = 50
+# What the library that connects processes says, in the pieces that it writes.
 GLOO = re.compile(
-    r'\[Gloo\] Rank \d+ is connected to \d+ peer ranks\.|'
-    r'Expected number of connected peer ranks is : \d+'
+    r'\[Gloo\] Rank|is connected to|peer ranks\.|Expected number of connected peer ranks is :|\d+'
 )
 PFEIFFER = 'pfeiffer[reduction_factor=2,dropout=0.1]'
 MESHES = {'data': (8, 1, 1), 'fsdp': (1, 8, 1), 'tensor': (4, 1, 2), 'mixed': (2, 2, 2)}
@@ -84,7 +84,7 @@ def ours(text):
 
     Its threads write in the midst of one another's lines.
     """
-    return [line for line in GLOO.sub('', text).split('\n') if line.strip()]
+    return [line for line in text.split('\n') if GLOO.sub('', line).strip()]
 
 
 def told(done):
