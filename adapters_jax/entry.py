@@ -47,8 +47,11 @@ def run_on_many(define: Define, main: Callable[..., None]) -> None:
         if jax.process_count() > 1:
             # Once another process has ended alone JAX ends this one: where it was is no news.
             faulthandler.disable()
-        with _leaving(), _silent_unless(processes.is_writer()):
-            main(**values)
+        try:
+            with _leaving(), _silent_unless(processes.is_writer()):
+                main(**values)
+        finally:
+            processes.leave()
 
     run(lambda: define() | _define_processes(), joined)
 

@@ -144,6 +144,15 @@ def is_told(error: BaseException) -> bool:
     return getattr(error, 'is_told', False)
 
 
+def leave() -> None:
+    """Part from the other processes of this run, once all of them have come here.
+
+    The first one serves the others' coordination: were it gone before, JAX would end them.
+    """
+    if jax.distributed.is_initialized():
+        jax.distributed.shutdown()
+
+
 def gather(value: Any) -> list[Any]:
     """Return every process's own small JSON value, in the order of the processes."""
     if jax.process_count() == 1:

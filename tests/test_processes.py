@@ -6,6 +6,7 @@ import re
 import shutil
 import signal
 import socket
+import time
 
 import command
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 import toy
 
 from adapters_jax import processes
+from adapters_jax.training.run import Run
 
 STEPS = 50
 # What the library that connects processes says, in the pieces that it writes.
@@ -63,13 +65,35 @@ def free_port():
         return listening.getsockname()[1]
 
 
-def start(module, given, folder, devices=4, count=2):
-    """Start a command in `count` processes that know of one another; `given` may differ by each."""
+def no_change():
+    pass
+
+
+def dawdle():
+    """Be late where a run that was stopped leaves."""
+    leave = Run._leave
+
+    def late(*args):
+        time.sleep(5)
+        leave(*args)
+
+    Run._leave = late
+
+
+def start(module, given, folder, devices=4, count=2, prepare=no_change):
+    """Start a command in `count` processes that know of one another; `given` may differ by each.
+
+    `prepare` is called before in the last process.
+    """
     where = [f'--distributed=127.0.0.1:{free_port()}', f'--processes={count}']
     lines = given if isinstance(given[0], list) else [given] * count
     return [
         command.Command(
-            module, [*line, *where, f'--process={i}'], folder / f'process{i}', devices=devices
+            module,
+            [*line, *where, f'--process={i}'],
+            folder / f'process{i}',
+            devices=devices,
+            prepare=prepare if i == count - 1 else no_change,
         )
         for i, line in enumerate(lines)
     ]
@@ -179,7 +203,8 @@ def test_the_trunk_is_computed_by_all_and_kept_by_one(toys, tmp_path):
 def test_sigterm_to_one_stops_all_and_the_run_goes_on_elsewhere(toys, tmp_path, alone):
     """It is told to a process that does not write, and goes on in one process on another mesh."""
     workdir = tmp_path / 'run'
-    commands = start('train', arguments(toys, workdir, MESHES['fsdp']), tmp_path)
+    given = arguments(toys, workdir, MESHES['fsdp'])
+    commands = start('train', given, tmp_path, prepare=dawdle)
     assert commands[1].wait_for(lambda: steps_taken(workdir) >= 5), finish(commands)
     commands[1].signal(signal.SIGTERM)
     done = finish(commands)
