@@ -4,25 +4,50 @@ They stand on the ground floor because `models/` and `adapters/` do not know eac
 have to apply, say, the very same activation under the very same name.
 """
 
+import math
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, PRNGKeyArray
+import numpy as np
+from jaxtyping import Array, Bool, Float, PRNGKeyArray, UInt32
 
 from adapters_jax import quantize
 
 Activation = Callable[[Array], Array]
 
 
+def _with_slope(function: Activation) -> Activation:
+    """Return the function of each entry, whose backward pass is one multiplication.
+
+    Its forward pass, where a gradient will be asked for, keeps the slope and not the argument.
+    Left alone, XLA keeps, and reads again, several arrays of the size of the argument.
+    """
+
+    @jax.custom_vjp
+    def apply(x: Array) -> Array:
+        return function(x)
+
+    def forward(x: Array) -> tuple[Array, Array]:
+        return jax.jvp(function, (x,), (jnp.ones_like(x),))
+
+    apply.defvjp(forward, lambda slope, gradient: (slope * gradient,))
+    return apply
+
+
+@_with_slope
 def _gelu_new(x: Array) -> Array:
     return jax.nn.gelu(x, approximate=True)
 
 
+@_with_slope
 def _gelu(x: Array) -> Array:
-    return jax.nn.gelu(x, approximate=False)
+    # By erf and not, as in jax.nn, by erfc, whose two branches take a CPU three times as long.
+    wide = x.astype(jnp.float32)
+    return (wide * (0.5 + 0.5 * jax.lax.erf(wide * np.float32(0.5**0.5)))).astype(x.dtype)
 
 
+@_with_slope
 def _quick_gelu(x: Array) -> Array:
     return x * jax.nn.sigmoid(1.702 * x)
 
@@ -42,9 +67,9 @@ ACTIVATIONS: dict[str, Activation] = {
     'relu2': lambda x: jnp.square(jax.nn.relu(x)),
     'leaky_relu': jax.nn.leaky_relu,
     'leakyrelu': jax.nn.leaky_relu,
-    'silu': jax.nn.silu,
-    'swish': jax.nn.silu,
-    'mish': jax.nn.mish,
+    'silu': _with_slope(jax.nn.silu),
+    'swish': _with_slope(jax.nn.silu),
+    'mish': _with_slope(jax.nn.mish),
     'sigmoid': jax.nn.sigmoid,
     'tanh': jnp.tanh,
     'linear': lambda x: x,
@@ -142,16 +167,50 @@ _with_kernel_gradient.defvjp(_keep_inputs, _kernel_gradient)
 
 
 def dropout(x: Float[Array, '...'], rate: float, key: PRNGKeyArray | None) -> Float[Array, '...']:
-    """Zero each entry with probability `rate` and scale the rest; no key, no dropout.
-
-    Sixteen random bits an entry decide, half of what a uniform float takes; the scale uses the
-    rate that sixteen bits can express, so the expectation is exact.
-    """
+    """Zero each entry with probability `rate` and scale the rest; no key, no dropout."""
     if key is None or rate == 0.0:
         return x
-    threshold = min(round(rate * 2**16), 2**16 - 1)
-    keep = jax.random.bits(key, x.shape, jnp.uint16) >= threshold
-    return jnp.where(keep, x * (2**16 / (2**16 - threshold)), 0).astype(x.dtype)
+    return scaled_up(x, kept(words_of(key), x.shape, rate), rate)
+
+
+def words_of(key: PRNGKeyArray) -> UInt32[Array, '2']:
+    """Return the key as the two words that `kept` takes; keys that are folded have random ones."""
+    return jax.random.key_data(key)[:2]
+
+
+def kept(words: UInt32[Array, '2'], shape: tuple[int, ...], rate: float) -> Bool[Array, '...']:
+    """Return which entries of an array dropout keeps: each with probability `1 - rate`.
+
+    An entry's number in the array, counted along the last axis first, is hashed with the two words.
+    The hash is four rounds of multiplication and shift (with constants that C. Wellons' search for
+    the least biased found, hash-prospector, 2018 to 2022). JAX's own generator makes streams fit
+    for cryptography out of twenty rounds of its kind, which on a CPU took a third of a training
+    step; what a dropout mask needs of its bits, tests/test_dropout.py measures.
+    An entry's bit depends on nothing but its number, so devices that have parts of an array agree.
+    """
+    x = _numbers(shape) * np.uint32(0x9E3779B9) + words[0]
+    x = (x ^ (x >> 16)) * np.uint32(0x21F0AAAD) + words[1]
+    x = (x ^ (x >> 15)) * np.uint32(0x735A2D97)
+    x = (x ^ (x >> 15)) * np.uint32(0x846CA68B)
+    return (x ^ (x >> 16)) >= np.uint32(_threshold(rate))
+
+
+def scaled_up(x: Float[Array, '...'], keep: Bool[Array, '...'], rate: float) -> Float[Array, '...']:
+    """Zero what is not kept and scale the rest, so that the expectation stays."""
+    return jnp.where(keep, x * (2**32 / (2**32 - _threshold(rate))), 0).astype(x.dtype)
+
+
+def _threshold(rate: float) -> int:
+    return min(round(rate * 2**32), 2**32 - 1)
+
+
+def _numbers(shape: tuple[int, ...]) -> UInt32[Array, '...']:
+    """Return the number of each entry; the sum over axes can be cut like any array."""
+    numbers = jnp.zeros(shape, jnp.uint32)
+    for axis in range(len(shape)):
+        stride = np.uint32(math.prod(shape[axis + 1 :]) % 2**32)
+        numbers += jax.lax.broadcasted_iota(jnp.uint32, shape, axis) * stride
+    return numbers
 
 
 def fold(key: PRNGKeyArray | None, *data: int) -> PRNGKeyArray | None:
@@ -159,24 +218,3 @@ def fold(key: PRNGKeyArray | None, *data: int) -> PRNGKeyArray | None:
     for item in data:
         key = None if key is None else jax.random.fold_in(key, item)
     return key
-
-
-def attend(
-    query: Float[Array, 'B T H K'],
-    key: Float[Array, 'B S H K'],
-    value: Float[Array, 'B S H K'],
-    mask: Bool[Array, '#B 1 #T S'] | None,
-    rate: float = 0.0,
-    rng: PRNGKeyArray | None = None,
-) -> Float[Array, 'B T H K']:
-    """Multi-head scaled dot-product attention (Vaswani et al. 2017, eq. 1).
-
-    Masked scores become the least finite number, not minus infinity: a row with nothing to attend
-    to (padding) then gets uniform weights instead of NaN. The softmax runs in float32.
-    """
-    scores = jnp.einsum('BTHK,BSHK->BHTS', query / query.shape[-1] ** 0.5, key)
-    scores = scores.astype(jnp.float32)
-    if mask is not None:
-        scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
-    weights = dropout(jax.nn.softmax(scores, axis=-1).astype(value.dtype), rate, rng)
-    return jnp.einsum('BHTS,BSHK->BTHK', weights, value)

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from adapters_jax import functional
+from adapters_jax import attention, functional
 from adapters_jax.adapters import parts
 from adapters_jax.adapters.method import At, Change, Method, adapted_layers
 from adapters_jax.params import Tree
@@ -248,7 +248,7 @@ def attend(
         return y.reshape(*y.shape[:-1], heads, -1)
 
     query, key, value = project('query', x), project('key', words), project('value', words)
-    mixed = functional.attend(query, key, value, mask)
+    mixed = attention.attend(query, key, value, mask)
     return parts.apply_dense(params['output'], mixed.reshape(words.shape))
 
 

@@ -16,6 +16,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float
 
 from adapters_jax import functional
+from adapters_jax.attention import attend
 from adapters_jax.sites import START, KeyValue, LayerNorm, Linear, Place, Sites, Stream, SubLayer
 
 # What the backward pass finds of a block's forward pass: everything, the outputs of projections, or
@@ -143,7 +144,7 @@ class Attention(nn.Module):
         seen = KeyValue(inputs=x, key=key, value=value, mask=mask, text_mask=own)
         seen = sites.key_value(self.layer, self.kind, seen)
         rng = None if deterministic else self.make_rng('dropout')
-        mixed = functional.attend(query, seen.key, seen.value, seen.mask, c.attention_dropout, rng)
+        mixed = attend(query, seen.key, seen.value, seen.mask, c.attention_dropout, rng)
         mixed = mixed.reshape(*x.shape[:-1], c.hidden)
         y = Projection(c.hidden, self.layer, self.kind, name='output')(mixed, own, sites)
         return _finish(self, y, norm, stream, sites, deterministic)

@@ -18,6 +18,7 @@ import optax
 from flax import struct
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
+from adapters_jax import xla
 from adapters_jax.model import Batch, Model
 from adapters_jax.params import Tree, flatten, merge, unflatten
 from adapters_jax.tasks.task import Task
@@ -157,7 +158,7 @@ def jit_population_step(state: State, **fixed: Any) -> PopulationStep:
         step,
         donate_argnames=('state',),
         out_shardings=(shardings, None),
-        compiler_options=steps.compiler_options(fixed['model']),
+        compiler_options=xla.options(state, lean=fixed['model'].remat != 'none'),
     )
 
 
@@ -184,7 +185,7 @@ def jit_population_outputs(
 
         return jnp.moveaxis(over_members(one, ended, trained, chunk), 0, 2)
 
-    return jax.jit(outputs)
+    return jax.jit(outputs, compiler_options=xla.options())
 
 
 def stack(trees: Sequence[Tree]) -> Tree:

@@ -56,7 +56,8 @@ def prepare(
         **step_options(config),
     )
     key = placement.put(jax.random.fold_in(jax.random.key(config.seed), 1))
-    return Start(trainable, frozen, opt_state, key, step, jit_outputs(model, experiment.task))
+    forward = jit_outputs(model, experiment.task, trainable)
+    return Start(trainable, frozen, opt_state, key, step, forward)
 
 
 def step_options(config: Config) -> dict[str, Any]:

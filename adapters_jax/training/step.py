@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from adapters_jax import xla
 from adapters_jax.adapters import dropping
 from adapters_jax.model import Batch, Model
 from adapters_jax.params import Tree, flatten, map_with_path, merge
@@ -148,23 +149,8 @@ def jit_train_step(trainable: Tree, opt_state: optax.OptState, **fixed: Any) -> 
         step,
         donate_argnames=('trainable', 'opt_state'),
         out_shardings=(*shardings, None),
-        compiler_options=compiler_options(fixed['model']),
+        compiler_options=xla.options(trainable, lean=fixed['model'].remat != 'none'),
     )
-
-
-def compiler_options(model: Model) -> dict[str, str]:
-    """Return what the compiler is told about a step of this model.
-
-    A CPU's schedule of most concurrency computes activations again as soon as it can, all of them
-    at the same time, so that nothing is saved; accelerators have no such schedule.
-    """
-    return {} if model.remat == 'none' else lean_schedule()
-
-
-def lean_schedule() -> dict[str, str]:
-    """Return the compiler's options under which operations follow one another to save memory."""
-    on_cpu = jax.default_backend() == 'cpu'
-    return {'xla_cpu_scheduler_type': 'CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED'} if on_cpu else {}
 
 
 class RobustStep:
@@ -201,15 +187,16 @@ class RobustStep:
 
 
 def jit_outputs(
-    model: Model, task: Task | None = None
+    model: Model, task: Task | None = None, placed: Tree | None = None
 ) -> Callable[[Tree, Tree, Batch], Float[Array, 'B S W']]:
     """Compile the forward pass: outputs of every example of a batch, without dropout.
 
-    With a task it is what the task needs of them (`Task.reduced`).
+    With a task it is what the task needs of them (`Task.reduced`). `placed` are arrays that lie on
+    the devices that the program is for, if these are not the default ones.
     """
 
     def outputs(trainable: Tree, frozen: Tree, batch: Batch) -> Float[Array, 'B S W']:
         found = model.apply(merge(trainable, frozen), batch)
         return found if task is None else task.reduced(found, batch)
 
-    return jax.jit(outputs)
+    return jax.jit(outputs, compiler_options=xla.options(placed))

@@ -8,6 +8,7 @@ that every later epoch, run and member with the same trunk over the same texts r
 
 import collections
 import dataclasses
+import functools
 import hashlib
 import json
 import logging
@@ -21,7 +22,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int64
 
-from adapters_jax import processes
+from adapters_jax import processes, xla
 from adapters_jax.config import Config
 from adapters_jax.data import pipeline, policies
 from adapters_jax.data.batches import Batch
@@ -211,7 +212,7 @@ def announce(trunk: Trunk, missing: Mapping[str, Stored], cache: Path) -> None:
 def jit_outputs(model: Model, params: Tree, dtype: str, mesh: Mesh) -> Outputs:
     """Compile the trunk; the parameters are an argument, never a part of the program."""
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=xla.options(params))
     def run(params: Tree, batch: Mapping[str, Array]) -> Float[Array, 'B T N D']:
         return model.trunk_outputs(params, batch).astype(DTYPES[dtype])
 

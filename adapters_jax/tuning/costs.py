@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from adapters_jax import params, sharding
+from adapters_jax import params, sharding, xla
 from adapters_jax.adapters import registry
 from adapters_jax.config import Config
 from adapters_jax.data import batches, pipeline, policies
@@ -75,7 +75,7 @@ def _compile(model: Model, backbone: params.Tree, batch: Any) -> tuple[Callable[
     fresh = {name: tree for name, tree in shapes.items() if name != 'backbone'}
     zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), fresh)
     tree = jax.device_put(zeros) | {'backbone': backbone}
-    program = jax.jit(model.apply).lower(tree, batch).compile()
+    program = jax.jit(model.apply, compiler_options=xla.options()).lower(tree, batch).compile()
     return lambda: program(tree, batch), program.cost_analysis()['flops']
 
 

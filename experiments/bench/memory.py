@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from absl import flags
 
-from adapters_jax import entry, files, params, quantize, tasks
+from adapters_jax import entry, files, params, quantize, tasks, xla
 from adapters_jax.adapters import registry
 from adapters_jax.model import Batch, Model
 from adapters_jax.models import bert
@@ -27,7 +27,7 @@ from adapters_jax.params import Tree
 from adapters_jax.training.experiment import DTYPES, FROZEN_DTYPES
 from adapters_jax.training.optimizer import OptimizerConfig, make_optimizer
 from adapters_jax.training.provenance import describe
-from adapters_jax.training.step import jit_train_step, lean_schedule
+from adapters_jax.training.step import jit_train_step
 from experiments.output import write
 
 # Layers, hidden size, feed-forward size, heads (Devlin et al. 2019, section 3).
@@ -119,7 +119,7 @@ def compiled_step(config: BertConfig, setting: Setting, batch: Batch) -> tuple[A
     step = jit_train_step(trainable, state, model=model, task=TASK, optimizer=optimizer)
     number = jax.ShapeDtypeStruct((), jnp.int32)
     lowered = step.lower(trainable, state, frozen, batch, key, number)
-    return lowered.compile(compiler_options=lean_schedule()), trainable, frozen
+    return lowered.compile(compiler_options=xla.options(lean=True)), trainable, frozen
 
 
 def measure(config: BertConfig, setting: Setting, rows: int, tokens: int) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import reference
 import small_bert
 import tiny
 
-from adapters_jax import functional, params
+from adapters_jax import attention, params
 from adapters_jax.adapters.method import At
 from adapters_jax.adapters.prefix import PrefixTuning, flat_from_reparametrised
 from adapters_jax.model import attention_mask
@@ -176,7 +176,7 @@ def test_it_mixes_two_attentions(masked):
     seen = KeyValue(inputs=draw(5, 2, 5, 6), key=key, value=value, mask=mask, text_mask=mask)
     at = At(layer=0, name='attention', shared={}, key=None)
     full = method.key_value(own, seen, at)
-    found = functional.attend(query, full.key, full.value, full.mask)
+    found = attention.attend(query, full.key, full.value, full.mask)
 
     one, other = (own['prefix'][name].reshape(1, 4, 3, 2) for name in ('key', 'value'))
     there = jnp.einsum('BTHK,BPHK->BTHP', query, jnp.broadcast_to(one, (2, 4, 3, 2))) / 2**0.5
@@ -185,10 +185,10 @@ def test_it_mixes_two_attentions(masked):
     mass = [jnp.exp(x).sum(-1, keepdims=True) for x in (there, text)]
     share = mass[0] / (mass[0] + mass[1])
     assert 0.05 < float(share.mean()) < 0.95
-    prefix = functional.attend(
+    prefix = attention.attend(
         query, *(jnp.broadcast_to(x, (2, 4, 3, 2)) for x in (one, other)), None
     )
-    plain = functional.attend(query, key, value, mask)
+    plain = attention.attend(query, key, value, mask)
     np.testing.assert_allclose(found, (1 - share) * plain + share * prefix, atol=1e-6, rtol=0)
 
 

@@ -1,0 +1,97 @@
+"""Multi-head attention, laid out for XLA's CPU compiler, with a backward pass written by hand.
+
+Weights are stored with queries last (`B H S T`): a softmax then sums along an axis that is not the
+last one, which the compiler does with whole vectors, in half the time. And automatic
+differentiation transposes whole batches of weights, which takes longer than all projections of a
+layer; here only the small factor of a product is ever transposed. Accelerators choose their own
+layouts.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, PRNGKeyArray, UInt32
+
+from adapters_jax import functional
+
+
+def attend(
+    query: Float[Array, 'B T H K'],
+    key: Float[Array, 'B S H K'],
+    value: Float[Array, 'B S H K'],
+    mask: Bool[Array, '#B 1 #T S'] | None,
+    rate: float = 0.0,
+    rng: PRNGKeyArray | None = None,
+) -> Float[Array, 'B T H K']:
+    """Multi-head scaled dot-product attention (Vaswani et al. 2017, eq. 1).
+
+    Masked scores become the least finite number, not minus infinity: a row with nothing to attend
+    to (padding) then gets uniform weights instead of NaN. The softmax runs in float32. With `rng`,
+    weights are dropped at `rate`.
+    """
+    query = (query / query.shape[-1] ** 0.5).transpose(0, 2, 3, 1)
+    key, value = key.swapaxes(1, 2), value.transpose(0, 2, 3, 1)
+    mask = None if mask is None else mask.swapaxes(2, 3)
+    words = None if rng is None or rate == 0.0 else functional.words_of(rng)
+    return _mix(rate, query, key, value, mask, words).transpose(0, 3, 1, 2)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _mix(
+    rate: float,
+    query: Float[Array, 'B H K T'],
+    key: Float[Array, 'B H S K'],
+    value: Float[Array, 'B H K S'],
+    mask: Bool[Array, '#B 1 S #T'] | None,
+    words: UInt32[Array, '2'] | None,
+) -> Float[Array, 'B H K T']:
+    return _forward(rate, query, key, value, mask, words)[0]
+
+
+def _forward(rate, query, key, value, mask, words):
+    scores = _product('BHSK,BHKT->BHST', key, query)
+    if mask is not None:
+        scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
+    powers = jnp.exp(scores - scores.max(axis=2, keepdims=True))
+    total = powers.sum(axis=2, keepdims=True)
+    powers = powers.astype(value.dtype)
+    mixed = _product('BHKS,BHST->BHKT', value, _dropped(powers, words, rate)) / total
+    mixed = mixed.astype(value.dtype)
+    return mixed, (query, key, value, mask, words, powers, total, mixed)
+
+
+def _backward(rate, saved, gradient):
+    """Return the gradients of query, key and value.
+
+    A softmax takes from the gradient of each weight the mean over its row, which is the product of
+    the output and its gradient (Dao et al. 2022, appendix B.2, eq. 4).
+    """
+    query, key, value, mask, words, powers, total, mixed = saved
+    mean = jnp.sum(gradient * mixed, axis=2, keepdims=True, dtype=jnp.float32)
+    weights = powers / total
+    of_weights = _product('BHKS,BHKT->BHST', value, gradient)
+    of_scores = weights * (_dropped(of_weights, words, rate) - mean)
+    if mask is not None:  # in a row with nothing to attend to, weights of what is masked are not 0
+        of_scores = jnp.where(mask, of_scores, 0)
+    of_scores = of_scores.astype(query.dtype)
+    weights = _dropped(weights.astype(value.dtype), words, rate)
+    of_query = _product('BHSK,BHST->BHKT', key, of_scores)
+    of_key = _product('BHKT,BHST->BHKS', query, of_scores).swapaxes(2, 3)
+    of_value = _product('BHKT,BHST->BHKS', gradient, weights)
+    pairs = (of_query, query), (of_key, key), (of_value, value)
+    return *(own.astype(of.dtype) for own, of in pairs), None, None
+
+
+_mix.defvjp(_forward, _backward)
+
+
+def _product(spec: str, left: Array, right: Array) -> Array:
+    """Return the product, summed in float32."""
+    return jnp.einsum(spec, left, right, preferred_element_type=jnp.float32)
+
+
+def _dropped(x: Array, words: UInt32[Array, '2'] | None, rate: float) -> Array:
+    if words is None:
+        return x
+    return functional.scaled_up(x, functional.kept(words, x.shape, rate), rate)

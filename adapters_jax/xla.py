@@ -1,0 +1,55 @@
+"""What XLA is told when it compiles a program, per platform, each with its measured reason.
+
+Options are given to a program and not to the process (`XLA_FLAGS`), so that a library call changes
+nothing for other programs, and an option that a version of XLA does not know can be left out.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Options = dict[str, str | int | bool]
+
+# XLA 0.10 hands matrix products of a CPU, and what is computed before and after them, to YNNPACK.
+# Its products reach two thirds of Eigen's rate (float32, 4,096 x 384 x 1,536, two cores with
+# AVX-512: 129 against 204 GFLOP/s, `python -m experiments.bench.products`). The option lists what
+# YNNPACK may have; this leaves it the sums, which it is good at.
+EIGEN_PRODUCTS: Options = {
+    'xla_cpu_experimental_ynn_fusion_type': 'LIBRARY_FUSION_TYPE_INDIVIDUAL_CONVOLUTION'
+}
+# A CPU's schedule of most concurrency computes activations again as soon as it can, all of them at
+# the same time, so that rematerialisation saves nothing; accelerators have no such schedule.
+LEAN: Options = {'xla_cpu_scheduler_type': 'CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED'}
+
+
+def options(placed: Any = (), lean: bool = False) -> Options:
+    """Return the options for a program whose arguments lie where the leaves of `placed` do.
+
+    Leaves without a place are on the default backend. With `lean`, operations follow one another
+    so that as little as possible is held at a time.
+    """
+    if _platform(placed) != 'cpu':
+        return {}
+    return (EIGEN_PRODUCTS if _accepted() else {}) | (LEAN if lean else {})
+
+
+def _platform(placed: Any) -> str:
+    for leaf in jax.tree.leaves(placed):
+        if getattr(leaf, 'sharding', None) is not None:
+            return next(iter(leaf.sharding.device_set)).platform
+    return jax.default_backend()
+
+
+@functools.cache
+def _accepted() -> bool:
+    """Tell whether this version of XLA knows `EIGEN_PRODUCTS`."""
+    try:
+        jax.jit(jnp.negative, compiler_options=EIGEN_PRODUCTS).lower(np.float32(0)).compile()
+    except jax.errors.JaxRuntimeError as error:
+        if 'No such compile option' not in str(error):
+            raise
+        return False
+    return True
