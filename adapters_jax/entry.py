@@ -2,8 +2,10 @@
 
 import contextlib
 import faulthandler
+import hashlib
 import logging
 import os
+import platform
 import runpy
 import signal
 import sys
@@ -16,7 +18,7 @@ import jax
 from absl import app, flags
 from absl import logging as absl_logging
 
-from adapters_jax import processes
+from adapters_jax import processes, wheels
 from adapters_jax.config import Config
 from adapters_jax.data.pipeline import HungWorkerError, WorkerError
 from adapters_jax.files import InUseError
@@ -129,6 +131,7 @@ def run(define: Define, main: Callable[..., None]) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, _end)
         _set_up_logging()
+        _keep_programs()
         with _told(lambda: show.value):
             absent = [f'--{name}' for name, holder in holders.items() if holder.value is None]
             if absent:
@@ -232,6 +235,25 @@ def _set_up_logging() -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter('%(message)s'))
     ours.handlers = [handler]
+
+
+def _keep_programs() -> None:
+    """Let later processes find what this one compiles, unless JAX has been told where, or not to.
+
+    Programs for a CPU use the instructions it has, which JAX's names of programs do not tell apart.
+    """
+    if jax.config.jax_compilation_cache_dir is None:
+        folder = wheels.cache_directory() / 'programs' / _processor()
+        jax.config.update('jax_compilation_cache_dir', str(folder))
+
+
+def _processor() -> str:
+    """Return a name for the kind of this machine's processor: a digest of what it can do."""
+    described = platform.machine()
+    with contextlib.suppress(OSError):
+        lines = Path('/proc/cpuinfo').read_text().splitlines()
+        described += ''.join(sorted({line for line in lines if line[:5] in ('flags', 'Featu')}))
+    return hashlib.sha256(described.encode()).hexdigest()[:12]
 
 
 def table(rows: dict[str, Any]) -> str:

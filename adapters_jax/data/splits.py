@@ -12,10 +12,11 @@ from collections.abc import Sequence
 import datasets
 import numpy as np
 from jaxtyping import Int64
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
-from sklearn.model_selection import train_test_split
 
+from adapters_jax.lazy import Functions
+
+sparse, csgraph = Functions('scipy.sparse'), Functions('scipy.sparse.csgraph')
+selection = Functions('sklearn.model_selection')
 LARGEST_GROUP = 0.2  # of all rows; beyond it, keeping every shared text together splits nothing
 
 _LOG = logging.getLogger(__name__)
@@ -76,8 +77,8 @@ def same_text_groups(texts_a: Sequence[str], texts_b: Sequence[str] | None) -> n
     if texts_b is None:
         return first
     second = numbered(texts_b)
-    edges = coo_matrix((np.ones(len(first), bool), (first, second)), shape=(len(keys),) * 2)
-    groups = connected_components(edges, directed=False)[1][first]
+    edges = sparse.coo_matrix((np.ones(len(first), bool), (first, second)), shape=(len(keys),) * 2)
+    groups = csgraph.connected_components(edges, directed=False)[1][first]
     groups = np.unique(groups, return_inverse=True)[1]
     if np.bincount(groups).max() <= LARGEST_GROUP * len(groups):
         return groups
@@ -126,7 +127,7 @@ def _draw(free: np.ndarray, classes: np.ndarray, size: int, seed: int) -> np.nda
     common = free[np.isin(classes[free], kinds[counts > 1])]
     # scikit-learn stratifies only with at least one place for each class on both sides.
     if size >= len(kinds) and len(common) - size >= len(kinds):
-        return train_test_split(
+        return selection.train_test_split(
             common, test_size=size, stratify=classes[common], random_state=seed
         )[1]
-    return train_test_split(free, test_size=size, random_state=seed)[1]
+    return selection.train_test_split(free, test_size=size, random_state=seed)[1]

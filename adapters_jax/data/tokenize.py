@@ -12,11 +12,10 @@ import os
 import pathlib
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import datasets
 import numpy as np
-import transformers
 
 from adapters_jax import files, processes
 from adapters_jax.data.encoded import TAGS, Encoded
@@ -32,7 +31,10 @@ NO_STEPS = Chain()
 
 _LOG = logging.getLogger(__name__)
 
-Tokenizer = transformers.PreTrainedTokenizerFast
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast as Tokenizer
+else:
+    Tokenizer = Any
 LabelIds = Callable[[Sequence[Any]], np.ndarray]
 
 
@@ -42,11 +44,13 @@ def load_tokenizer(directory: str | os.PathLike) -> Tokenizer:
     Some tokenizer.json files pad and cut every text to 128; rows are formed later here. Raises
     FileNotFoundError or ValueError where the folder holds no fast tokenizer.
     """
+    from transformers import AutoTokenizer  # late: see `adapters_jax.lazy`
+
     folder = pathlib.Path(directory)
     if not folder.is_dir():
         raise FileNotFoundError(f'There is no folder {folder} to read a tokenizer from.')
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
         names = ', '.join(sorted(path.name for path in folder.iterdir()))
         raise ValueError(

@@ -5,27 +5,28 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-import sklearn.metrics
 from jaxtyping import Array, Float, Float32
 
 from adapters_jax.data.encoded import Encoded
+from adapters_jax.lazy import Functions
 from adapters_jax.tasks.classes import checked_labels, cross_entropy_sum, ids_of, listed
 from adapters_jax.tasks.task import Column, Rows, register
 from adapters_jax.tasks.texts import TextTask
 
+sklearn_metrics = Functions('sklearn.metrics')
 Metric = Callable[['Classification', np.ndarray, np.ndarray], float]
 MAX_TABLE = 20  # classes of which a terminal still shows the whole confusion matrix
 
 
 def _accuracy(task: 'Classification', labels: np.ndarray, predicted: np.ndarray) -> float:
-    return sklearn.metrics.accuracy_score(labels, predicted)
+    return sklearn_metrics.accuracy_score(labels, predicted)
 
 
 def _matthews(task: 'Classification', labels: np.ndarray, predicted: np.ndarray) -> float:
     """Matthews' correlation; 0 where either side knows one class only and it is undefined."""
     if len(set(labels)) < 2 or len(set(predicted)) < 2:
         return 0.0
-    return sklearn.metrics.matthews_corrcoef(labels, predicted)
+    return sklearn_metrics.matthews_corrcoef(labels, predicted)
 
 
 def _of_positive(score: Callable[..., float]) -> Metric:
@@ -48,9 +49,9 @@ def _averaged(score: Callable[..., float], average: str) -> Metric:
 
 
 _SCORES: dict[str, Callable[..., float]] = {
-    'f1': sklearn.metrics.f1_score,
-    'precision': sklearn.metrics.precision_score,
-    'recall': sklearn.metrics.recall_score,
+    'f1': sklearn_metrics.f1_score,
+    'precision': sklearn_metrics.precision_score,
+    'recall': sklearn_metrics.recall_score,
 }
 METRICS: dict[str, Metric] = {
     'accuracy': _accuracy,

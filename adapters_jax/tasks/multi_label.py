@@ -11,15 +11,15 @@ from typing import Any, ClassVar, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.special
-import sklearn.metrics
 from jaxtyping import Array, Bool, Float, Float32
 
+from adapters_jax.lazy import Functions
 from adapters_jax.tasks.classes import checked_labels, ids_of
 from adapters_jax.tasks.losses import check_smoothing, masked_sum
 from adapters_jax.tasks.task import Column, Rows, register
 from adapters_jax.tasks.texts import TextTask
 
+sklearn_metrics, special = Functions('sklearn.metrics'), Functions('scipy.special')
 # Of labels and predictions, bool [N, C], and the logits, float [N, C].
 Metric = Callable[[np.ndarray, np.ndarray, np.ndarray], float]
 
@@ -38,7 +38,7 @@ def _average_precision(labels: np.ndarray, predicted: np.ndarray, outputs: np.nd
     there = labels.any(0)
     if not there.any():
         return 0.0
-    return sklearn.metrics.average_precision_score(labels[:, there], outputs[:, there])
+    return sklearn_metrics.average_precision_score(labels[:, there], outputs[:, there])
 
 
 def _average_precision_micro(
@@ -47,13 +47,13 @@ def _average_precision_micro(
     """Rank all classes of all examples together; 0 where no example has one."""
     if not labels.any():
         return 0.0
-    return sklearn.metrics.average_precision_score(labels, outputs, average='micro')
+    return sklearn_metrics.average_precision_score(labels, outputs, average='micro')
 
 
 _SCORES: dict[str, Callable[..., float]] = {
-    'f1': sklearn.metrics.f1_score,
-    'precision': sklearn.metrics.precision_score,
-    'recall': sklearn.metrics.recall_score,
+    'f1': sklearn_metrics.f1_score,
+    'precision': sklearn_metrics.precision_score,
+    'recall': sklearn_metrics.recall_score,
 }
 METRICS: dict[str, Metric] = {
     **{
@@ -61,10 +61,10 @@ METRICS: dict[str, Metric] = {
         for name, score in _SCORES.items()
         for average in ('micro', 'macro', 'weighted', 'samples')
     },
-    'subset_accuracy': lambda labels, predicted, _: sklearn.metrics.accuracy_score(
+    'subset_accuracy': lambda labels, predicted, _: sklearn_metrics.accuracy_score(
         labels, predicted
     ),
-    'hamming_loss': lambda labels, predicted, _: sklearn.metrics.hamming_loss(labels, predicted),
+    'hamming_loss': lambda labels, predicted, _: sklearn_metrics.hamming_loss(labels, predicted),
     'average_precision': _average_precision,
     'average_precision_micro': _average_precision_micro,
 }
@@ -162,7 +162,7 @@ class MultiLabel(TextTask):
         return masked_sum(cross_entropy, outputs, batch['label'], batch['example_mask'])
 
     def _probabilities(self, outputs: np.ndarray) -> np.ndarray:
-        return scipy.special.expit(outputs.astype(np.float64))
+        return special.expit(outputs.astype(np.float64))
 
     def _scores(self, outputs: np.ndarray, labels: np.ndarray) -> dict[str, float]:
         predicted = self._probabilities(outputs) >= self.threshold

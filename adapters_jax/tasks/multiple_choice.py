@@ -14,16 +14,16 @@ import datasets
 import jax
 import jax.numpy as jnp
 import numpy as np
-import sklearn.metrics
 from jaxtyping import Array, Float, Float32, Int
 
 from adapters_jax.data import sources, tokenize
 from adapters_jax.data.choices import Choices
 from adapters_jax.data.encoded import PART, Encoded
+from adapters_jax.lazy import Functions
 from adapters_jax.tasks.losses import check_smoothing, masked_sum
 from adapters_jax.tasks.task import Column, Encoding, Objects, Rows, Task, register
 
-METRICS: dict[str, Callable[..., float]] = {'accuracy': sklearn.metrics.accuracy_score}
+METRICS: dict[str, Callable[..., float]] = {'accuracy': Functions('sklearn.metrics').accuracy_score}
 LEAST = float(np.finfo(np.float32).min)  # the score of a candidate that is not there
 
 

@@ -6,14 +6,14 @@ from typing import Any, ClassVar, Literal
 
 import jax.numpy as jnp
 import numpy as np
-import scipy.stats
-import sklearn.metrics
 from jaxtyping import Array, Float, Float32
 
+from adapters_jax.lazy import Functions
 from adapters_jax.tasks.losses import masked_sum, refuse_smoothing
 from adapters_jax.tasks.task import Column, register
 from adapters_jax.tasks.texts import TextTask
 
+sklearn_metrics, stats = Functions('sklearn.metrics'), Functions('scipy.stats')
 Metric = Callable[[np.ndarray, np.ndarray], float]
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 
@@ -35,10 +35,10 @@ def _is_constant(values: np.ndarray) -> bool:
 
 
 METRICS: dict[str, Metric] = {
-    'pearson': _correlation(scipy.stats.pearsonr),
-    'spearman': _correlation(scipy.stats.spearmanr),
-    'mse': sklearn.metrics.mean_squared_error,
-    'mae': sklearn.metrics.mean_absolute_error,
+    'pearson': _correlation(stats.pearsonr),
+    'spearman': _correlation(stats.spearmanr),
+    'mse': sklearn_metrics.mean_squared_error,
+    'mae': sklearn_metrics.mean_absolute_error,
 }
 
 

@@ -11,16 +11,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
-import seqeval.metrics.v1 as seqeval
-import sklearn.metrics
 from jaxtyping import Array, Float, Float32, Int32, Int64
 from seqeval.scheme import IOB2, IOBES, Entities
 
 from adapters_jax.data import schemes, tagged, words
 from adapters_jax.data.encoded import Encoded
+from adapters_jax.lazy import Functions
 from adapters_jax.tasks.classes import checked_labels, cross_entropy_sum, listed
 from adapters_jax.tasks.task import Column, Encoding, Objects, Rows, Task, register
 
+sklearn_metrics, seqeval = Functions('sklearn.metrics'), Functions('seqeval.metrics.v1')
 STRICT = {'bio': IOB2, 'iobes': IOBES}
 OF_SPANS = ('f1', 'precision', 'recall')
 MAX_TABLE = 20  # types or tags that a terminal shows
@@ -212,7 +212,7 @@ class Tagging(Task):
     def _score(self, outputs: np.ndarray, encoded: Encoded, rows: Rows) -> dict[str, float]:
         gold, predicted = self._scored(outputs, encoded)
         flat = [[tag for tags in side for tag in tags] for side in (gold, predicted)]
-        found = {'accuracy': sklearn.metrics.accuracy_score(*flat)}
+        found = {'accuracy': sklearn_metrics.accuracy_score(*flat)}
         if self.scheme in STRICT:
             precision, recall, f1, _ = seqeval.precision_recall_fscore_support(
                 gold, predicted, average='micro', scheme=STRICT[self.scheme], zero_division=0
@@ -267,7 +267,7 @@ class Tagging(Task):
             return {'types': _of_types(gold, predicted, self.scheme)}
         flat = [[tag for tags in side for tag in tags] for side in (gold, predicted)]
         names = sorted(set(flat[0]) | set(flat[1]))
-        scores = sklearn.metrics.precision_recall_fscore_support(
+        scores = sklearn_metrics.precision_recall_fscore_support(
             *flat, labels=names, zero_division=0.0
         )
         return {'types': _table(names, scores)}

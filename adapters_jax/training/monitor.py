@@ -23,13 +23,16 @@ from typing import Any
 import jax
 import rich.console
 import rich.progress
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.summary import scalar
 
 from adapters_jax import files
+from adapters_jax.lazy import Functions
 
 METRICS, LOG, TENSORBOARD = 'metrics.jsonl', 'log.txt', 'tensorboard'
+# tensorboardX imports torch where there is one.
+_writer, _summary = (Functions(f'tensorboardX.{name}') for name in ('event_file_writer', 'summary'))
+_protocol = Functions('tensorboardX.proto.event_pb2')
+_START = 1  # SessionLog.START
+
 TRAIN = 'train'
 _LINES_PER_RUN = 50
 _WINDOW = 50  # steps over which speed is averaged
@@ -226,17 +229,17 @@ class _Events(contextlib.AbstractContextManager):
         self._directory = directory
         with files.explained(directory):
             directory.mkdir(exist_ok=True)
-            self._file = EventsWriter(str(directory / 'events'), f'.{os.getpid()}')
+            self._file = _writer.EventsWriter(str(directory / 'events'), f'.{os.getpid()}')
             # TensorBoard forgets what earlier files hold of this step and later ones.
             purged = step + 1 if step else 0
-            self._write(step=purged, session_log=SessionLog(status=SessionLog.START))
+            self._write(step=purged, session_log=_protocol.SessionLog(status=_START))
 
     def _write(self, **what: Any) -> None:
-        self._file.write_event(Event(wall_time=time.time(), **what))
+        self._file.write_event(_protocol.Event(wall_time=time.time(), **what))
 
     def add(self, name: str, value: float, step: int) -> None:
         with files.explained(self._directory):
-            self._write(step=step, summary=scalar(name, value))
+            self._write(step=step, summary=_summary.scalar(name, value))
 
     def flush(self) -> None:
         with files.explained(self._directory):

@@ -28,10 +28,9 @@ from adapters_jax.training.experiment import DTYPES, FROZEN_DTYPES
 from adapters_jax.training.optimizer import OptimizerConfig, make_optimizer
 from adapters_jax.training.provenance import describe
 from adapters_jax.training.step import jit_train_step
+from experiments.bench.backbones import SHAPES
 from experiments.output import write
 
-# Layers, hidden size, feed-forward size, heads (Devlin et al. 2019, section 3).
-SHAPES = {'base': (12, 768, 3072, 12), 'large': (24, 1024, 4096, 16)}
 TASK = tasks.create('classification', labels=('a', 'b'))
 
 

@@ -11,7 +11,7 @@ Writes `mixed_adapters.json` and `mixed_adapters.md`; expected are ratios of at 
 import json
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
+from adapters_jax import xla
 from adapters_jax.adapters import registry
 from adapters_jax.adapters.bank import Bank
 from adapters_jax.interop.backbones import LoadedBackbone, load_backbone
@@ -28,6 +29,8 @@ from adapters_jax.models.heads import HeadBank, HeadConfig
 from adapters_jax.params import Tree
 from adapters_jax.training import provenance
 from experiments.bench import timing
+from experiments.bench.race import Race
+from experiments.bench.steps import PAUSE
 from experiments.output import write
 
 ROWS, ADAPTERS, CLASSES = 64, 16, 4
@@ -82,7 +85,9 @@ def ours(loaded: LoadedBackbone, text: str, length: int) -> dict[str, Callable[[
 
 
 def _forward(model: Model, own: Tree, frozen: Tree, given: Any) -> Callable[[], Any]:
-    run = jax.jit(lambda own, frozen, given: model.apply(own | frozen, given))
+    run = jax.jit(
+        lambda own, frozen, given: model.apply(own | frozen, given), compiler_options=xla.options()
+    )
     given = jax.device_put(given)
     return lambda: run(own, frozen, given)
 
@@ -91,7 +96,7 @@ def _gradient(model: Model, own: Tree, frozen: Tree, given: Any) -> Callable[[],
     def loss(own: Tree, frozen: Tree, given: Any) -> Any:
         return jnp.square(model.apply(own | frozen, given)).mean()
 
-    run, given = jax.jit(jax.grad(loss)), jax.device_put(given)
+    run, given = jax.jit(jax.grad(loss), compiler_options=xla.options()), jax.device_put(given)
     return lambda: run(own, frozen, given)
 
 
@@ -177,6 +182,20 @@ def measure(lengths: list[int], repeats: int) -> list[dict[str, Any]]:
             print(json.dumps(row), flush=True)
             rows.append(row)
     return rows
+
+
+def races(repeats: int) -> Iterator[Race]:
+    """Race forward passes of sixteen adapters in one batch, for `python -m experiments.bench`."""
+    loaded = load_backbone('minilm')
+    for name, text in METHODS.items():
+        library = 'peft' if text.startswith('lora') else 'adapters'
+        calls = {
+            'ours': ours(loaded, text, 32)['mixed forward'],
+            'theirs': theirs(loaded.directory, text, 32)[f'{library} mixed'],
+        }
+        times = timing.compare(calls, repeats, pause=PAUSE)
+        settings = {'method': text, 'rows': ROWS, 'adapters': ADAPTERS, 'tokens': 32}
+        yield Race(f'{name}, {library}', times['ours'], times['theirs'], settings)
 
 
 def render(result: dict[str, Any]) -> str:

@@ -80,12 +80,16 @@ def quartiles(values: tuple[float, ...] | list[float]) -> tuple[float, float]:
 
 
 def compare(
-    functions: Mapping[str, Callable[[], Any]], repeats: int = 9, warmup: int = 2
+    functions: Mapping[str, Callable[[], Any]],
+    repeats: int = 9,
+    warmup: int = 2,
+    pause: float = 0.0,
 ) -> dict[str, Times]:
     """Return the times of functions without arguments, called in turns for `repeats` rounds.
 
     What a function returns is waited for. Each is called `warmup` times before (the first call may
-    compile), and so often in a measurement that it lasts at least `LEAST` seconds.
+    compile), and so often in a measurement that it lasts at least `LEAST` seconds. Before each
+    measurement `pause` seconds pass, for what goes on after a call to come to its end.
 
     Raises:
         ValueError: nothing to compare, or fewer than one round or warm-up call.
@@ -100,6 +104,7 @@ def compare(
     with _without_collection():
         for round_ in range(repeats):
             for name in order(list(functions), round_):
+                time.sleep(pause)
                 seconds[name].append(_measure(functions[name], calls[name]))
     return {name: Times(tuple(values)) for name, values in seconds.items()}
 

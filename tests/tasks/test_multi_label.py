@@ -50,7 +50,7 @@ def test_metrics_are_numbers_whatever_is_missing(classes, count, seed):
     task = tasks.MultiLabel(labels=names, metric_names=KNOWN)
     labels = random.random((count, classes)) < random.random()
     got = task.metrics(random.normal(size=labels.shape).astype(np.float32), labels)
-    assert all(0 <= value <= 1 for value in got.values())
+    assert all(0 <= value <= 1 + 1e-12 for value in got.values())  # sums of floats are rounded
 
 
 def test_a_threshold_decides_what_is_predicted():

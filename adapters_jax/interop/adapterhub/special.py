@@ -11,13 +11,15 @@ from collections.abc import Iterable
 
 import jax.numpy as jnp
 import numpy as np
-import scipy.linalg
 
 from adapters_jax import params as trees
 from adapters_jax.adapters.reft import ReFT, orthonormal, torch_parametrization
 from adapters_jax.interop.adapterhub.entry import Arrays, Entry, Shape, dense, same, turned
+from adapters_jax.lazy import Functions
 from adapters_jax.params import Tree
 from adapters_jax.sites import Dimensions
+
+linalg = Functions('scipy.linalg')
 
 _PREFIX = re.compile(r'layer_(\d+)/attention/prefix/(key|value)(?:/(kernel|bias))?')
 _GATE = re.compile(r'(layer_(\d+)/attention/prefix/gate)/(kernel|bias)')
@@ -183,7 +185,7 @@ def from_parametrization(original: np.ndarray, base: np.ndarray) -> np.ndarray:
     x, base = original.T.astype(np.float64), base.astype(np.float64)
     if x.shape[0] == x.shape[1]:  # which torch does not transpose
         lower = np.tril(x.T)
-        return (base @ scipy.linalg.expm(lower - lower.T)).T
+        return (base @ linalg.expm(lower - lower.T)).T
     reflections = np.tril(x, -1) + np.eye(*x.shape)
     product = functools.reduce(_reflect, reflections.T[::-1], np.eye(*x.shape))
     return base @ (product * np.trunc(np.diag(x)).reshape(1, -1))

@@ -1,0 +1,102 @@
+"""The public libraries `adapters` and `peft` (torch), set up as their documentation has it.
+
+Imported by the functions alone, so that ours can be timed where they are not installed.
+"""
+
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+Step = Callable[[], float]
+
+
+def prepare() -> str:
+    """Let torch use all cores; return its device: 'cuda' where it has one."""
+    import torch
+
+    logging.getLogger('adapters').setLevel(logging.ERROR)
+    logging.getLogger('transformers').setLevel(logging.ERROR)
+    torch.manual_seed(0)
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    return 'cuda' if torch.cuda.is_available() else 'cpu'
+
+
+def adapters_model(folder: Path, places: str, size: int, classes: int) -> Any:
+    """Return a model of `adapters` that trains bottlenecks of that size, and a fresh head.
+
+    `places` is 'pfeiffer' (after the feed-forward network) or 'houlsby' (after both sub-layers).
+    """
+    import adapters
+
+    kind = {'pfeiffer': adapters.SeqBnConfig, 'houlsby': adapters.DoubleSeqBnConfig}[places]
+    model = adapters.AutoAdapterModel.from_pretrained(folder)
+    model.add_adapter('a', config=kind(reduction_factor=model.config.hidden_size / size))
+    model.add_classification_head('a', num_labels=classes)
+    model.train_adapter('a')
+    return model
+
+
+def peft_model(folder: Path, rank: int, classes: int) -> Any:
+    """Return a model of `peft` that trains LoRA of that rank on queries and values, and a head."""
+    import peft
+    import transformers
+
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(
+        folder, num_labels=classes
+    )
+    config = peft.LoraConfig(
+        task_type='SEQ_CLS', r=rank, lora_alpha=rank, target_modules=['query', 'value']
+    )
+    return peft.get_peft_model(model, config)
+
+
+def train_step(model: Any, batch: dict[str, np.ndarray], dtype: str, compiled: bool) -> Step:
+    """Return a step of AdamW on that batch; `compiled` is by torch.compile."""
+    import torch
+
+    device = prepare()
+    model = model.to(device).train()
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-4)
+    ids, labels = _tensors(batch, device)
+    run = torch.compile(model) if compiled else model
+
+    def step() -> float:
+        with torch.autocast(device, torch.bfloat16, enabled=dtype == 'bfloat16'):
+            loss = run(input_ids=ids, attention_mask=torch.ones_like(ids), labels=labels).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss.item()
+
+    return step
+
+
+def forward(model: Any, batch: dict[str, np.ndarray], dtype: str, compiled: bool) -> Step:
+    """Return a forward pass without dropout on that batch."""
+    import torch
+
+    device = prepare()
+    model = model.to(device).eval()
+    ids, _ = _tensors(batch, device)
+    run = torch.compile(model) if compiled else model
+
+    def step() -> float:
+        with (
+            torch.inference_mode(),
+            torch.autocast(device, torch.bfloat16, enabled=dtype == 'bfloat16'),
+        ):
+            return run(input_ids=ids, attention_mask=torch.ones_like(ids)).logits.sum().item()
+
+    return step
+
+
+def _tensors(batch: dict[str, np.ndarray], device: str) -> tuple[Any, Any]:
+    import torch
+
+    ids = torch.tensor(batch['input_ids'].astype(np.int64), device=device)
+    return ids, torch.tensor(batch['label'][:, 0].astype(np.int64), device=device)

@@ -1,0 +1,134 @@
+"""Compiled programs of ours to time, their arithmetic, and how fast this machine is at it."""
+
+import dataclasses
+import functools
+import math
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from adapters_jax import sharding, xla
+from adapters_jax.adapters import registry
+from adapters_jax.interop.backbones import LoadedBackbone
+from adapters_jax.model import Batch, Model
+from adapters_jax.models.heads import HeadConfig
+from adapters_jax.params import Tree, partition
+from adapters_jax.tasks.classification import Classification
+from adapters_jax.training.experiment import DTYPES
+from adapters_jax.training.optimizer import OptimizerConfig, make_optimizer
+from adapters_jax.training.step import jit_outputs, jit_train_step
+
+TASK = Classification(labels=('no', 'yes'))
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A compiled program: what to call, and the arithmetic of its matrix products."""
+
+    call: Callable[[], Any]
+    flops: float
+
+
+def random_batch(rows: int, length: int, vocabulary: int) -> dict[str, np.ndarray]:
+    """Return rows of one text each, without padding."""
+    rng = np.random.default_rng(0)
+    shape, ones = (rows, length), np.ones((rows, 1), np.int32)
+    return {
+        'input_ids': rng.integers(1, vocabulary, shape).astype(np.int32),
+        'token_type_ids': np.zeros(shape, np.int32),
+        'positions': np.broadcast_to(np.arange(length, dtype=np.int32), shape).copy(),
+        'segments': np.ones(shape, np.int32),
+        'starts': 0 * ones,
+        'example_mask': ones > 0,
+        'example_id': np.arange(rows, dtype=np.int32)[:, None],
+        'label': rng.integers(0, 2, (rows, 1)).astype(np.int32),
+    }
+
+
+def make(
+    backbone: LoadedBackbone, method: str, dtype: str = 'float32', dropped: int = 0
+) -> tuple[Model, Tree]:
+    """Return a model with a classifying head, and all its parameters, on the device."""
+    model = Model(
+        backbone.config,
+        registry.create(method),
+        HeadConfig(),
+        len(TASK.labels),
+        dtype=DTYPES[dtype],
+        dropped=dropped,
+    )
+    return model, jax.device_put(model.init(jax.random.key(0), backbone.params))
+
+
+def inference(model: Model, params: Tree, batch: Batch) -> Program:
+    """Compile the forward pass without dropout."""
+    trees = partition(params, model.rules)
+    batch = jax.device_put(batch)
+    traced = jit_outputs(model).trace(*trees, batch)
+    program = traced.lower().compile()
+    return Program(lambda: program(*trees, batch), product_flops(traced.jaxpr))
+
+
+def training(model: Model, params: Tree, batch: Batch) -> Program:
+    """Compile a training step with dropout; each call takes the next one."""
+    optimizer = make_optimizer(OptimizerConfig(), 1000)
+    everywhere = sharding.replicated(sharding.make_mesh(1))
+    trainable, frozen = partition(params, model.rules)
+    state = [sharding.place(trainable, np.float32, everywhere)]
+    state.append(jax.jit(optimizer.init, out_shardings=everywhere)(state[0]))
+    step = jit_train_step(*state, model=model, task=TASK, optimizer=optimizer)
+    frozen = sharding.place(frozen, model.dtype, everywhere)
+    rest = (frozen, jax.device_put(batch), jax.random.key(1), np.int32(0))
+    traced = step.trace(*state, *rest)
+    program = traced.lower().compile()
+
+    def call() -> Any:
+        *state[:], metrics = program(*state, *rest)
+        return metrics
+
+    return Program(call, product_flops(traced.jaxpr))
+
+
+def product_flops(jaxpr: Any) -> float:
+    """Return the additions and multiplications of all matrix products of a traced program."""
+    total = 0.0
+    for equation in jaxpr.eqns:
+        inner = [part for value in equation.params.values() for part in _programs_in(value)]
+        times = equation.params.get('length', 1) if equation.primitive.name == 'scan' else 1
+        total += times * sum(map(product_flops, inner))
+        if equation.primitive.name == 'dot_general':
+            (contracted, _), _ = equation.params['dimension_numbers']
+            left = equation.invars[0].aval.shape
+            summed = math.prod(left[axis] for axis in contracted)
+            total += 2.0 * summed * math.prod(equation.outvars[0].aval.shape)
+    return total
+
+
+def _programs_in(value: Any) -> list[Any]:
+    if isinstance(value, tuple | list):
+        return [part for item in value for part in _programs_in(item)]
+    return [value] if hasattr(value, 'eqns') or hasattr(value, 'jaxpr') else []
+
+
+def product_rate(dtype: str = 'float32', size: int = 0, repeats: int = 9) -> float:
+    """Return the FLOPs a second of a large square matrix product on this machine."""
+    size = size or (2048 if jax.default_backend() == 'cpu' else 8192)
+    square = jnp.ones((size, size), DTYPES[dtype])
+    product = jax.jit(jnp.matmul, compiler_options=xla.options())
+    seconds = []
+    for _ in range(repeats + 2):
+        started = time.perf_counter()
+        product(square, square).block_until_ready()
+        seconds.append(time.perf_counter() - started)
+    return 2.0 * size**3 / statistics.median(seconds[2:])
+
+
+@functools.cache
+def machine() -> str:
+    """Return what the programs run on: the processor's or the accelerator's name."""
+    return jax.devices()[0].device_kind

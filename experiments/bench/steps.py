@@ -1,0 +1,97 @@
+"""Training steps and forward passes of ours and of the libraries, on equal padded work.
+
+Rows of full length, so that nothing is gained by packing; the same weights, AdamW, dropout on in
+training; called in turns within one process.
+"""
+
+import dataclasses
+import gc
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from adapters_jax.interop.backbones import load_backbone
+from experiments.bench import backbones, libraries, programs
+from experiments.bench.race import Race
+from experiments.bench.timing import compare
+
+# torch's threads turn for a while after they have nothing to do, and would slow what comes next.
+PAUSE = 0.3
+
+
+@dataclasses.dataclass(frozen=True)
+class Course:
+    """What is raced: a backbone, a method of both sides, the batch."""
+
+    backbone: str
+    method: str  # ours
+    library: str  # 'adapters' or 'peft'
+    size: int  # the bottleneck's, or the rank
+    rows: int
+    tokens: int
+
+    @property
+    def title(self) -> str:
+        """The course in words."""
+        return f'{self.method} on {self.backbone}, {self.rows} x {self.tokens}'
+
+
+def courses() -> list[Course]:
+    """Return the courses for this machine; the first one is that which claims are made of."""
+    if jax.default_backend() == 'cpu':
+        return [
+            Course('minilm', 'double_seq_bn[size=24]', 'adapters', 24, 32, 128),
+            Course('minilm', 'pfeiffer[size=24]', 'adapters', 24, 32, 128),
+            Course('minilm', 'lora[r=8]', 'peft', 8, 32, 128),
+            Course('base', 'double_seq_bn[size=48]', 'adapters', 48, 8, 128),
+            Course('large', 'double_seq_bn[size=64]', 'adapters', 64, 4, 128),
+        ]
+    return [
+        Course('base', 'lora[r=8]', 'peft', 8, 64, 128),
+        Course('base', 'double_seq_bn[size=48]', 'adapters', 48, 64, 128),
+        Course('minilm', 'double_seq_bn[size=24]', 'adapters', 24, 256, 128),
+        Course('large', 'lora[r=8]', 'peft', 8, 64, 128),
+    ]
+
+
+def train_step(root: Path, rounds: int, chosen: list[Course] | None = None) -> Iterator[Race]:
+    """Race training steps."""
+    yield from _races('training', root, rounds, chosen)
+
+
+def inference(root: Path, rounds: int, chosen: list[Course] | None = None) -> Iterator[Race]:
+    """Race forward passes."""
+    yield from _races('inference', root, rounds, chosen)
+
+
+def _races(mode: str, root: Path, rounds: int, chosen: list[Course] | None) -> Iterator[Race]:
+    dtype = 'float32' if jax.default_backend() == 'cpu' else 'bfloat16'
+    for course in chosen or courses():
+        yield _race(mode, course, dtype, root, rounds)
+        gc.collect()
+
+
+def _race(mode: str, course: Course, dtype: str, root: Path, rounds: int) -> Race:
+    folder = backbones.folder(course.backbone, root)
+    loaded = load_backbone(str(folder))
+    batch = programs.random_batch(course.rows, course.tokens, loaded.config.vocabulary)
+    ours = getattr(programs, mode)(*programs.make(loaded, course.method, dtype), batch)
+    compiled = dtype == 'bfloat16'  # what `peft` recommends on a GPU
+    if course.library == 'peft':
+        model = libraries.peft_model(folder, course.size, 2)
+    else:
+        places = 'houlsby' if course.method.startswith('double') else 'pfeiffer'
+        model, compiled = libraries.adapters_model(folder, places, course.size, 2), False
+    run = libraries.train_step if mode == 'training' else libraries.forward
+    calls = {'ours': ours.call, 'theirs': run(model, batch, dtype, compiled)}
+    times = compare(calls, rounds, pause=PAUSE)
+    rate = programs.product_rate(dtype)
+    achieved = ours.flops / times['ours'].median
+    more = {'flops': ours.flops, 'product_rate': rate, 'share_of_rate': achieved / rate}
+    return Race(course.title, times['ours'], times['theirs'], _settings(course, dtype), more=more)
+
+
+def _settings(course: Course, dtype: str) -> dict[str, Any]:
+    return {**dataclasses.asdict(course), 'dtype': dtype, 'padding': 0.0}

@@ -1,0 +1,115 @@
+"""Races of whole processes: an epoch, a sweep, the time to a first step, peak memory."""
+
+import json
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from adapters_jax import files
+from adapters_jax.data import builtin, sources
+from configs import glue
+from experiments.bench import backbones
+from experiments.bench.race import Race, of_processes
+
+SIDES = ('ours', 'theirs')
+MEMBERS = 12
+
+
+def _jobs(job: str, **settings: Any) -> dict[str, dict[str, Any]]:
+    return {side: {'job': job, 'side': side, **settings} for side in SIDES}
+
+
+def _course(root: Path) -> dict[str, Any]:
+    on_cpu = jax.default_backend() == 'cpu'
+    name, size, rows = ('minilm', 24, 32) if on_cpu else ('base', 48, 64)
+    return {
+        'backbone': str(backbones.folder(name, root)),
+        'size': size,
+        'rows': rows,
+        'tokens': 128,
+        'dtype': 'float32' if on_cpu else 'bfloat16',
+    }
+
+
+def epoch(root: Path, rounds: int, data: str, examples: int) -> Iterator[Race]:
+    """Race one epoch over TREC's questions and, where GLUE's folder is given, RTE's pairs.
+
+    Theirs is `AdapterTrainer` with dynamic padding, ours the default pipeline.
+    """
+    for title, path in _texts(root, data, examples).items():
+        jobs = _jobs('epoch', **_training(root, path))
+        times, last = of_processes(jobs, rounds, 'seconds')
+        more = {side: _rounded(last[side]) for side in SIDES}
+        yield Race(title, *_both(times), _training(root, path), more={'last': more})
+
+
+def sweep(root: Path, rounds: int, data: str, examples: int) -> Iterator[Race]:
+    """Race a population of twelve against twelve times one of their runs."""
+    title, path = next(iter(_texts(root, data, examples).items()))
+    settings = _training(root, path) | {'members': MEMBERS}
+    times, last = of_processes(_jobs('sweep', **settings), rounds, 'seconds')
+    more = {side: _rounded(last[side]) for side in SIDES}
+    yield Race(f'{MEMBERS} members, {title}', *_both(times), settings, more={'last': more})
+
+
+def first_step(root: Path, rounds: int) -> Iterator[Race]:
+    """Race from a process's start to its first step done: compiled anew, and found in the cache."""
+    course = _course(root)
+    times, _ = of_processes(_jobs('first_step', **course), rounds, 'seconds')
+    yield Race('compiled anew', *_both(times), course)
+    with tempfile.TemporaryDirectory() as cache:
+        jobs = _jobs('first_step', **course, cache=cache)
+        of_processes({'ours': jobs['ours']}, 1, 'seconds')  # fills it
+        times, _ = of_processes(jobs, rounds, 'seconds')
+    yield Race('with the compilation cache', *_both(times), course)
+    times, _ = of_processes(_jobs('imports'), rounds, 'seconds')
+    yield Race('imports alone', *_both(times), {})
+
+
+def memory(root: Path, rounds: int) -> Iterator[Race]:
+    """Race for the least memory at the peak of training on the same batch."""
+    course = _course(root)
+    times, _ = of_processes(_jobs('peak_memory', **course), rounds, 'mebibytes')
+    where = 'of the process' if jax.default_backend() == 'cpu' else 'of the device'
+    yield Race(f'peak {where}', *_both(times), course, unit='MiB')
+
+
+def _both(times: Mapping[str, Any]) -> tuple[Any, Any]:
+    return times['ours'], times['theirs']
+
+
+def _rounded(found: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: round(value, 4) for key, value in found.items()}
+
+
+def _training(root: Path, path: Path) -> dict[str, Any]:
+    course = _course(root)
+    return {key: course[key] for key in ('backbone', 'size')} | {
+        'data': str(path),
+        'batch_size': 32,
+    }
+
+
+def _texts(root: Path, data: str, examples: int) -> dict[str, Path]:
+    """Write the texts of each set as JSONL, at most so many; return the files by title."""
+    found = {}
+    questions = builtin.read('trec')
+    columns = {'text': questions['text_a'], 'label': questions['label']}
+    found['TREC'] = _write(root / 'trec.jsonl', columns, examples)
+    if data:
+        config = glue.get_config('task=rte')
+        config.data.dir = data
+        rows = sources.load(config.data, 'class')['train']
+        columns = {name: rows[name][:] for name in ('text_a', 'text_b', 'label')}
+        found['RTE'] = _write(root / 'rte.jsonl', columns, examples)
+    return found
+
+
+def _write(path: Path, columns: Mapping[str, list[Any]], examples: int) -> Path:
+    rows = zip(*(values[:examples] for values in columns.values()), strict=True)
+    lines = [json.dumps(dict(zip(columns, map(str, row), strict=True))) for row in rows]
+    files.write_text(path, '\n'.join(lines) + '\n')
+    return path
