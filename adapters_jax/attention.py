@@ -1,10 +1,8 @@
-"""Multi-head attention, laid out for XLA's CPU compiler, with a backward pass written by hand.
+"""Multi-head attention, with a backward pass written by hand.
 
-Weights are stored with queries last (`B H S T`): a softmax then sums along an axis that is not the
-last one, which the compiler does with whole vectors, in half the time. And automatic
-differentiation transposes whole batches of weights, which takes longer than all projections of a
-layer; here only the small factor of a product is ever transposed. Accelerators choose their own
-layouts.
+Automatic differentiation transposes whole batches of attention weights, for which XLA's CPU
+compiler takes longer than for all projections of a layer. Here heads come before tokens
+(`B H T K`), and only the small factor of a product is ever transposed.
 """
 
 import functools
@@ -30,35 +28,31 @@ def attend(
     to (padding) then gets uniform weights instead of NaN. The softmax runs in float32. With `rng`,
     weights are dropped at `rate`.
     """
-    query = (query / query.shape[-1] ** 0.5).transpose(0, 2, 3, 1)
-    key, value = key.swapaxes(1, 2), value.transpose(0, 2, 3, 1)
-    mask = None if mask is None else mask.swapaxes(2, 3)
+    query = query / query.shape[-1] ** 0.5
     words = None if rng is None or rate == 0.0 else functional.words_of(rng)
-    return _mix(rate, query, key, value, mask, words).transpose(0, 3, 1, 2)
+    heads = (x.swapaxes(1, 2) for x in (query, key, value))
+    return _mix(rate, *heads, mask, words).swapaxes(1, 2)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _mix(
     rate: float,
-    query: Float[Array, 'B H K T'],
+    query: Float[Array, 'B H T K'],
     key: Float[Array, 'B H S K'],
-    value: Float[Array, 'B H K S'],
-    mask: Bool[Array, '#B 1 S #T'] | None,
+    value: Float[Array, 'B H S K'],
+    mask: Bool[Array, '#B 1 #T S'] | None,
     words: UInt32[Array, '2'] | None,
-) -> Float[Array, 'B H K T']:
+) -> Float[Array, 'B H T K']:
     return _forward(rate, query, key, value, mask, words)[0]
 
 
 def _forward(rate, query, key, value, mask, words):
-    scores = _product('BHSK,BHKT->BHST', key, query)
+    scores = _product('BHTK,BHSK->BHTS', query, key)
     if mask is not None:
         scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
-    powers = jnp.exp(scores - scores.max(axis=2, keepdims=True))
-    total = powers.sum(axis=2, keepdims=True)
-    powers = powers.astype(value.dtype)
-    mixed = _product('BHKS,BHST->BHKT', value, _dropped(powers, words, rate)) / total
-    mixed = mixed.astype(value.dtype)
-    return mixed, (query, key, value, mask, words, powers, total, mixed)
+    weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
+    mixed = _product('BHTS,BHSK->BHTK', _dropped(weights, words, rate), value).astype(value.dtype)
+    return mixed, (query, key, value, mask, words, weights, mixed)
 
 
 def _backward(rate, saved, gradient):
@@ -67,18 +61,16 @@ def _backward(rate, saved, gradient):
     A softmax takes from the gradient of each weight the mean over its row, which is the product of
     the output and its gradient (Dao et al. 2022, appendix B.2, eq. 4).
     """
-    query, key, value, mask, words, powers, total, mixed = saved
-    mean = jnp.sum(gradient * mixed, axis=2, keepdims=True, dtype=jnp.float32)
-    weights = powers / total
-    of_weights = _product('BHKS,BHKT->BHST', value, gradient)
+    query, key, value, mask, words, weights, mixed = saved
+    mean = jnp.sum(gradient * mixed, axis=-1, keepdims=True, dtype=jnp.float32)
+    of_weights = _product('BHTK,BHSK->BHTS', gradient, value)
     of_scores = weights * (_dropped(of_weights, words, rate) - mean)
     if mask is not None:  # in a row with nothing to attend to, weights of what is masked are not 0
         of_scores = jnp.where(mask, of_scores, 0)
     of_scores = of_scores.astype(query.dtype)
-    weights = _dropped(weights.astype(value.dtype), words, rate)
-    of_query = _product('BHSK,BHST->BHKT', key, of_scores)
-    of_key = _product('BHKT,BHST->BHKS', query, of_scores).swapaxes(2, 3)
-    of_value = _product('BHKT,BHST->BHKS', gradient, weights)
+    of_query = _product('BHTS,BHSK->BHTK', of_scores, key)
+    of_key = _product('BHTK,BHTS->BHKS', query, of_scores).swapaxes(2, 3)
+    of_value = _product('BHTK,BHTS->BHKS', gradient, _dropped(weights, words, rate)).swapaxes(2, 3)
     pairs = (of_query, query), (of_key, key), (of_value, value)
     return *(own.astype(of.dtype) for own, of in pairs), None, None
 

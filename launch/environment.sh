@@ -32,6 +32,10 @@ elif [ -n "${ADAPTERS_JAX_ENV:-}" ]; then
   fail "ADAPTERS_JAX_ENV names $settings, which is no file: name one like launch/env.example"
 fi
 
+# A training step on a CPU takes and gives back a gigabyte: in pages of 2 MB that costs a tenth less
+# time than in those of 4 kB. Where glibc is not the C library nobody reads this.
+export GLIBC_TUNABLES=${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}
+
 VENV=${ADAPTERS_JAX_VENV:-$ROOT/.venv}
 case $VENV in /*) ;; *) VENV=$PWD/$VENV ;; esac
 python=$VENV/bin/python
