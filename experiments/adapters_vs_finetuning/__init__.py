@@ -1,0 +1,1 @@
+"""Full fine-tuning against adapters: score, cost, and how steady training is."""
