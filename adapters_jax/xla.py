@@ -13,10 +13,11 @@ import numpy as np
 
 Options = dict[str, str | int | bool]
 
-# XLA 0.10 hands matrix products of a CPU, and what is computed before and after them, to YNNPACK.
-# Its products reach two thirds of Eigen's rate (float32, 4,096 x 384 x 1,536, two cores with
-# AVX-512: 129 against 204 GFLOP/s, `python -m experiments.bench.products`). The option lists what
-# YNNPACK may have; this leaves it the sums, which it is good at.
+# XLA 0.10 hands matrix products of a CPU, and what is computed before and after them, to YNNPACK,
+# whose products take a quarter longer than Eigen's (`experiments/results/bench/products.json`). A
+# forward pass is a tenth faster without it, a training step as fast in three quarters of the memory
+# of temporaries. The option lists what YNNPACK may have: single convolutions, of which there are
+# none.
 EIGEN_PRODUCTS: Options = {
     'xla_cpu_experimental_ynn_fusion_type': 'LIBRARY_FUSION_TYPE_INDIVIDUAL_CONVOLUTION'
 }

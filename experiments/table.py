@@ -22,6 +22,7 @@ BENCHES = {
     'memory': 'experiments.bench.memory',
     'frozen_dtype_scores': 'experiments.frozen_dtype_scores',
     'faults': 'experiments.faults.report',
+    'products': 'experiments.bench.products',
 }
 # Methods that are no adapters: their rows stand below those of adapters.
 BASELINES = ('full', 'head')
