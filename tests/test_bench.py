@@ -1,0 +1,107 @@
+"""The race against the libraries: what is counted, what is told, and that nothing is lost."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import toy
+
+from adapters_jax.interop.backbones import load_backbone
+from experiments.bench import __main__ as bench
+from experiments.bench import programs, race
+from experiments.bench.race import Race
+from experiments.bench.timing import Times, compare
+
+
+def flops(function, *arguments):
+    return programs.product_flops(jax.jit(function).trace(*arguments).jaxpr)
+
+
+def test_the_arithmetic_of_products_is_counted_wherever_they_stand():
+    a, b = jnp.ones((3, 5)), jnp.ones((5, 7))
+    once = 2 * 3 * 5 * 7
+    assert flops(jnp.matmul, a, b) == once
+    assert flops(lambda a, b: jnp.tanh(jax.jit(jnp.matmul)(a, b)) + 1, a, b) == once
+    assert flops(lambda a, b: jax.lax.map(lambda _: a @ b, jnp.arange(4)), a, b) == 4 * once
+    assert flops(lambda a, b: jax.checkpoint(jnp.matmul)(a, b), a, b) == once
+    total = jax.grad(lambda a, b: jnp.square(a @ b).sum(), (0, 1))
+    assert flops(total, a, b) == 3 * once
+    batched = jnp.ones((2, 3, 5)), jnp.ones((2, 7, 5))
+    assert flops(lambda x, y: jnp.einsum('bij,bkj->bik', x, y), *batched) == 2 * once
+    assert flops(lambda a, b: a.sum() + b.sum(), a, b) == 0
+
+
+def test_a_forward_pass_has_the_arithmetic_of_a_transformer(tmp_path):
+    loaded = load_backbone(toy.write_backbone(tmp_path / 'bert', layers=2, hidden=32))
+    rows, tokens, hidden, inner = 3, 16, 32, 64
+    batch = programs.random_batch(rows, tokens, loaded.config.vocabulary)
+    model, params = programs.make(loaded, 'head')
+    found = programs.inference(model, params, batch)
+    dense = 2 * rows * tokens * (4 * hidden**2 + 2 * hidden * inner)
+    attention = 2 * 2 * rows * tokens**2 * hidden
+    pooling = 2 * rows * tokens * hidden + 2 * rows * hidden * 2
+    assert found.flops == 2 * (dense + attention) + pooling
+    assert np.isfinite(found.call()).all()
+    trained = programs.training(*programs.make(loaded, 'pfeiffer[size=4]'), batch)
+    assert trained.flops > 1.5 * found.flops
+    losses = [float(trained.call()['loss']) for _ in range(3)]  # the first rate is 0
+    assert losses[2] != losses[0]
+
+
+def times(*seconds):
+    return Times(tuple(map(float, seconds)))
+
+
+RACE = Race('toy', times(1, 2, 4), times(3, 4, 4), {'rows': 2}, more={'share_of_rate': 0.5})
+
+
+def test_a_race_tells_the_ratio_of_each_round():
+    told = RACE.to_json()
+    assert (told['ours'], told['theirs'], told['ratio']) == (2, 4, 2)
+    assert told['spread'] == [1.5, 2.5]
+    assert told['rounds'] == {'ours': [1, 2, 4], 'theirs': [3, 4, 4]}
+    assert told['settings'] == {'rows': 2} and told['share_of_rate'] == 0.5
+
+
+def test_races_run_before_stay_in_the_report(tmp_path, monkeypatch, capsys):
+    def runner(*_):
+        return [RACE, Race('other', times(2), times(1), {}, unit='MiB')]
+
+    monkeypatch.setattr(bench, 'RACES', {'train_step': runner, 'memory': runner})
+    for only in ('train_step', 'memory'):
+        bench.main(str(tmp_path), [only], rounds=1, data='', examples=32)
+    told = json.loads((tmp_path / 'bench.json').read_text())
+    assert set(told) >= {'train_step', 'memory', 'hardware', 'versions'}
+    table = (tmp_path / 'bench.md').read_text()
+    assert '| `train_step` | toy | 2.000 s | 4.000 s | 2.00 (1.50 to 2.50) | 50 % |' in table
+    assert '| `memory` | other | 2 MiB | 1 MiB | 0.50 (0.50 to 0.50) |  |' in table
+    assert (tmp_path / 'bench.png').read_bytes().startswith(b'\x89PNG')
+    assert table in capsys.readouterr().out
+    with pytest.raises(ValueError, match="unknown race 'sprint'; known: train_step, memory"):
+        bench.main(str(tmp_path), ['sprint'], rounds=1, data='', examples=32)
+
+
+def test_a_pause_is_no_part_of_a_measurement():
+    found = compare({'nothing': lambda: None}, repeats=2, pause=0.05)
+    assert found['nothing'].median < 0.01
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('job', ['epoch', 'sweep', 'first_step', 'peak_memory', 'imports'])
+@pytest.mark.parametrize('side', ['ours', 'theirs'])
+def test_every_job_reports_what_is_raced(tmp_path, job, side):
+    rows = [{'text': f'number {i} ?', 'label': f'class {i % 3}'} for i in range(48)]
+    data = tmp_path / 'rows.jsonl'
+    data.write_text('\n'.join(map(json.dumps, rows)) + '\n')
+    settings = {
+        'backbone': str(load_backbone('minilm').directory),
+        'data': str(data),
+        **{'size': 24, 'batch_size': 16, 'members': 4, 'rows': 2, 'tokens': 16},
+        'dtype': 'float32',
+    }
+    found = race.report({'job': job, 'side': side, **settings})
+    assert found['mebibytes' if job == 'peak_memory' else 'seconds'] > 0
+    if job == 'epoch':
+        assert found['steps'] > 0 and 0 <= found['padding'] < 1
