@@ -54,7 +54,7 @@ def _row(result: dict[str, Any]) -> str:
     cells = (
         TASKS[result['task']].title,
         f'`{result["method"]}`',
-        f'{result["trainable_parameters"]:,} ({share:.{1 if share >= 0.1 else 2}f} %)',
+        f'{result["trainable_parameters"]:,} ({share:{".1f" if share >= 0.1 else ".1g"}} %)',
         metric,
         f'{score["mean"]:.3f}{spread}',
         str(len(result['seeds'])),
