@@ -219,7 +219,11 @@ def test_one_that_diverges_stays_at_its_last_good_state_and_disturbs_nobody():
     last, _ = alone(mad, count=steps_taken)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found[1]))
     for path, leaf in trees.flatten(last).items():
-        np.testing.assert_allclose(trees.flatten(found[1])[path], leaf, rtol=1e-5, err_msg=path)
+        # Rounded as sums of its largest entries are, which by now are some 1e21.
+        tolerance = 1e-5 * np.abs(leaf).max()
+        np.testing.assert_allclose(
+            trees.flatten(found[1])[path], leaf, rtol=1e-5, atol=tolerance, err_msg=path
+        )
 
 
 def toy_bits(tree):

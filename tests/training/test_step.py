@@ -235,4 +235,5 @@ def test_outputs_are_the_models_without_dropout():
     model = tiny.model(METHOD)
     params = tiny.params(model)
     outputs = steps.jit_outputs(model)(*trees.partition(params, model.rules), batch())
-    np.testing.assert_allclose(outputs, jax.jit(model.apply)(params, batch()), atol=1e-6)
+    # Compiled with other options, products are summed in another order.
+    np.testing.assert_allclose(outputs, jax.jit(model.apply)(params, batch()), atol=3e-6)
