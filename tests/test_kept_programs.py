@@ -57,6 +57,7 @@ def test_a_second_run_compiles_nothing(toys, tmp_path):
     assert metrics[0] == metrics[1]
 
 
+@pytest.mark.slow
 def test_jax_may_be_told_otherwise(toys, tmp_path):
     trained(toys, tmp_path / 'w', tmp_path / 'no', '--jax_enable_compilation_cache=false')
     assert not programs(tmp_path / 'no')
@@ -65,6 +66,7 @@ def test_jax_may_be_told_otherwise(toys, tmp_path):
     assert not programs(tmp_path / 'no') and any(elsewhere.iterdir())
 
 
+@pytest.mark.slow
 def test_damaged_programs_are_compiled_again(toys, tmp_path):
     trained(toys, tmp_path / 'first', tmp_path / 'cache')
     for path in (tmp_path / 'cache').glob('programs/*/*-cache'):

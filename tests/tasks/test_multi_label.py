@@ -171,7 +171,7 @@ def config(tmp_path_factory):
     (folder / 'texts.jsonl').write_text('\n'.join(lines))
     made = toy.config(toy.write_backbone(folder / 'bert'), str(folder / 'texts.jsonl'))
     return toy.change(
-        made, task__name='multi_label', training__epochs=24.0, optimizer__learning_rate=2e-2
+        made, task__name='multi_label', training__epochs=60.0, optimizer__learning_rate=2e-2
     )
 
 
