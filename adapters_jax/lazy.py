@@ -18,6 +18,8 @@ class Functions:
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         """Return a function that imports the module and calls what has this name there."""
+        if name.startswith('__'):  # what Python asks of any object, such as __wrapped__
+            raise AttributeError(name)
 
         def call(*arguments: Any, **options: Any) -> Any:
             return getattr(importlib.import_module(self._module), name)(*arguments, **options)

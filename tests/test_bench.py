@@ -10,7 +10,7 @@ import toy
 
 from adapters_jax.interop.backbones import load_backbone
 from experiments.bench import __main__ as bench
-from experiments.bench import programs, race
+from experiments.bench import backbones, programs, race, steps
 from experiments.bench.race import Race
 from experiments.bench.timing import Times, compare
 
@@ -105,3 +105,32 @@ def test_every_job_reports_what_is_raced(tmp_path, job, side):
     assert found['mebibytes' if job == 'peak_memory' else 'seconds'] > 0
     if job == 'epoch':
         assert found['steps'] > 0 and 0 <= found['padding'] < 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('mode', ['training', 'inference'])
+@pytest.mark.parametrize(
+    ('method', 'library', 'size'),
+    [
+        ('double_seq_bn[size=24]', 'adapters', 24),
+        ('pfeiffer[size=24]', 'adapters', 24),
+        ('lora[r=8]', 'peft', 8),
+    ],
+)
+def test_both_sides_of_a_race_run(tmp_path, mode, method, library, size):
+    course = steps.Course('minilm', method, library, size, rows=2, tokens=16)
+    told = steps.race(mode, course, 'float32', tmp_path, rounds=2).to_json()
+    assert told['ours'] > 0 and told['theirs'] > 0 and 0 < told['share_of_rate'] < 1.5
+    assert told['settings']['tokens'] == 16
+
+
+@pytest.mark.slow
+def test_random_weights_are_written_once_and_load(tmp_path, monkeypatch):
+    monkeypatch.setitem(backbones.SHAPES, 'base', (1, 64, 128, 2))
+    folder = backbones.folder('base', tmp_path)
+    assert load_backbone(str(folder)).config.dimensions.hidden == 64
+    written = (folder / 'model.safetensors').stat().st_mtime_ns
+    assert backbones.folder('base', tmp_path) == folder
+    assert (folder / 'model.safetensors').stat().st_mtime_ns == written
+    with pytest.raises(ValueError, match="unknown backbone 'huge'; known: minilm, base, large"):
+        backbones.folder('huge', tmp_path)

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-# What `adapters_jax.train` says of a loss or a parameter that is no number any more.
-_DIVERGED = ('is not finite', 'are not finite', 'The loss of step', 'the loss of step')
+# What `adapters_jax.train` advises where a loss or a parameter is no number any more.
+_DIVERGED = 'try a lower optimizer.learning_rate'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +108,7 @@ def _command(name: str, given: Sequence[str]) -> str:
     if done.returncode == 0:
         return ''
     last = done.stderr.strip().rpartition('\n')[2].removeprefix('error: ')
-    if done.returncode == 2 and any(words in last for words in _DIVERGED):
+    if done.returncode == 2 and _DIVERGED in last:
         return last
     raise RuntimeError(f'{" ".join(command)} ended with {done.returncode}:\n{done.stderr}')
 

@@ -61,5 +61,4 @@ def _write(name: str, tokenizer: Path, target: Path) -> None:
     (target / 'config.json').write_text(json.dumps(hf))
     for path in tokenizer.glob('*token*'):
         shutil.copy(path, target / path.name)
-    shutil.copy(tokenizer / 'vocab.txt', target / 'vocab.txt')
     save_file(tensors, target / 'model.safetensors', {'format': 'pt'})

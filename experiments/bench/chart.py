@@ -6,6 +6,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from adapters_jax.tuning.plots import save
+
 
 def draw(results: Mapping[str, Any], path: Path) -> None:
     """Draw the ratios of all races, with the middle half of their rounds."""
@@ -29,4 +31,4 @@ def draw(results: Mapping[str, Any], path: Path) -> None:
     axes.axvline(1, color='black', linewidth=0.8)
     axes.set_xlim(0, 1.1 * max([*ratios, 1.0]))
     axes.set_xlabel('theirs / ours (above 1: ours is faster, or takes less memory)')
-    figure.savefig(path, dpi=150)
+    save(figure, path)

@@ -1,7 +1,6 @@
 """Compiled programs of ours to time, their arithmetic, and how fast this machine is at it."""
 
 import dataclasses
-import functools
 import math
 import statistics
 import time
@@ -28,10 +27,11 @@ TASK = Classification(labels=('no', 'yes'))
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """A compiled program: what to call, and the arithmetic of its matrix products."""
+    """A compiled program: what to call, its products' arithmetic, its temporaries in bytes."""
 
     call: Callable[[], Any]
     flops: float
+    temporary: int
 
 
 def random_batch(rows: int, length: int, vocabulary: int) -> dict[str, np.ndarray]:
@@ -71,7 +71,7 @@ def inference(model: Model, params: Tree, batch: Batch) -> Program:
     batch = jax.device_put(batch)
     traced = jit_outputs(model).trace(*trees, batch)
     program = traced.lower().compile()
-    return Program(lambda: program(*trees, batch), product_flops(traced.jaxpr))
+    return _described(lambda: program(*trees, batch), traced, program)
 
 
 def training(model: Model, params: Tree, batch: Batch) -> Program:
@@ -91,7 +91,12 @@ def training(model: Model, params: Tree, batch: Batch) -> Program:
         *state[:], metrics = program(*state, *rest)
         return metrics
 
-    return Program(call, product_flops(traced.jaxpr))
+    return _described(call, traced, program)
+
+
+def _described(call: Callable[[], Any], traced: Any, program: Any) -> Program:
+    temporary = program.memory_analysis().temp_size_in_bytes
+    return Program(call, product_flops(traced.jaxpr), temporary)
 
 
 def product_flops(jaxpr: Any) -> float:
@@ -126,9 +131,3 @@ def product_rate(dtype: str = 'float32', size: int = 0, repeats: int = 9) -> flo
         product(square, square).block_until_ready()
         seconds.append(time.perf_counter() - started)
     return 2.0 * size**3 / statistics.median(seconds[2:])
-
-
-@functools.cache
-def machine() -> str:
-    """Return what the programs run on: the processor's or the accelerator's name."""
-    return jax.devices()[0].device_kind

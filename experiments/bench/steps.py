@@ -56,34 +56,35 @@ def courses() -> list[Course]:
     ]
 
 
-def train_step(root: Path, rounds: int, chosen: list[Course] | None = None) -> Iterator[Race]:
+def train_step(root: Path, rounds: int) -> Iterator[Race]:
     """Race training steps."""
-    yield from _races('training', root, rounds, chosen)
+    yield from _races('training', root, rounds)
 
 
-def inference(root: Path, rounds: int, chosen: list[Course] | None = None) -> Iterator[Race]:
+def inference(root: Path, rounds: int) -> Iterator[Race]:
     """Race forward passes."""
-    yield from _races('inference', root, rounds, chosen)
+    yield from _races('inference', root, rounds)
 
 
-def _races(mode: str, root: Path, rounds: int, chosen: list[Course] | None) -> Iterator[Race]:
+def _races(mode: str, root: Path, rounds: int) -> Iterator[Race]:
     dtype = 'float32' if jax.default_backend() == 'cpu' else 'bfloat16'
-    for course in chosen or courses():
-        yield _race(mode, course, dtype, root, rounds)
+    for course in courses():
+        yield race(mode, course, dtype, root, rounds)
         gc.collect()
 
 
-def _race(mode: str, course: Course, dtype: str, root: Path, rounds: int) -> Race:
+def race(mode: str, course: Course, dtype: str, root: Path, rounds: int) -> Race:
+    """Race a course in a mode, 'training' or 'inference'; random weights go below `root`."""
     folder = backbones.folder(course.backbone, root)
     loaded = load_backbone(str(folder))
     batch = programs.random_batch(course.rows, course.tokens, loaded.config.vocabulary)
     ours = getattr(programs, mode)(*programs.make(loaded, course.method, dtype), batch)
-    compiled = dtype == 'bfloat16'  # what `peft` recommends on a GPU
     if course.library == 'peft':
         model = libraries.peft_model(folder, course.size, 2)
     else:
         places = 'houlsby' if course.method.startswith('double') else 'pfeiffer'
-        model, compiled = libraries.adapters_model(folder, places, course.size, 2), False
+        model = libraries.adapters_model(folder, places, course.size, 2)
+    compiled = course.library == 'peft' and dtype == 'bfloat16'  # as it recommends for a GPU
     run = libraries.train_step if mode == 'training' else libraries.forward
     calls = {'ours': ours.call, 'theirs': run(model, batch, dtype, compiled)}
     times = compare(calls, rounds, pause=PAUSE)
