@@ -17,37 +17,16 @@ from adapters_jax import quantize
 Activation = Callable[[Array], Array]
 
 
-def _with_slope(function: Activation) -> Activation:
-    """Return the function of each entry, whose backward pass is one multiplication.
-
-    Its forward pass, where a gradient will be asked for, keeps the slope and not the argument.
-    Left alone, XLA keeps, and reads again, several arrays of the size of the argument.
-    """
-
-    @jax.custom_vjp
-    def apply(x: Array) -> Array:
-        return function(x)
-
-    def forward(x: Array) -> tuple[Array, Array]:
-        return jax.jvp(function, (x,), (jnp.ones_like(x),))
-
-    apply.defvjp(forward, lambda slope, gradient: (slope * gradient,))
-    return apply
-
-
-@_with_slope
 def _gelu_new(x: Array) -> Array:
     return jax.nn.gelu(x, approximate=True)
 
 
-@_with_slope
 def _gelu(x: Array) -> Array:
     # By erf and not, as in jax.nn, by erfc, whose two branches take a CPU three times as long.
     wide = x.astype(jnp.float32)
     return (wide * (0.5 + 0.5 * jax.lax.erf(wide * np.float32(0.5**0.5)))).astype(x.dtype)
 
 
-@_with_slope
 def _quick_gelu(x: Array) -> Array:
     return x * jax.nn.sigmoid(1.702 * x)
 
@@ -67,9 +46,9 @@ ACTIVATIONS: dict[str, Activation] = {
     'relu2': lambda x: jnp.square(jax.nn.relu(x)),
     'leaky_relu': jax.nn.leaky_relu,
     'leakyrelu': jax.nn.leaky_relu,
-    'silu': _with_slope(jax.nn.silu),
-    'swish': _with_slope(jax.nn.silu),
-    'mish': _with_slope(jax.nn.mish),
+    'silu': jax.nn.silu,
+    'swish': jax.nn.silu,
+    'mish': jax.nn.mish,
     'sigmoid': jax.nn.sigmoid,
     'tanh': jnp.tanh,
     'linear': lambda x: x,
