@@ -14,10 +14,10 @@ import numpy as np
 Options = dict[str, str | int | bool]
 
 # XLA 0.10 hands matrix products of a CPU, and what is computed before and after them, to YNNPACK,
-# whose products take a quarter longer than Eigen's (`experiments/results/bench/products.json`). A
-# forward pass is a tenth faster without it, a training step as fast in three quarters of the memory
-# of temporaries. The option lists what YNNPACK may have: single convolutions, of which there are
-# none.
+# whose products are slower than Eigen's. Without it a forward pass is faster; a training step takes
+# a few hundredths longer, but three quarters of the memory for temporaries: all of it measured in
+# experiments/results/bench/products.json. The option lists what YNNPACK may have: single
+# convolutions, of which there are none.
 EIGEN_PRODUCTS: Options = {
     'xla_cpu_experimental_ynn_fusion_type': 'LIBRARY_FUSION_TYPE_INDIVIDUAL_CONVOLUTION'
 }
