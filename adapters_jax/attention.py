@@ -2,16 +2,32 @@
 
 Automatic differentiation transposes whole batches of attention weights, for which XLA's CPU
 compiler takes longer than for all projections of a layer. Here heads come before tokens
-(`B H T K`), and only the small factor of a product is ever transposed.
+(`B H T K`), and only the small factor of a product is ever transposed. A GPU has kernels for most
+shapes (`fused_attention.py`), which compute the same.
 """
 
+import contextlib
+import contextvars
 import functools
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, UInt32
 
 from adapters_jax import functional
+
+_KERNELS = contextvars.ContextVar('kernels', default=True)
+
+
+@contextlib.contextmanager
+def written_out() -> Iterator[None]:
+    """Trace attention without kernels, for instance to count its products."""
+    token = _KERNELS.set(False)
+    try:
+        yield
+    finally:
+        _KERNELS.reset(token)
 
 
 def attend(
@@ -28,9 +44,13 @@ def attend(
     to (padding) then gets uniform weights instead of NaN. The softmax runs in float32. With `rng`,
     weights are dropped at `rate`.
     """
-    query = query / query.shape[-1] ** 0.5
     words = None if rng is None or rate == 0.0 else functional.words_of(rng)
-    heads = (x.swapaxes(1, 2) for x in (query, key, value))
+    if jax.default_backend() == 'gpu' and _KERNELS.get():
+        from adapters_jax import fused_attention  # late: a CPU does without Pallas
+
+        if fused_attention.suits(query, key):
+            return fused_attention.mix(rate, query, key, value, mask, words)
+    heads = (x.swapaxes(1, 2) for x in (query / query.shape[-1] ** 0.5, key, value))
     return _mix(rate, *heads, mask, words).swapaxes(1, 2)
 
 

@@ -4,8 +4,10 @@ They stand on the ground floor because `models/` and `adapters/` do not know eac
 have to apply, say, the very same activation under the very same name.
 """
 
+import functools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,10 +23,28 @@ def _gelu_new(x: Array) -> Array:
     return jax.nn.gelu(x, approximate=True)
 
 
+@jax.custom_vjp
 def _gelu(x: Array) -> Array:
-    # By erf and not, as in jax.nn, by erfc, whose two branches take a CPU three times as long.
     wide = x.astype(jnp.float32)
-    return (wide * (0.5 + 0.5 * jax.lax.erf(wide * np.float32(0.5**0.5)))).astype(x.dtype)
+    return (wide * _normal(wide)).astype(x.dtype)
+
+
+def _normal(x: Array) -> Array:
+    """Return the standard normal distribution function.
+
+    By erf and not, as in jax.nn, by erfc, whose two branches take a CPU three times as long.
+    """
+    return 0.5 + 0.5 * jax.lax.erf(x * np.float32(0.5**0.5))
+
+
+def _gelu_gradient(x: Array, gradient: Array) -> tuple[Array]:
+    # From the input alone: what differentiation keeps of the way there is float32, twice as large.
+    wide = x.astype(jnp.float32)
+    density = np.float32((2 * np.pi) ** -0.5) * jnp.exp(-0.5 * jnp.square(wide))
+    return ((gradient * (_normal(wide) + wide * density)).astype(x.dtype),)
+
+
+_gelu.defvjp(lambda x: (_gelu(x), x), _gelu_gradient)
 
 
 def _quick_gelu(x: Array) -> Array:
@@ -73,11 +93,43 @@ def layer_norm(
     epsilon: float,
 ) -> Float[Array, '... D']:
     """Normalise the last axis, in float32 whatever the input's type (Ba et al. 2016, eq. 4)."""
+    return _layer_norm(epsilon, x, against(scale, x), against(bias, x))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _layer_norm(epsilon: float, x: Array, scale: Array, bias: Array) -> Array:
+    return _layer_norm_and_moments(epsilon, x, scale, bias)[0]
+
+
+def _layer_norm_and_moments(epsilon: float, x: Array, scale: Array, bias: Array) -> Any:
     wide = x.astype(jnp.float32)
     mean = wide.mean(-1, keepdims=True)
     variance = jnp.square(wide - mean).mean(-1, keepdims=True)
-    normal = (wide - mean) * jax.lax.rsqrt(variance + epsilon)
-    return (normal * against(scale, x) + against(bias, x)).astype(x.dtype)
+    inverse = jax.lax.rsqrt(variance + epsilon)
+    y = (wide - mean) * inverse * scale + bias
+    return y.astype(x.dtype), (x, scale, bias, mean, inverse)
+
+
+def _layer_norm_gradients(epsilon: float, saved: Any, gradient: Array) -> tuple[Array, ...]:
+    # From the input and its moments; what differentiation keeps is float32, and several times it.
+    x, scale, bias, mean, inverse = saved
+    normal = (x.astype(jnp.float32) - mean) * inverse
+    own = gradient * scale.astype(jnp.float32)
+    along = own.mean(-1, keepdims=True) + normal * (own * normal).mean(-1, keepdims=True)
+    of_x = (inverse * (own - along)).astype(x.dtype)
+    if jax.default_backend() == 'gpu':  # where XLA would compute it again for each of its readers
+        of_x = jax.lax.optimization_barrier(of_x)
+    of_scale = _summed(gradient * normal, scale)
+    return of_x, of_scale, _summed(gradient.astype(jnp.float32), bias)
+
+
+def _summed(gradient: Array, of: Array) -> Array:
+    """Return the gradient of what was broadcast."""
+    axes = tuple(i for i, size in enumerate(of.shape) if size != gradient.shape[i])
+    return gradient.sum(axes, keepdims=True).astype(of.dtype)
+
+
+_layer_norm.defvjp(_layer_norm_and_moments, _layer_norm_gradients)
 
 
 def against(vector: Float[Array, 'D'] | Float[Array, 'B 1 D'], x: Array) -> Array:
@@ -149,7 +201,19 @@ def dropout(x: Float[Array, '...'], rate: float, key: PRNGKeyArray | None) -> Fl
     """Zero each entry with probability `rate` and scale the rest; no key, no dropout."""
     if key is None or rate == 0.0:
         return x
-    return scaled_up(x, kept(words_of(key), x.shape, rate), rate)
+    return _dropout(rate, x, words_of(key))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _dropout(rate: float, x: Array, words: UInt32[Array, '2']) -> Array:
+    return scaled_up(x, kept(words, x.shape, rate), rate)
+
+
+# What is kept is found again for the backward pass, which is cheaper than keeping it.
+_dropout.defvjp(
+    lambda rate, x, words: (_dropout(rate, x, words), words),
+    lambda rate, words, gradient: (_dropout(rate, gradient, words), None),
+)
 
 
 def words_of(key: PRNGKeyArray) -> UInt32[Array, '2']:
@@ -161,17 +225,30 @@ def kept(words: UInt32[Array, '2'], shape: tuple[int, ...], rate: float) -> Bool
     """Return which entries of an array dropout keeps: each with probability `1 - rate`.
 
     An entry's number in the array, counted along the last axis first, is hashed with the two words.
+    """
+    return kept_of(seeds(_numbers(shape), words[0]), words[1], rate)
+
+
+def seeds(numbers: UInt32[Array, '...'], word: UInt32[Array, ''] | int = 0) -> UInt32[Array, '...']:
+    """Return what the hash begins with: of a sum of numbers, the sum of what it is of each."""
+    return numbers * np.uint32(0x9E3779B9) + word
+
+
+def kept_of(
+    seeds: UInt32[Array, '...'], word: UInt32[Array, ''], rate: float
+) -> Bool[Array, '...']:
+    """Return which of the entries with these `seeds` of their numbers dropout keeps.
+
     The hash is four rounds of multiplication and shift (with constants that C. Wellons' search for
     the least biased found, hash-prospector, 2018 to 2022). JAX's own generator makes streams fit
     for cryptography out of twenty rounds of its kind, which on a CPU took a third of a training
     step; what a dropout mask needs of its bits, tests/test_dropout.py measures.
     An entry's bit depends on nothing but its number, so devices that have parts of an array agree.
     """
-    x = _numbers(shape) * np.uint32(0x9E3779B9) + words[0]
-    x = (x ^ (x >> 16)) * np.uint32(0x21F0AAAD) + words[1]
-    x = (x ^ (x >> 15)) * np.uint32(0x735A2D97)
-    x = (x ^ (x >> 15)) * np.uint32(0x846CA68B)
-    return (x ^ (x >> 16)) >= np.uint32(_threshold(rate))
+    x = (seeds ^ (seeds >> np.uint32(16))) * np.uint32(0x21F0AAAD) + word
+    x = (x ^ (x >> np.uint32(15))) * np.uint32(0x735A2D97)
+    x = (x ^ (x >> np.uint32(15))) * np.uint32(0x846CA68B)
+    return (x ^ (x >> np.uint32(16))) >= np.uint32(_threshold(rate))
 
 
 def scaled_up(x: Float[Array, '...'], keep: Bool[Array, '...'], rate: float) -> Float[Array, '...']:

@@ -23,7 +23,12 @@ BENCHES = {
     'frozen_dtype_scores': 'experiments.frozen_dtype_scores',
     'faults': 'experiments.faults.report',
     'products': 'experiments.bench.products',
+    'preprocessing': 'experiments.preprocessing',
 }
+COLUMNS = (
+    *('task', 'method', 'trained parameters', 'metric', 'mean ± s.d.', 'seeds', 'split'),
+    *('minutes', 'on'),
+)
 # Methods that are no adapters: their rows stand below those of adapters.
 BASELINES = ('full', 'head')
 
@@ -31,16 +36,16 @@ BASELINES = ('full', 'head')
 def render(results: list[dict[str, Any]]) -> str:
     """Return the Markdown table of results, and below it where they come from."""
     lines = [
-        '| task | method | trained parameters | metric | mean ± s.d. | seeds | split | minutes |',
-        '|---|---|---|---|---|---|---|---|',
+        f'| {" | ".join(COLUMNS)} |',
+        '|---' * len(COLUMNS) + '|',
         *(_row(result) for result in results),
     ]
     hardware = '; '.join(sorted({result['hardware'] for result in results}))
     commits = ', '.join(sorted({f'`{result["commit"][:7]}`' for result in results}))
     note = (
-        f'Backbone `minilm`; minutes are those of training one seed on {hardware} that did other '
-        f'work too; commits {commits}. Made by `python -m experiments.text_tasks`; the command of '
-        'each row is in `experiments/results/`.'
+        f'Backbone `minilm`; minutes are those of training one seed, with compiling, on {hardware} '
+        f'that did other work too; commits {commits}. Made by `python -m experiments.text_tasks`; '
+        'the command of each row is in `experiments/results/`.'
     )
     return '\n'.join([*lines, '', note])
 
@@ -60,6 +65,7 @@ def _row(result: dict[str, Any]) -> str:
         str(len(result['seeds'])),
         f'{result["split"]} ({result["examples"]:,})',
         f'{minutes:.1f}',
+        'CPU' if ' cores of ' in result['hardware'] else 'GPU',
     )
     return f'| {" | ".join(cells)} |'
 

@@ -41,11 +41,15 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str:
-    """Return the commit of this checkout, with a '+' where files have changed, or 'unknown'."""
+    """Return the commit of this checkout, with a '+' where files have changed.
+
+    A copy without its history, as clusters are often given, is of what ADAPTERS_JAX_COMMIT says, or
+    'unknown'.
+    """
     root = Path(__file__).parents[2]
     command = ['git', '-C', str(root), 'describe', '--always', '--dirty=+', '--abbrev=12']
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=True)
     except (FileNotFoundError, subprocess.CalledProcessError):
-        return 'unknown'
+        return os.environ.get('ADAPTERS_JAX_COMMIT', 'unknown')
     return done.stdout.strip()

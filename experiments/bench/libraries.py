@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-Step = Callable[[], float]
+Step = Callable[[], Any]  # returns a tensor that is perhaps still being computed
 
 
 def prepare() -> str:
@@ -71,7 +71,7 @@ def train_step(model: Any, batch: dict[str, np.ndarray], dtype: str, compiled: b
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        return loss.item()
+        return loss.detach()
 
     return step
 
@@ -90,7 +90,7 @@ def forward(model: Any, batch: dict[str, np.ndarray], dtype: str, compiled: bool
             torch.inference_mode(),
             torch.autocast(device, torch.bfloat16, enabled=dtype == 'bfloat16'),
         ):
-            return run(input_ids=ids, attention_mask=torch.ones_like(ids)).logits.sum().item()
+            return run(input_ids=ids, attention_mask=torch.ones_like(ids)).logits.sum()
 
     return step
 

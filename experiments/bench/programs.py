@@ -1,6 +1,7 @@
 """Compiled programs of ours to time, their arithmetic, and how fast this machine is at it."""
 
 import dataclasses
+import functools
 import math
 import statistics
 import time
@@ -11,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adapters_jax import sharding, xla
+from adapters_jax import attention, sharding, xla
 from adapters_jax.adapters import registry
 from adapters_jax.interop.backbones import LoadedBackbone
 from adapters_jax.model import Batch, Model
@@ -67,10 +68,14 @@ def make(
 
 def inference(model: Model, params: Tree, batch: Batch) -> Program:
     """Compile the forward pass without dropout."""
-    trees = partition(params, model.rules)
+    everywhere = sharding.replicated(sharding.make_mesh(1))
+    dtypes = np.float32, model.dtype  # of what is trained, and of the rest
+    parts = zip(partition(params, model.rules), dtypes, strict=True)
+    trees = [sharding.place(tree, dtype, everywhere) for tree, dtype in parts]
     batch = jax.device_put(batch)
-    traced = jit_outputs(model).trace(*trees, batch)
-    program = traced.lower().compile()
+    program = jit_outputs(model).lower(*trees, batch).compile()
+    with attention.written_out():
+        traced = jit_outputs(model).trace(*trees, batch)
     return _described(lambda: program(*trees, batch), traced, program)
 
 
@@ -81,11 +86,14 @@ def training(model: Model, params: Tree, batch: Batch) -> Program:
     trainable, frozen = partition(params, model.rules)
     state = [sharding.place(trainable, np.float32, everywhere)]
     state.append(jax.jit(optimizer.init, out_shardings=everywhere)(state[0]))
-    step = jit_train_step(*state, model=model, task=TASK, optimizer=optimizer)
     frozen = sharding.place(frozen, model.dtype, everywhere)
     rest = (frozen, jax.device_put(batch), jax.random.key(1), np.int32(0))
-    traced = step.trace(*state, *rest)
-    program = traced.lower().compile()
+    make_step = functools.partial(
+        jit_train_step, *state, model=model, task=TASK, optimizer=optimizer
+    )
+    program = make_step().lower(*state, *rest).compile()
+    with attention.written_out():  # a kernel says nothing of its products
+        traced = make_step().trace(*state, *rest)
 
     def call() -> Any:
         *state[:], metrics = program(*state, *rest)
@@ -123,7 +131,8 @@ def _programs_in(value: Any) -> list[Any]:
 def product_rate(dtype: str = 'float32', size: int = 0, repeats: int = 9) -> float:
     """Return the FLOPs a second of a large square matrix product on this machine."""
     size = size or (2048 if jax.default_backend() == 'cpu' else 8192)
-    square = jnp.ones((size, size), DTYPES[dtype])
+    # Random numbers: a GPU multiplies ones an eighth faster, since fewer of its wires change.
+    square = jax.random.normal(jax.random.key(0), (size, size), DTYPES[dtype])
     product = jax.jit(jnp.matmul, compiler_options=xla.options())
     seconds = []
     for _ in range(repeats + 2):
