@@ -40,7 +40,7 @@ def render(results: list[dict[str, Any]]) -> str:
         '|---' * len(COLUMNS) + '|',
         *(_row(result) for result in results),
     ]
-    hardware = '; '.join(sorted({result['hardware'] for result in results}))
+    hardware = '; '.join(sorted({kind for result in results for kind in _machines(result)}))
     commits = ', '.join(sorted({f'`{result["commit"][:7]}`' for result in results}))
     note = (
         f'Backbone `minilm`; minutes are those of training one seed, with compiling, on {hardware} '
@@ -65,9 +65,13 @@ def _row(result: dict[str, Any]) -> str:
         str(len(result['seeds'])),
         f'{result["split"]} ({result["examples"]:,})',
         f'{minutes:.1f}',
-        'CPU' if ' cores of ' in result['hardware'] else 'GPU',
+        ', '.join('CPU' if ' cores of ' in kind else 'GPU' for kind in _machines(result)),
     )
     return f'| {" | ".join(cells)} |'
+
+
+def _machines(result: dict[str, Any]) -> list[str]:
+    return result['hardware'].split('; ')
 
 
 def read_results() -> list[dict[str, Any]]:

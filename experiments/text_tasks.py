@@ -6,9 +6,9 @@
 DATA holds public sets as they are handed out, each in its folder: glue/RTE (train.tsv, dev.tsv),
 stsb_multi_mt (stsb-en-train.csv, -dev, -test: sentence, sentence, score; no header), sentences,
 banking77 and clinc150 (see configs/text_sets.py), ud_ewt (UD English EWT), wnut17, and xquad
-(xquad.en.json). Runs that are finished are not run again. Writes DIR/TASK_METHOD_SEED/ (workdirs)
-and results/TASK_METHOD.json beside this file; `python -m experiments.table` puts these into the
-README.
+(xquad.en.json). Runs that are finished are not run again; of those done on another machine
+summary.json and evaluation_SPLIT.json are enough. Writes DIR/TASK_METHOD_SEED/ (workdirs) and
+results/TASK_METHOD.json beside this file; `python -m experiments.table` puts these into the README.
 """
 
 import json
@@ -116,11 +116,12 @@ def run(task: str, method: str, seeds: Sequence[int], data: Path, output: Path) 
         config, command = make_config(task, method, data)
         config.seed = seed
         workdir = output / f'{task}_{method}_{seed}'
-        summary = train(config, workdir)
-        path = workdir / f'evaluation_{split}.json'
-        if not path.exists():
+        found = [workdir / 'summary.json', workdir / f'evaluation_{split}.json']
+        if not found[1].exists():  # which is written last
+            train(config, workdir)
             evaluate(workdir, split)
-        runs.append(summary | {'evaluation': json.loads(path.read_text()), 'seed': seed})
+        summary, evaluation = (json.loads(path.read_text()) for path in found)
+        runs.append(summary | {'evaluation': evaluation, 'seed': seed})
     result = {'task': task, 'method': method, 'split': split, 'command': command}
     result |= over_seeds(runs)
     files.write_json(RESULTS / f'{task}_{method}.json', result)
@@ -133,7 +134,7 @@ def over_seeds(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
         name: [run['evaluation']['metrics'][name] for run in runs]
         for name in runs[0]['evaluation']['metrics']
     }
-    same = ('primary', 'trainable_parameters', 'total_parameters', 'hardware', 'commit', 'versions')
+    same = ('primary', 'trainable_parameters', 'total_parameters', 'commit', 'versions')
     return {
         'examples': runs[0]['evaluation']['examples'],
         'seeds': [run['seed'] for run in runs],
@@ -146,6 +147,7 @@ def over_seeds(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
             for name, values in metrics.items()
         },
         'seconds': [run['seconds'] for run in runs],
+        'hardware': '; '.join(dict.fromkeys(run['hardware'] for run in runs)),
     } | {key: runs[0][key] for key in same}
 
 

@@ -11,8 +11,8 @@ from adapters_jax.config import assign, to_json
 from experiments import conformance, table, text_tasks
 
 
-def result(task='trec', method='houlsby', values=(0.5, 0.7)):
-    runs = [
+def of_seeds(values):
+    return [
         {
             'evaluation': {'metrics': {'accuracy': value}, 'examples': 10},
             'seed': seed,
@@ -26,8 +26,11 @@ def result(task='trec', method='houlsby', values=(0.5, 0.7)):
         }
         for seed, value in enumerate(values)
     ]
+
+
+def result(task='trec', method='houlsby', values=(0.5, 0.7)):
     described = {'task': task, 'method': method, 'split': 'test', 'command': '--config=...'}
-    return described | text_tasks.over_seeds(runs)
+    return described | text_tasks.over_seeds(of_seeds(values))
 
 
 def test_mean_and_deviation_are_over_the_seeds():
@@ -37,9 +40,33 @@ def test_mean_and_deviation_are_over_the_seeds():
     assert result(values=(0.5,))['metrics']['accuracy']['deviation'] == 0
 
 
+def test_seeds_of_several_machines_name_them_all():
+    one, other = ({'hardware': name} for name in ('2 cores of a processor', '1 x an accelerator'))
+    runs = [
+        {**run, **kind}
+        for run, kind in zip(of_seeds((0.5, 0.7, 0.6)), (one, other, one), strict=True)
+    ]
+    found = text_tasks.over_seeds(runs)
+    assert found['hardware'] == '2 cores of a processor; 1 x an accelerator'
+    row = table.render([result() | found]).splitlines()[2]
+    assert row.endswith('| CPU, GPU |')
+
+
+def test_finished_runs_of_another_machine_are_not_run_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(text_tasks, 'RESULTS', tmp_path)
+    for run in of_seeds((0.5, 0.7)):
+        workdir = tmp_path / f'trec_head_{run["seed"]}'
+        workdir.mkdir()
+        (workdir / 'summary.json').write_text(json.dumps(run))
+        (workdir / 'evaluation_test.json').write_text(json.dumps(run['evaluation']))
+    text_tasks.run('trec', 'head', (0, 1), tmp_path, tmp_path)
+    stored = json.loads((tmp_path / 'trec_head.json').read_text())
+    assert stored['metrics']['accuracy']['values'] == [0.5, 0.7]
+
+
 def test_a_row_shows_score_size_and_time():
     row = table.render([result()]).splitlines()[2]
-    expected = '| `houlsby` | 25 (2.5 %) | accuracy | 0.600 ± 0.141 | 2 | test (10) | 1.0 |'
+    expected = '| `houlsby` | 25 (2.5 %) | accuracy | 0.600 ± 0.141 | 2 | test (10) | 1.0 | CPU |'
     assert row == f'| {text_tasks.TASKS["trec"].title} {expected}'
 
 
