@@ -24,6 +24,7 @@ BENCHES = {
     'faults': 'experiments.faults.report',
     'products': 'experiments.bench.products',
     'preprocessing': 'experiments.preprocessing',
+    'choose': 'experiments.choice',
 }
 COLUMNS = (
     *('task', 'method', 'trained parameters', 'metric', 'mean ± s.d.', 'seeds', 'split'),

@@ -92,15 +92,10 @@ def pareto(
     most = max(c.flops for c in scored)
     colours = ScalarMappable(Normalize(1.0, max(most, 1.01)), 'viridis_r')
     axes.set_xscale('log')
-    axes.step(
-        [c.parameters for c in frontier],
-        [c.score for c in frontier],
-        where='post',
-        color=_GREY,
-        lw=1.2,
-        zorder=1,
-        label='Pareto frontier',
-    )
+    if len(frontier) > 1:  # of a single method, which is better than all others, there is no line
+        points = ([c.parameters for c in frontier], [c.score for c in frontier])
+        line = {'where': 'post', 'color': _GREY, 'lw': 1.2, 'zorder': 1}
+        axes.step(*points, label='Pareto frontier', **line)
     for c in scored:
         colour = colours.to_rgba(c.flops)
         face = colour if c.ended else 'white'
