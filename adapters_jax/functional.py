@@ -93,11 +93,22 @@ def layer_norm(
     epsilon: float,
 ) -> Float[Array, '... D']:
     """Normalise the last axis, in float32 whatever the input's type (Ba et al. 2016, eq. 4)."""
-    return _layer_norm(epsilon, x, against(scale, x), against(bias, x))
+    given = epsilon, x, against(scale, x), against(bias, x)
+    if jax.default_backend() == 'cpu':
+        # With a backward pass by hand, what rematerialisation computes again is word for word what
+        # was computed before, and XLA's CPU compiler takes the first for the second. Steps take no
+        # longer without.
+        return _layer_norm_and_moments(*given)[0]
+    return layer_norm_by_hand(*given)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _layer_norm(epsilon: float, x: Array, scale: Array, bias: Array) -> Array:
+def layer_norm_by_hand(epsilon: float, x: Array, scale: Array, bias: Array) -> Array:
+    """Normalise as `layer_norm` does, with a backward pass that keeps the input and its moments.
+
+    What differentiation keeps is float32, and several times that. `scale` and `bias` have as many
+    axes as `x`.
+    """
     return _layer_norm_and_moments(epsilon, x, scale, bias)[0]
 
 
@@ -111,7 +122,6 @@ def _layer_norm_and_moments(epsilon: float, x: Array, scale: Array, bias: Array)
 
 
 def _layer_norm_gradients(epsilon: float, saved: Any, gradient: Array) -> tuple[Array, ...]:
-    # From the input and its moments; what differentiation keeps is float32, and several times it.
     x, scale, bias, mean, inverse = saved
     normal = (x.astype(jnp.float32) - mean) * inverse
     own = gradient * scale.astype(jnp.float32)
@@ -129,7 +139,7 @@ def _summed(gradient: Array, of: Array) -> Array:
     return gradient.sum(axes, keepdims=True).astype(of.dtype)
 
 
-_layer_norm.defvjp(_layer_norm_and_moments, _layer_norm_gradients)
+layer_norm_by_hand.defvjp(_layer_norm_and_moments, _layer_norm_gradients)
 
 
 def against(vector: Float[Array, 'D'] | Float[Array, 'B 1 D'], x: Array) -> Array:

@@ -35,6 +35,51 @@ def test_layer_norm_is_that_of_torch(offset, tolerance):
     np.testing.assert_allclose(ours, expected, atol=tolerance, rtol=0)
 
 
+@pytest.mark.parametrize('per_row', [False, True])
+def test_layer_norm_by_hand_has_the_gradients_of_torch(per_row):
+    """As an accelerator computes it; scales and biases of a batch's rows are summed over tokens."""
+    rng = np.random.default_rng(1)
+    x, gradient = rng.standard_normal((2, 4, 3, 8)).astype(np.float32)
+    scale, bias = rng.standard_normal((2, 4 if per_row else 1, 1, 8)).astype(np.float32)
+    exact = [torch.from_numpy(a).double().requires_grad_() for a in (x, scale, bias)]
+    normal = torch.nn.functional.layer_norm(exact[0], (8,), eps=1e-5)
+    expected = normal * exact[1] + exact[2]
+    expected.backward(torch.from_numpy(gradient).double())
+    found, pull = jax.vjp(lambda *a: functional.layer_norm_by_hand(1e-5, *a), x, scale, bias)
+    np.testing.assert_allclose(found, expected.detach(), atol=2e-6)
+    for ours, theirs in zip(pull(gradient), exact, strict=True):
+        np.testing.assert_allclose(ours, theirs.grad, atol=5e-6)
+
+
+def test_layer_norm_by_hand_in_bfloat16_is_that_of_differentiation():
+    rng = np.random.default_rng(2)
+    x, gradient = jnp.asarray(rng.standard_normal((2, 4, 3, 64)), jnp.bfloat16)
+    scale, bias = jnp.asarray(rng.standard_normal((2, 64)), jnp.float32)
+    wide = [a[None, None] for a in (scale, bias)]
+    plain, pull = jax.vjp(lambda *a: functional.layer_norm(*a, 1e-5), x, scale, bias)
+    found, own = jax.vjp(lambda *a: functional.layer_norm_by_hand(1e-5, *a), x, *wide)
+    np.testing.assert_array_equal(found, plain)
+    for ours, theirs in zip(own(gradient), pull(gradient), strict=True):
+        assert ours.dtype == theirs.dtype
+        error = np.linalg.norm(ours.reshape(theirs.shape) - theirs) / np.linalg.norm(theirs)
+        assert error < 3e-3
+
+
+@pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
+def test_the_slope_of_gelu_is_that_of_differentiation(dtype):
+    x = jnp.linspace(-9, 9, 2001, dtype=dtype)
+    slope = jax.vmap(jax.grad(functional.activation('gelu')))(x)
+    exact = jax.vmap(jax.grad(lambda x: jax.nn.gelu(x, approximate=False)))(x.astype(jnp.float32))
+    assert slope.dtype == dtype
+    np.testing.assert_allclose(slope, exact, atol=1e-6 if dtype == jnp.float32 else 8e-3)
+
+
+def test_dropout_lets_the_gradient_through_where_it_let_the_entries():
+    x, key = jnp.ones((50, 8)), jax.random.key(0)
+    y, pull = jax.vjp(lambda x: functional.dropout(x, 0.3, key), x)
+    np.testing.assert_array_equal(pull(jnp.ones_like(x))[0], y)
+
+
 def test_layer_norm_computes_in_float32_and_returns_the_type_it_got():
     x = jnp.asarray(np.random.default_rng(0).standard_normal((4, 256)) + 3, jnp.bfloat16)
     ones, zeros = jnp.ones(256), jnp.zeros(256)
