@@ -73,10 +73,8 @@ def inference(model: Model, params: Tree, batch: Batch) -> Program:
     parts = zip(partition(params, model.rules), dtypes, strict=True)
     trees = [sharding.place(tree, dtype, everywhere) for tree, dtype in parts]
     batch = jax.device_put(batch)
-    program = jit_outputs(model).lower(*trees, batch).compile()
-    with attention.written_out():
-        traced = jit_outputs(model).trace(*trees, batch)
-    return _described(lambda: program(*trees, batch), traced, program)
+    program, flops = _compiled(functools.partial(jit_outputs, model), (*trees, batch))
+    return _described(lambda: program(*trees, batch), flops, program)
 
 
 def training(model: Model, params: Tree, batch: Batch) -> Program:
@@ -91,20 +89,27 @@ def training(model: Model, params: Tree, batch: Batch) -> Program:
     make_step = functools.partial(
         jit_train_step, *state, model=model, task=TASK, optimizer=optimizer
     )
-    program = make_step().lower(*state, *rest).compile()
-    with attention.written_out():  # a kernel says nothing of its products
-        traced = make_step().trace(*state, *rest)
+    program, flops = _compiled(make_step, (*state, *rest))
 
     def call() -> Any:
         *state[:], metrics = program(*state, *rest)
         return metrics
 
-    return _described(call, traced, program)
+    return _described(call, flops, program)
 
 
-def _described(call: Callable[[], Any], traced: Any, program: Any) -> Program:
-    temporary = program.memory_analysis().temp_size_in_bytes
-    return Program(call, product_flops(traced.jaxpr), temporary)
+def _compiled(make: Callable[[], Any], given: tuple[Any, ...]) -> tuple[Any, float]:
+    """Compile what `make` returns for these arguments; return its products' arithmetic, too."""
+    traced = make().trace(*given)
+    program = traced.lower().compile()
+    if jax.default_backend() == 'gpu':  # whose kernels say nothing of their products
+        with attention.written_out():
+            traced = make().trace(*given)
+    return program, product_flops(traced.jaxpr)
+
+
+def _described(call: Callable[[], Any], flops: float, program: Any) -> Program:
+    return Program(call, flops, program.memory_analysis().temp_size_in_bytes)
 
 
 def product_flops(jaxpr: Any) -> float:
