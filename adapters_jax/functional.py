@@ -236,18 +236,13 @@ def kept(words: UInt32[Array, '2'], shape: tuple[int, ...], rate: float) -> Bool
 
     An entry's number in the array, counted along the last axis first, is hashed with the two words.
     """
-    return kept_of(seeds(_numbers(shape), words[0]), words[1], rate)
-
-
-def seeds(numbers: UInt32[Array, '...'], word: UInt32[Array, ''] | int = 0) -> UInt32[Array, '...']:
-    """Return what the hash begins with: of a sum of numbers, the sum of what it is of each."""
-    return numbers * np.uint32(0x9E3779B9) + word
+    return kept_of(_numbers(shape), (words[0], words[1]), rate)
 
 
 def kept_of(
-    seeds: UInt32[Array, '...'], word: UInt32[Array, ''], rate: float
+    numbers: UInt32[Array, '...'], words: tuple[UInt32[Array, ''], UInt32[Array, '']], rate: float
 ) -> Bool[Array, '...']:
-    """Return which of the entries with these `seeds` of their numbers dropout keeps.
+    """Return which of the entries with these numbers dropout keeps.
 
     The hash is four rounds of multiplication and shift (with constants that C. Wellons' search for
     the least biased found, hash-prospector, 2018 to 2022). JAX's own generator makes streams fit
@@ -255,7 +250,8 @@ def kept_of(
     step; what a dropout mask needs of its bits, tests/test_dropout.py measures.
     An entry's bit depends on nothing but its number, so devices that have parts of an array agree.
     """
-    x = (seeds ^ (seeds >> np.uint32(16))) * np.uint32(0x21F0AAAD) + word
+    x = numbers * np.uint32(0x9E3779B9) + words[0]
+    x = (x ^ (x >> np.uint32(16))) * np.uint32(0x21F0AAAD) + words[1]
     x = (x ^ (x >> np.uint32(15))) * np.uint32(0x735A2D97)
     x = (x ^ (x >> np.uint32(15))) * np.uint32(0x846CA68B)
     return (x ^ (x >> np.uint32(16))) >= np.uint32(_threshold(rate))

@@ -9,7 +9,6 @@ from what is written out.
 """
 
 import functools
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -26,8 +25,7 @@ BLOCK = 64  # queries, or keys, that are worked on at a time
 SHORT = (16, 32)  # numbers of tokens that are less than a block, and no less than a product takes
 WIDTHS = (16, 32, 64, 128)  # of a head
 WHOLE = 128  # so many keys have their gradients, and those of all queries, found by one program
-# Of queries, where one program finds all gradients: it has few registers left.
-FEW = 16
+FEW = 16  # queries at a time, where one program finds all gradients: its registers are full
 WARPS = 4
 _LEAST = float(np.finfo(np.float32).min)
 
@@ -118,7 +116,6 @@ def _run(
     block = min(length, block)
     if mask is not None:
         mask = jnp.broadcast_to(mask, (B, 1, T, S)).astype(jnp.int8)
-        mask = mask if along == 'queries' else mask.swapaxes(2, 3)
     part = pl.BlockSpec((None, block, None, K), lambda b, h, i: (b, i, h, 0))
     whole = {
         'queries': pl.BlockSpec((None, T, None, K), lambda b, h, i: (b, 0, h, 0)),
@@ -128,10 +125,10 @@ def _run(
     if along == 'queries':
         row = pl.BlockSpec((None, None, block), lambda b, h, i: (b, h, i))
         specs = whole | {'queries': part, 'rows': row}
+        seen = pl.BlockSpec((None, None, block, S), lambda b, h, i: (b, 0, i, 0))
     else:
         specs = whole | {'keys': part}
-    other = S if along == 'queries' else T
-    seen = pl.BlockSpec((None, None, block, other), lambda b, h, i: (b, 0, i, 0))
+        seen = pl.BlockSpec((None, None, T, block), lambda b, h, i: (b, 0, 0, i))
     shapes = {'queries': (B, T, H, K), 'keys': (B, S, H, K), 'rows': (B, H, T)}
     tile = _Tile(H, T, S, K**-0.5, 0.0 if words is None else rate)
     return pl.pallas_call(
@@ -154,8 +151,7 @@ class _Tile(NamedTuple):
     """What is the same for all tiles of weights, which have queries before keys.
 
     A `turned` tile has keys before queries, so that weights need not be turned over for the
-    gradients of keys. Scores are in powers of 2, and what can be done to a row or to a sum is not
-    done to each weight: on these a program spends its time.
+    gradients of keys.
     """
 
     H: int
@@ -168,33 +164,27 @@ class _Tile(NamedTuple):
         """Return the number of the head's first row of weights, among those of all heads."""
         return (pl.program_id(0) * self.H + pl.program_id(1)) * self.T
 
-    def products(self, query, key, mask) -> Array:
-        """Return the products, which are not scaled; the least number where nothing is seen."""
-        products = _product(query, key, 1, 1)
-        return products if mask is None else jnp.where(mask, products, _LEAST)
-
-    def exponential(self, below) -> Array:
-        """Return the exponential of a difference of scaled products."""
-        return jnp.exp2((self.scale * math.log2(math.e)) * below)
+    def scores(self, query, key, mask) -> Array:
+        """Return the scaled products, and the least number where there is nothing to see."""
+        scores = self.scale * _product(query, key, 1, 1)
+        return scores if mask is None else jnp.where(mask, scores, _LEAST)
 
     def keep(self, words_ref, row, column, shape, turned=False) -> Array | None:
         """Return which weights of a tile stay, by the numbers of its first row and column."""
         if words_ref is None:
             return None
-        rows, columns = shape[::-1] if turned else shape
-        row = (row + jnp.arange(rows)).astype(jnp.uint32) * np.uint32(self.S)
-        column = (column + jnp.arange(columns)).astype(jnp.uint32)
-        seeds = functional.seeds(row, words_ref[0]), functional.seeds(column)
-        seeds = [x[None] if (axis == 0) == turned else x[:, None] for axis, x in enumerate(seeds)]
-        return functional.kept_of(seeds[0] + seeds[1], words_ref[1], self.rate)
+        row = row + jax.lax.broadcasted_iota(jnp.int32, shape, int(turned))
+        column = column + jax.lax.broadcasted_iota(jnp.int32, shape, int(not turned))
+        numbers = row.astype(jnp.uint32) * np.uint32(self.S) + column.astype(jnp.uint32)
+        return functional.kept_of(numbers, (words_ref[0], words_ref[1]), self.rate)
 
     def dropped(self, x, keep) -> Array:
         """Return the weights, or their gradients, after dropout."""
         return x if keep is None else functional.scaled_up(x, keep, self.rate)
 
-    def of_products(self, weights, of_weights, mean, mask) -> Array:
-        """Return the gradients of the scaled products (Dao et al. 2022, appendix B.2, eq. 4)."""
-        gradient = weights * (of_weights - mean)
+    def of_scores(self, weights, of_weights, mean, mask) -> Array:
+        """Return the gradients of the products (Dao et al. 2022, appendix B.2, eq. 4)."""
+        gradient = self.scale * weights * (of_weights - mean)
         return gradient if mask is None else jnp.where(mask, gradient, 0.0)
 
 
@@ -209,12 +199,12 @@ def _mix_kernel(
         largest, total, mixed = carry
         own = pl.ds(i * block, block)
         value = value_ref[own]
-        products = tile.products(query, key_ref[own], _seen(mask_ref, own))
-        above = jnp.maximum(largest, products.max(axis=1))
-        weights = tile.exponential(products - above[:, None])
-        shrunk = tile.exponential(largest - above)
+        scores = tile.scores(query, key_ref[own], _seen(mask_ref, (slice(None), own)))
+        above = jnp.maximum(largest, scores.max(axis=1))
+        weights = jnp.exp(scores - above[:, None])
+        shrunk = jnp.exp(largest - above)
         total = shrunk * total + weights.sum(axis=1)
-        weights = tile.dropped(weights, tile.keep(words_ref, row, i * block, weights.shape))
+        weights = tile.dropped(weights, tile.keep(words_ref, row, i * block, scores.shape))
         mixed = shrunk[:, None] * mixed + _product(weights.astype(value.dtype), value, 1, 0)
         return above, total, mixed
 
@@ -230,22 +220,22 @@ def _queries_kernel(
 ):  # fmt: skip
     query, gradient = query_ref[...], gradient_ref[...]
     mean = _mean(gradient, mixed_ref[...])[:, None]
-    largest, share = largest_ref[...][:, None], (1 / total_ref[...])[:, None]
+    largest, total = largest_ref[...][:, None], total_ref[...][:, None]
     size, block = query.shape[0], min(BLOCK, tile.S)
     row = tile.first_row() + pl.program_id(2) * size
 
     def over(i, of_query):
         own = pl.ds(i * block, block)
-        key, mask = key_ref[own], _seen(mask_ref, own)
-        weights = share * tile.exponential(tile.products(query, key, mask) - largest)
+        key, mask = key_ref[own], _seen(mask_ref, (slice(None), own))
+        weights = jnp.exp(tile.scores(query, key, mask) - largest) / total
         keep = tile.keep(words_ref, row, i * block, weights.shape)
         of_weights = tile.dropped(_product(gradient, value_ref[own], 1, 1), keep)
-        of_products = tile.of_products(weights, of_weights, mean, mask).astype(key.dtype)
-        return of_query + _product(of_products, key, 1, 0)
+        of_scores = tile.of_scores(weights, of_weights, mean, mask).astype(key.dtype)
+        return of_query + _product(of_scores, key, 1, 0)
 
     start = jnp.zeros(query.shape, jnp.float32)
     of_query = jax.lax.fori_loop(0, tile.S // block, over, start)
-    of_query_ref[...] = (tile.scale * of_query).astype(of_query_ref.dtype)
+    of_query_ref[...] = of_query.astype(of_query_ref.dtype)
 
 
 def _keys_kernel(
@@ -260,23 +250,23 @@ def _keys_kernel(
     def over(i, carry):
         of_key, of_value = carry
         own = pl.ds(i * block, block)
-        query, gradient, mask = query_ref[own], gradient_ref[own], _seen(mask_ref, own)
+        query, gradient = query_ref[own], gradient_ref[own]
         mean = _mean(gradient, mixed_ref[own])[None]
-        largest, share = largest_ref[own][None], (1 / total_ref[own])[None]
-        weights = share * tile.exponential(tile.products(key, query, mask) - largest)
+        mask = _seen(mask_ref, (own, slice(None)), turned=True)
+        weights = jnp.exp(tile.scores(key, query, mask) - largest_ref[own][None])
+        weights /= total_ref[own][None]
         keep = tile.keep(words_ref, first + i * block, column, weights.shape, turned=True)
         of_weights = tile.dropped(_product(value, gradient, 1, 1), keep)
-        of_products = tile.of_products(weights, of_weights, mean, mask).astype(query.dtype)
+        of_scores = tile.of_scores(weights, of_weights, mean, mask).astype(query.dtype)
         if of_query_ref is not None:
-            of_query = tile.scale * _product(of_products, key, 0, 0)
-            of_query_ref[own] = of_query.astype(of_query_ref.dtype)
+            of_query_ref[own] = _product(of_scores, key, 0, 0).astype(of_query_ref.dtype)
         weights = tile.dropped(weights, keep).astype(gradient.dtype)
         of_value += _product(weights, gradient, 1, 0)
-        return of_key + _product(of_products, query, 1, 0), of_value
+        return of_key + _product(of_scores, query, 1, 0), of_value
 
     zeros = jnp.zeros(key.shape, jnp.float32)
     of_key, of_value = jax.lax.fori_loop(0, tile.T // block, over, (zeros, zeros))
-    of_key_ref[...] = (tile.scale * of_key).astype(of_key_ref.dtype)
+    of_key_ref[...] = of_key.astype(of_key_ref.dtype)
     of_value_ref[...] = of_value.astype(of_value_ref.dtype)
 
 
@@ -294,8 +284,11 @@ def _product(left: Array, right: Array, left_axis: int, right_axis: int) -> Arra
     return jax.lax.dot_general(left, right, dimensions, preferred_element_type=jnp.float32)
 
 
-def _seen(mask_ref: Any, own: Any) -> Array | None:
-    return None if mask_ref is None else mask_ref[:, own].astype(jnp.int32) != 0
+def _seen(mask_ref: Any, at: Any, turned: bool = False) -> Array | None:
+    if mask_ref is None:
+        return None
+    mask = mask_ref[at].astype(jnp.int32)
+    return (mask.T if turned else mask) != 0
 
 
 def _mean(gradient: Array, mixed: Array) -> Array:
