@@ -10,7 +10,7 @@ import toy
 
 from adapters_jax.interop.backbones import load_backbone
 from experiments.bench import __main__ as bench
-from experiments.bench import backbones, programs, race, steps
+from experiments.bench import backbones, kernels, programs, race, steps
 from experiments.bench.race import Race
 from experiments.bench.timing import Times, compare
 
@@ -48,6 +48,27 @@ def test_a_forward_pass_has_the_arithmetic_of_a_transformer(tmp_path):
     assert trained.flops > 1.5 * found.flops
     losses = [float(trained.call()['loss']) for _ in range(3)]  # the first rate is 0
     assert losses[2] != losses[0]
+
+
+def test_a_profile_sums_kernels_of_one_name_on_the_devices_streams():
+    def thread(tid, name):
+        return {'ph': 'M', 'pid': 1, 'tid': tid, 'name': 'thread_name', 'args': {'name': name}}
+
+    def ran(tid, name, dur):
+        return {'ph': 'X', 'pid': 1, 'tid': tid, 'name': name, 'dur': dur}
+
+    events = [thread(7, 'Stream #14(Compute)'), thread(8, 'python3'), ran(8, 'waiting', 900)]
+    events += [ran(7, 'fusion', 30), ran(7, 'gemm', 50), ran(7, 'fusion', 40)]
+    found = kernels.by_name(events)
+    assert found == [('fusion', 2, 70), ('gemm', 1, 50)]
+    title, whole, _, first, _ = kernels.render(found, 2, 'a step').splitlines()
+    assert title == 'a step' and whole == '60 us of kernels a call'
+    assert first.split() == ['35.0', 'us', '1.0', 'x', 'fusion']
+
+
+def test_a_processor_does_not_tell_its_kernels(tmp_path):
+    with pytest.raises(ValueError, match='programs do not tell their kernels'):
+        kernels.main(str(tmp_path), 'base', 'lora', 1, 16, 'training', 1)
 
 
 def times(*seconds):

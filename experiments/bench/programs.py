@@ -28,11 +28,21 @@ TASK = Classification(labels=('no', 'yes'))
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """A compiled program: what to call, its products' arithmetic, its temporaries in bytes."""
+    """A compiled program, what to call, and the arithmetic of its products."""
 
     call: Callable[[], Any]
     flops: float
-    temporary: int
+    compiled: Any
+
+    @property
+    def temporary(self) -> int:
+        """The bytes of its temporaries."""
+        return self.compiled.memory_analysis().temp_size_in_bytes
+
+    @property
+    def text(self) -> str:
+        """Its instructions, as XLA has optimised them."""
+        return self.compiled.as_text()
 
 
 def random_batch(rows: int, length: int, vocabulary: int) -> dict[str, np.ndarray]:
@@ -74,7 +84,7 @@ def inference(model: Model, params: Tree, batch: Batch) -> Program:
     trees = [sharding.place(tree, dtype, everywhere) for tree, dtype in parts]
     batch = jax.device_put(batch)
     program, flops = _compiled(functools.partial(jit_outputs, model), (*trees, batch))
-    return _described(lambda: program(*trees, batch), flops, program)
+    return Program(lambda: program(*trees, batch), flops, program)
 
 
 def training(model: Model, params: Tree, batch: Batch) -> Program:
@@ -95,7 +105,7 @@ def training(model: Model, params: Tree, batch: Batch) -> Program:
         *state[:], metrics = program(*state, *rest)
         return metrics
 
-    return _described(call, flops, program)
+    return Program(call, flops, program)
 
 
 def _compiled(make: Callable[[], Any], given: tuple[Any, ...]) -> tuple[Any, float]:
@@ -106,10 +116,6 @@ def _compiled(make: Callable[[], Any], given: tuple[Any, ...]) -> tuple[Any, flo
         with attention.written_out():
             traced = make().trace(*given)
     return program, product_flops(traced.jaxpr)
-
-
-def _described(call: Callable[[], Any], flops: float, program: Any) -> Program:
-    return Program(call, flops, program.memory_analysis().temp_size_in_bytes)
 
 
 def product_flops(jaxpr: Any) -> float:
