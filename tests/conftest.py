@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+from importlib import metadata
 from pathlib import Path
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
@@ -11,8 +12,9 @@ os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false')
 # Without fused multiply-add a sum is rounded alike in every program that it is part of.
 os.environ.setdefault(
     'XLA_FLAGS',
-    '--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false'
-    ' --xla_cpu_parallel_codegen_split_count=1'
+    '--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1'
+    # Later ones know no such flag, and end the process.
+    + (' --xla_cpu_use_fusion_emitters=false' if metadata.version('jaxlib') < '0.11' else '')
     + (' --xla_cpu_max_isa=AVX' if platform.machine() == 'x86_64' else ''),
 )
 
