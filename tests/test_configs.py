@@ -43,6 +43,9 @@ PAIRED = [
     ('glue:task=wnli', 'vera[r=2]|ia3[scale_outputs=[key]]|prompt_tuning[prompt_length=3]'),
 ]
 
+# What else runs the config's file, and in the conformance tests the method, every time.
+ONLY_SLOW = {f'glue:task={task}' for task in ('cola', 'sst2', 'mrpc', 'qqp', 'qnli', 'wnli')}
+
 
 pytestmark = pytest.mark.usefixtures('compiled_once')
 
@@ -93,7 +96,13 @@ def untouched(config, trained):
     return r'' if pooled else r'backbone/pooler/bias'
 
 
-@pytest.mark.parametrize(('name', 'method'), PAIRED)
+@pytest.mark.parametrize(
+    ('name', 'method'),
+    [
+        pytest.param(*pair, marks=[pytest.mark.slow] if pair[0] in ONLY_SLOW else [])
+        for pair in PAIRED
+    ],
+)
 def test_three_steps_change_what_the_rules_match_and_nothing_else(
     name, method, backbones, tmp_path, monkeypatch
 ):

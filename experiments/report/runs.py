@@ -1,0 +1,142 @@
+"""Finished runs as they lie in their folders, and which of them differ in nothing but the seed."""
+
+import dataclasses
+import functools
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+SEED = 'seed'
+# What says where something lies, or how much is told of it, and changes no number.
+ASIDE = (SEED, 'data.cache_dir', 'training.log_every', 'training.checkpoint_every')
+
+Settings = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A folder that `train` and `evaluate` have written."""
+
+    workdir: Path
+    settings: Settings  # the config's keys, joined by dots
+    summary: Mapping[str, Any]
+    metrics: Mapping[str, float]  # of the split that is reported
+    split: str
+
+    @property
+    def seed(self) -> int:
+        """The run's seed."""
+        return self.settings[SEED]
+
+    @functools.cached_property
+    def right(self) -> list[bool] | None:
+        """Which examples were predicted right, in their order; None where that is no yes or no."""
+        path = self.workdir / f'predictions_{self.split}.jsonl'
+        if not path.exists():
+            return None
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        pairs = [(line.get('gold'), line.get('prediction')) for line in lines]
+        if not all(isinstance(gold, str) and isinstance(found, str) for gold, found in pairs):
+            return None
+        return [gold == found for gold, found in pairs]
+
+    def curve(self, split: str, name: str) -> list[tuple[int, float]]:
+        """Return the steps and values of a metric over training."""
+        path = self.workdir / 'metrics.jsonl'
+        lines = path.read_text().splitlines() if path.exists() else []
+        rows = (json.loads(line) for line in lines)
+        own = [row for row in rows if row['split'] == split and name in row['values']]
+        return [(row['step'], row['values'][name]) for row in own]
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Runs that differ in their seeds alone, and what sets them apart from the other groups."""
+
+    settings: Settings
+    runs: tuple[Run, ...]
+
+    @property
+    def name(self) -> str:
+        """The settings in a line; the key of the method says itself."""
+        parts = (v if k == 'method' else f'{k}={v}' for k, v in self.settings.items())
+        return ', '.join(map(str, parts)) or 'all runs'
+
+    def values(self, metric: str) -> list[float]:
+        """Return the metric of each run."""
+        return [run.metrics[metric] for run in self.runs]
+
+
+def find(folders: Sequence[str], split: str) -> list[Run]:
+    """Return the runs that lie in or below the folders, with their scores on a split.
+
+    Raises:
+        FileNotFoundError: a folder without finished runs, or a run without its evaluation.
+    """
+    found = []
+    for folder in folders:
+        paths = sorted(Path(folder).rglob('summary.json'))
+        if not paths:
+            raise FileNotFoundError(
+                f'{folder} holds no finished run (a folder with summary.json); name folders that '
+                '`python -m adapters_jax.train --workdir=...` has written'
+            )
+        found += [_read(path.parent, split) for path in paths]
+    return found
+
+
+def _read(workdir: Path, split: str) -> Run:
+    evaluation = workdir / f'evaluation_{split}.json'
+    if not evaluation.exists():
+        raise FileNotFoundError(
+            f'{workdir} has no evaluation_{split}.json; run '
+            f'`python -m adapters_jax.evaluate --workdir={workdir} --split={split}`, or report '
+            'another split'
+        )
+    config, summary, scores = (
+        json.loads(path.read_text())
+        for path in (workdir / 'config.json', workdir / 'summary.json', evaluation)
+    )
+    return Run(workdir, dict(_flat(config)), summary, scores['metrics'], split)
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = '') -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f'{prefix}{key}.')
+        else:
+            yield f'{prefix}{key}', value
+
+
+def groups(runs: Sequence[Run], ignored: Sequence[str] = ()) -> list[Group]:
+    """Return the runs by all settings but the seed and the `ignored` keys, in their order.
+
+    Raises:
+        ValueError: two runs of one group have the same seed.
+    """
+    keys = sorted({key for run in runs for key in run.settings} - {*ASIDE, *ignored})
+    told = [k for k in keys if len({json.dumps(run.settings.get(k)) for run in runs}) > 1]
+    told.sort(key=lambda key: key != 'method')
+    found: dict[str, list[Run]] = {}
+    for run in runs:
+        own = {key: run.settings.get(key) for key in told}
+        found.setdefault(json.dumps(own), []).append(run)
+    made = [
+        Group(json.loads(settings), tuple(sorted(own, key=lambda run: run.seed)))
+        for settings, own in found.items()
+    ]
+    for group in made:
+        _check_seeds(group)
+    return made
+
+
+def _check_seeds(group: Group) -> None:
+    seen: dict[int, Run] = {}
+    for run in group.runs:
+        if run.seed in seen:
+            raise ValueError(
+                f'{seen[run.seed].workdir} and {run.workdir} are the same run (seed {run.seed}, '
+                f'{group.name}); leave one of them out'
+            )
+        seen[run.seed] = run

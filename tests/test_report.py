@@ -1,0 +1,158 @@
+"""Reports of finished runs: rows, tests of significance, and what is refused."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from experiments.report import __main__ as report
+from experiments.report import runs, significance
+
+
+def write_run(folder, method, seed, score, right=(), rate=0.1, curve=0, **aside):
+    """Write what `train` and `evaluate` leave of a run."""
+    workdir = folder / f'{method}_{seed}_{rate}'
+    workdir.mkdir(parents=True)
+    config = {'method': method, 'seed': seed, 'optimizer': {'learning_rate': rate}}
+    config['data'] = {'cache_dir': str(workdir)} | aside
+    summary = {'primary': 'accuracy', 'trainable_parameters': 25, 'total_parameters': 1000}
+    summary |= {'seconds': 60.0, 'hardware': 'a processor', 'commit': 'abcdef123'}
+    scores = {'metrics': {'accuracy': score, 'f1': score / 2}}
+    for name, value in (('config', config), ('summary', summary), ('evaluation_test', scores)):
+        (workdir / f'{name}.json').write_text(json.dumps(value))
+    lines = [{'gold': 'a', 'prediction': 'a' if hit else 'b'} for hit in right]
+    if lines:
+        text = ''.join(f'{json.dumps(line)}\n' for line in lines)
+        (workdir / 'predictions_test.jsonl').write_text(text)
+    rows = [{'step': i, 'split': 'train', 'values': {'loss': 2.0**-i}} for i in range(curve)]
+    rows += [{'step': curve, 'split': 'validation', 'values': {'accuracy': score}}] * bool(curve)
+    (workdir / 'metrics.jsonl').write_text(''.join(f'{json.dumps(row)}\n' for row in rows))
+    return workdir
+
+
+@pytest.fixture
+def written(tmp_path):
+    """Two methods with three seeds each."""
+    folder = tmp_path / 'runs'
+    for seed, (ours, theirs) in enumerate([(0.8, 0.7), (0.9, 0.75), (0.85, 0.8)]):
+        write_run(folder, 'lora', seed, ours, [True] * 8 + [False] * 2, curve=300)
+        write_run(folder, 'full', seed, theirs, [True] * 3 + [False] * 7, curve=300)
+    return folder
+
+
+def test_runs_that_differ_in_the_seed_alone_are_one_row(written):
+    full, lora = runs.groups(runs.find([str(written)], 'test'))
+    assert (full.name, lora.name) == ('full', 'lora')
+    assert full.settings == {'method': 'full'}
+    assert lora.values('accuracy') == [0.8, 0.9, 0.85]
+    write_run(written, 'lora', 0, 0.5, rate=0.2)
+    names = [group.name for group in runs.groups(runs.find([str(written)], 'test'))]
+    rate = 'optimizer.learning_rate'
+    assert names == [f'full, {rate}=0.1', f'lora, {rate}=0.1', f'lora, {rate}=0.2']
+
+
+def test_settings_can_be_left_out(tmp_path):
+    write_run(tmp_path, 'lora', 0, 0.5, dir='/here')
+    write_run(tmp_path, 'lora', 1, 0.5, dir='/there')
+    found = runs.find([str(tmp_path)], 'test')
+    assert len(runs.groups(found)) == 2
+    assert [group.name for group in runs.groups(found, ['data.dir'])] == ['all runs']
+
+
+def test_differences_are_tested_over_seeds_and_over_examples(written):
+    full, lora = runs.groups(runs.find([str(written)], 'test'))
+    found = significance.compare(lora, full, 'accuracy')
+    expected = stats.ttest_rel([0.8, 0.9, 0.85], [0.7, 0.75, 0.8])
+    interval = expected.confidence_interval(0.95)
+    assert (found.seeds, found.mean) == (3, pytest.approx(0.1))
+    assert found.by_seeds == pytest.approx(expected.pvalue)
+    assert (found.low, found.high) == (pytest.approx(interval.low), pytest.approx(interval.high))
+    # Of ten examples ours alone has five right, for each of three seeds.
+    assert found.by_examples == pytest.approx(2 * 0.5**15)
+
+
+def test_by_luck_few_differences_are_found():
+    """Of pairs without a true difference, five in a hundred have a p below 0.05."""
+    rng = np.random.default_rng(0)
+    found = [significance._student(rng.standard_normal(4).tolist())[2] for _ in range(4000)]
+    assert np.mean(np.array(found) < 0.05) == pytest.approx(0.05, abs=0.012)
+
+
+@pytest.mark.parametrize(
+    ('differences', 'expected'),
+    [([0.1], (None, None, None)), ([0.0, 0.0], (0, 0, 1)), ([0.1, 0.1], (0.1, 0.1, 0))],
+)
+def test_what_no_test_can_say(differences, expected):
+    assert significance._student(differences) == expected
+
+
+def test_groups_without_a_common_seed_are_not_compared(tmp_path):
+    write_run(tmp_path, 'lora', 0, 0.5)
+    write_run(tmp_path, 'full', 1, 0.5)
+    full, lora = runs.groups(runs.find([str(tmp_path)], 'test'))
+    assert significance.compare(lora, full, 'accuracy') is None
+
+
+def test_predictions_that_are_no_labels_are_not_counted(tmp_path):
+    for method, score in (('lora', 0.5), ('full', 0.6)):
+        workdir = write_run(tmp_path, method, 0, score)
+        line = {'gold': ['a'], 'prediction': ['a']}
+        (workdir / 'predictions_test.jsonl').write_text(json.dumps(line))
+    full, lora = runs.groups(runs.find([str(tmp_path)], 'test'))
+    found = significance.compare(lora, full, 'accuracy')
+    assert found.by_examples is None and found.by_seeds is None
+
+
+def run_report(written, tmp_path, **options):
+    given = {'split': 'test', 'metric': '', 'baseline': '', 'ignore': ()} | options
+    report.main([str(written)], str(tmp_path / 'out'), **given)
+    return tmp_path / 'out'
+
+
+def test_a_report_is_tables_and_figures(written, tmp_path, capsys):
+    out = run_report(written, tmp_path, baseline='method=full')
+    stored = json.loads((out / 'report.json').read_text())
+    assert stored['baseline'] == 'full' and stored['metric'] == 'accuracy'
+    head, full, lora = csv.reader((out / 'report.csv').read_text().splitlines())
+    assert head[:3] == ['method', 'accuracy', 'seeds'] and head[-1] == 'p, examples'
+    assert full[:3] == ['full', '0.7500 ± 0.0500', '3'] and full[-3:] == ['', '', '']
+    assert lora[3] == '25 (2.5 %)' and lora[-3].startswith('+0.1000 (-0.0242 to +0.2242)')
+    table = (out / 'report.md').read_text()
+    assert f'| {" | ".join(lora)} |' in table and "McNemar's" in table
+    for name in ('scores', 'sizes', 'courses'):
+        assert (out / f'{name}.png').stat().st_size > 5000
+    assert 'courses.png' in capsys.readouterr().out
+
+
+def test_another_metric_and_runs_without_a_course(tmp_path):
+    write_run(tmp_path / 'runs', 'lora', 0, 0.5)
+    out = run_report(tmp_path / 'runs', tmp_path, metric='f1')
+    assert '| 0.2500 | 1 |' in (out / 'report.md').read_text()
+    assert not (out / 'courses.png').exists()
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        ({'metric': 'bleu'}, "has no metric 'bleu' of test, but accuracy, f1"),
+        ({'baseline': 'method=ia3'}, 'fits 0 rows of: full; lora'),
+        (
+            {'split': 'validation'},
+            r'has no evaluation_validation.json; run `python -m adapters_jax',
+        ),
+    ],
+)
+def test_what_is_refused(written, tmp_path, options, message):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        run_report(written, tmp_path, **options)
+
+
+def test_a_folder_without_runs_and_a_run_twice(written, tmp_path):
+    (tmp_path / 'empty').mkdir()
+    with pytest.raises(FileNotFoundError, match='holds no finished run'):
+        runs.find([str(tmp_path / 'empty')], 'test')
+    twice = runs.find([str(written), str(written)], 'test')
+    with pytest.raises(ValueError, match='are the same run'):
+        runs.groups(twice)
