@@ -41,9 +41,8 @@ say 'ruff'
 say 'pytest'
 export JAX_PLATFORMS=${JAX_PLATFORMS:-cpu}
 export TOKENIZERS_PARALLELISM=${TOKENIZERS_PARALLELISM:-false}
-# Each test file in one of several processes, in the order of tests/conftest.py: most of the time goes
-# into compiling.
-parallel=(-n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder)
+# A process for each core, each test file in one of them: most of the time goes into compiling.
+parallel=(-n auto --maxprocesses 8 --dist loadfile)
 if [ $slow = yes ]; then
   "$python" -m pytest "${parallel[@]}" "$@"
 else

@@ -31,17 +31,6 @@ def pytest_addoption(parser):
     parser.addoption('--conformance', help='write the table of methods and properties to FILE')
 
 
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_auto_num_workers():
-    """Have one worker more than there are cores: for a quarter of the time tests wait."""
-    return (os.cpu_count() or 1) + 1
-
-
-def pytest_collection_modifyitems(items):
-    """Begin with the files above all folders, which start processes and take longest."""
-    items.sort(key=lambda item: item.path.parent != Path(__file__).parent)
-
-
 @pytest.fixture(scope='session')
 def compiled_programs(tmp_path_factory) -> Path:
     """The folder of the programs that tests of commands have compiled."""
