@@ -103,11 +103,16 @@ def layer_norm(
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def layer_norm_by_hand(epsilon: float, x: Array, scale: Array, bias: Array) -> Array:
-    """Normalise as `layer_norm` does, with a backward pass that keeps the input and its moments.
+def layer_norm_by_hand(
+    epsilon: float,
+    x: Float[Array, '... D'],
+    scale: Float[Array, '... D'],
+    bias: Float[Array, '... D'],
+) -> Float[Array, '... D']:
+    """Normalise as `layer_norm` does (Ba et al. 2016, eq. 4); the backward pass is by hand.
 
-    What differentiation keeps is float32, and several times that. `scale` and `bias` have as many
-    axes as `x`.
+    It keeps the input and its moments, where differentiation keeps several float32 arrays of the
+    input's size. `scale` and `bias` have as many axes as `x`, those that are shared of length 1.
     """
     return _layer_norm_and_moments(epsilon, x, scale, bias)[0]
 

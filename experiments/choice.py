@@ -3,18 +3,15 @@
 from collections.abc import Mapping
 from typing import Any
 
-from adapters_jax.training import ranking
 from adapters_jax.tuning import choose
 
 
 def render(result: Mapping[str, Any]) -> str:
     """Return the Markdown table of the candidates, and below it what is recommended and why."""
-    head, *lines = choose.table(result)
-    rows = [head, ['---'] * len(head), *([f'`{row[0]}`', *row[1:]] for row in lines)]
     note = (
         f'Recommended is `{result["recommended"]["method"]}`: {result["reason"]}. FLOPs and time '
         "of inference are multiples of the backbone's with a head alone; seconds are of one "
         f'member, on {result["hardware"]} that did other work too. Made by '
         '`python -m adapters_jax.sweep --config=configs/choose.py:task=trec --workdir=W`.'
     )
-    return '\n'.join([*map(ranking.line, rows), '', note])
+    return f'{choose.markdown_table(result)}\n\n{note}'

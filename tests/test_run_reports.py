@@ -76,7 +76,7 @@ def test_differences_are_tested_over_seeds_and_over_examples(written):
 def test_by_luck_few_differences_are_found():
     """Of pairs without a true difference, five in a hundred have a p below 0.05."""
     rng = np.random.default_rng(0)
-    found = [significance._student(rng.standard_normal(4).tolist())[2] for _ in range(4000)]
+    found = [significance.student(rng.standard_normal(4).tolist())[2] for _ in range(4000)]
     assert np.mean(np.array(found) < 0.05) == pytest.approx(0.05, abs=0.012)
 
 
@@ -85,7 +85,7 @@ def test_by_luck_few_differences_are_found():
     [([0.1], (None, None, None)), ([0.0, 0.0], (0, 0, 1)), ([0.1, 0.1], (0.1, 0.1, 0))],
 )
 def test_what_no_test_can_say(differences, expected):
-    assert significance._student(differences) == expected
+    assert significance.student(differences) == expected
 
 
 def test_groups_without_a_common_seed_are_not_compared(tmp_path):

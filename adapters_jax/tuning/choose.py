@@ -162,18 +162,23 @@ def table(result: Mapping[str, Any]) -> list[list[str]]:
     return lines
 
 
+def markdown_table(result: Mapping[str, Any]) -> str:
+    """Return `table` as Markdown, methods as code."""
+    head, *lines = table(result)
+    rows = [head, ['---'] * len(head), *([f'`{row[0]}`', *row[1:]] for row in lines)]
+    return '\n'.join(map(ranking.line, rows))
+
+
 def markdown(result: Mapping[str, Any], members: str) -> str:
     """Return the report of a choice: `members` is the table of all members."""
-    head, *lines = table(result)
     command = report.command('W', result['recommended']['member'])
-    rows = [head, ['---'] * len(head), *([f'`{row[0]}`', *row[1:]] for row in lines)]
     return '\n\n'.join(
         [
             f'# Recommended: `{result["recommended"]["method"]}`',
             result['reason'][0].upper() + result['reason'][1:] + '.',
             'To train it by itself, and for longer (W is this folder):\n\n'
             f'    {command} --config.training.steps=N',
-            '\n'.join(map(ranking.line, rows)),
+            markdown_table(result),
             "FLOPs and time of inference are multiples of the backbone's with a head alone; "
             'seconds are of one member and of the machine that the sweep ran on.',
             f'## All members\n\n{members}',

@@ -40,12 +40,12 @@ def compare(group: Group, base: Group, metric: str) -> Difference | None:
         return None
     differences = [own.metrics[metric] - other.metrics[metric] for own, other in pairs]
     mean = statistics.mean(differences)
-    low, high, by_seeds = _student(differences)
+    low, high, by_seeds = student(differences)
     rights = [(own.right, other.right) for own, other in pairs]
     return Difference(len(pairs), mean, low, high, by_seeds, _mcnemar(rights))
 
 
-def _student(differences: Sequence[float]) -> tuple[float | None, float | None, float | None]:
+def student(differences: Sequence[float]) -> tuple[float | None, float | None, float | None]:
     """Return the 95 % interval of the mean, and the probability of one so far from 0 by luck."""
     if len(differences) < 2:
         return None, None, None
