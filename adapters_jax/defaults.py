@@ -23,6 +23,9 @@ def base() -> Config:
     # the method 'stack(en, task)'. A folder is a finished adapter, which stays as it is; a method
     # is a fresh one, which is trained. Expressions: adapters_jax/adapters/composition.py.
     config.adapters = ''
+    # A finished adapter, of any format, that training begins with instead of a fresh one; the
+    # method must be its own. The head is fresh, unless the task is the same, labels and all.
+    config.start = ''
     # Options of the attention that mixes adapters in 'fuse(a, b)': AdapterFusion.
     config.fusion = _fusion()
     config.task = task()
@@ -158,6 +161,8 @@ def data() -> Config:
             'seed': -1,
             # Use only so many examples of each split; 0: all of them.
             'limit': 0,
+            # The same of the training split alone, to see how a method does with few examples.
+            'train_limit': 0,
             # Steps that each text goes through, in this order, before it is tokenized:
             # ('nfkc', 'lower', 'stop_words[language=en]', 'tags[spacy=en_core_web_sm]'), on a
             # command line the flag once for each. There are 'nfc', 'nfd', 'nfkc', 'nfkd' (Unicode's

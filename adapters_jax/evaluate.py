@@ -3,8 +3,8 @@
 Writes `evaluation_SPLIT.json` (the metrics) and `predictions_SPLIT.jsonl` (one object an example,
 in the split's order) into the workdir; for a run of several tasks `predictions_TASK_SPLIT.jsonl`.
 Tasks that have a format of their own are written in it too, as `predictions_SPLIT.conllu`.
-With `--drop_layers=N` the adapter is left out of the N lowest layers (AdapterDrop), and the files'
-names end in `_dropN`.
+With `--drop_layers=N` the adapter is left out of the N lowest layers (AdapterDrop), with
+`--drop_layers=A-B` of layers A to B, and the files' names end in `_dropN` or `_dropA-B`.
 """
 
 import json
@@ -17,12 +17,14 @@ from absl import flags
 
 from adapters_jax import config as configs
 from adapters_jax import entry, files, processes
+from adapters_jax.adapters import dropping
+from adapters_jax.adapters.dropping import Dropped
 from adapters_jax.interop import adapter_folder
 from adapters_jax.tasks.task import Task
 from adapters_jax.training import experiment, inference, multitask, preprocessing, provenance
 
 
-def evaluate(workdir: str | Path, split: str = 'test', drop_layers: int = 0) -> dict[str, Any]:
+def evaluate(workdir: str | Path, split: str = 'test', drop_layers: Dropped = 0) -> dict[str, Any]:
     """Return the metrics of a workdir's best adapter on a split (and 'confusion', for classes).
 
     Of a run of several tasks it is the mean of their primary metrics, and the same for each of
@@ -43,23 +45,23 @@ def evaluate(workdir: str | Path, split: str = 'test', drop_layers: int = 0) -> 
         predictions = _predictions(workdir, split, drop_layers)
         scored = _evaluate_one(folder, run, split, predictions, drop_layers)
         result = {'split': split, **scored}
-    result['drop_layers'] = drop_layers
+    result['drop_layers'] = dropping.describe(drop_layers)
     path = _evaluation(workdir, split, drop_layers)
     if processes.is_writer():
         files.write_json(path, result | provenance.describe())
     return result
 
 
-def _evaluation(workdir: Path, split: str, dropped: int) -> Path:
+def _evaluation(workdir: Path, split: str, dropped: Dropped) -> Path:
     return workdir / f'evaluation_{split}{_ending(dropped)}.json'
 
 
-def _predictions(workdir: Path, split: str, dropped: int) -> Path:
+def _predictions(workdir: Path, split: str, dropped: Dropped) -> Path:
     return workdir / f'predictions_{split}{_ending(dropped)}.jsonl'
 
 
-def _ending(dropped: int) -> str:
-    return f'_drop{dropped}' if dropped else ''
+def _ending(dropped: Dropped) -> str:
+    return f'_drop{dropping.describe(dropped)}' if dropped else ''
 
 
 def _check_split(split: str, splits: Iterable[str], found: bool) -> None:
@@ -74,7 +76,7 @@ def _evaluate_one(
     run: experiment.Experiment,
     split: str,
     predictions: Path,
-    dropped: int,
+    dropped: Dropped,
 ) -> dict[str, Any]:
     """Score an adapter on a split, and write what it predicts."""
     preprocessing.chain_of(folder)  # refuses steps that are not what they were in training
@@ -89,7 +91,7 @@ def _evaluate_one(
 
 
 def _evaluate_tasks(
-    config: configs.Config, workdir: Path, split: str, dropped: int
+    config: configs.Config, workdir: Path, split: str, dropped: Dropped
 ) -> dict[str, Any]:
     """Score each task's adapter on its split of that name, or on its splits SPLIT_...."""
     folders = {name: adapter_folder.load(workdir / 'adapter' / name) for name in config.tasks}
@@ -131,20 +133,21 @@ def _write_predictions(
         files.write_text(path.with_suffix(suffix), text)
 
 
-def main(workdir: str, split: str, drop_layers: int) -> None:
+def main(workdir: str, split: str, drop_layers: str) -> None:
     """Evaluate, and print the metrics and what was written."""
-    result = evaluate(workdir, split, drop_layers)
-    folder, written = Path(workdir), _evaluation(Path(workdir), split, drop_layers)
+    dropped = dropping.parse(drop_layers)
+    result = evaluate(workdir, split, dropped)
+    folder, written = Path(workdir), _evaluation(Path(workdir), split, dropped)
     for name, part in result.get('tasks', {}).items():
         task, _, own = name.partition('/')
         _show(folder / 'adapter' / task, name, part)
-        print(f'wrote {_files(_predictions(folder, f"{task}_{own}", drop_layers))}')
+        print(f'wrote {_files(_predictions(folder, f"{task}_{own}", dropped))}')
     if 'tasks' in result:
         print(entry.table(result['metrics']))
         print(f'wrote {written}')
         return
     _show(folder / 'adapter', split, result)
-    print(f'wrote {written} and {_files(_predictions(folder, split, drop_layers))}')
+    print(f'wrote {written} and {_files(_predictions(folder, split, dropped))}')
 
 
 def _files(predictions: Path) -> str:
@@ -168,7 +171,7 @@ def _show(adapter: Path, name: str, result: dict[str, Any]) -> None:
 def _define() -> dict[str, flags.FlagHolder]:
     workdir = flags.DEFINE_string('workdir', None, 'Directory of a finished run.')
     split = flags.DEFINE_string('split', 'test', 'Which split: test, validation, train.')
-    drop = flags.DEFINE_integer('drop_layers', 0, 'Lowest layers without the adapter.')
+    drop = flags.DEFINE_string('drop_layers', '0', 'Layers without it: the N lowest, or A-B.')
     return {'workdir': workdir, 'split': split, 'drop_layers': drop}
 
 

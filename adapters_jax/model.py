@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from adapters_jax import functional
 from adapters_jax.adapters.bank import Bank, rows_of
 from adapters_jax.adapters.binding import bind
-from adapters_jax.adapters.dropping import drop_layers
+from adapters_jax.adapters.dropping import Dropped, drop_layers
 from adapters_jax.adapters.method import Method
 from adapters_jax.models import language_head
 from adapters_jax.models.bert import Bert, BertConfig
@@ -32,9 +32,9 @@ class Model:
     """A backbone with one adapter and one head, both stored under `name`.
 
     `dtype` is what activations are computed in (logits are always float32); `remat` says what of
-    them is computed again in the backward pass (`models.block.REMAT`); in the `dropped` lowest
-    layers the adapter is left out (AdapterDrop, Rücklé et al. 2021). With `heads`, each row has the
-    head of its adapter, and `head_config` and `outputs` are not looked at.
+    them is computed again in the backward pass (`models.block.REMAT`); of the layers
+    `dropped` the adapter is left out (AdapterDrop, Rücklé et al. 2021). With `heads`, each row has
+    the head of its adapter, and `head_config` and `outputs` are not looked at.
     """
 
     config: BertConfig
@@ -44,7 +44,7 @@ class Model:
     name: str = 'default'
     dtype: Any = jnp.float32
     remat: str = 'none'
-    dropped: int = 0
+    dropped: Dropped = 0
     heads: HeadBank | None = None
 
     def __post_init__(self) -> None:

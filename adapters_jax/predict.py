@@ -24,6 +24,8 @@ from absl import flags
 
 from adapters_jax import config as configs
 from adapters_jax import files
+from adapters_jax.adapters import dropping
+from adapters_jax.adapters.dropping import Dropped
 from adapters_jax.config import Config
 from adapters_jax.data import tokenize
 from adapters_jax.data.encoded import Encoded
@@ -41,7 +43,7 @@ def predict(
     rows: Iterable[dict[str, Any]],
     backbone: str = '',
     batch_size: int = 32,
-    drop_layers: int = 0,
+    drop_layers: Dropped = 0,
     frozen_dtype: str = 'float32',
     lines: Sequence[int] | None = None,
 ) -> Rows:
@@ -95,7 +97,7 @@ def _predict(
     folders: Mapping[str, AdapterFolder],
     loaded: LoadedBackbone,
     config: Config,
-    drop_layers: int,
+    drop_layers: Dropped,
 ) -> Rows:
     """Return the rows with their predictions, computed adapter by adapter or together."""
     places = {
@@ -167,7 +169,7 @@ def main(
     output: str,
     backbone: str,
     batch_size: int,
-    drop_layers: int,
+    drop_layers: str,
     frozen_dtype: str,
 ) -> None:
     """Predict for a file, and say what was written."""
@@ -175,7 +177,7 @@ def main(
     several = '=' in adapter and not Path(adapter).exists()
     given = configs.named_items(adapter, '--adapter') if several else adapter
     found = read_lines(Path(input))
-    options = backbone, batch_size, drop_layers, frozen_dtype
+    options = backbone, batch_size, dropping.parse(drop_layers), frozen_dtype
     rows = predict(given, found.values(), *options, lines=list(found))
     text = ''.join(json.dumps(row, ensure_ascii=False) + '\n' for row in rows)
     files.write_text(Path(output), text)
@@ -188,7 +190,9 @@ def _define() -> dict[str, flags.FlagHolder]:
         'input': flags.DEFINE_string('input', None, 'JSONL file to read.'),
         'output': flags.DEFINE_string('output', None, 'JSONL file to write.'),
         'backbone': flags.DEFINE_string('backbone', '', 'The backbone, if not where it was.'),
-        'drop_layers': flags.DEFINE_integer('drop_layers', 0, 'Lowest layers without adapters.'),
+        'drop_layers': flags.DEFINE_string(
+            'drop_layers', '0', 'Layers without adapters: the N lowest, or A-B.'
+        ),
         'frozen_dtype': flags.DEFINE_enum(
             'frozen_dtype',
             'float32',

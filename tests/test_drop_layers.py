@@ -80,6 +80,7 @@ def test_adapters_of_one_batch_lose_the_same_layers(runs):
     [
         ('pfeiffer', 3, r'--drop_layers=3: expected 0 to 2'),
         ('pfeiffer', -1, r'--drop_layers=-1: expected 0 to 2'),
+        ('pfeiffer', range(1, 3), r'--drop_layers=1-2: expected layers of 0 to 1'),
         ('bitfit', 1, r'no parameters of its own in the layers.*set --drop_layers=0'),
     ],
 )
@@ -97,3 +98,13 @@ def test_the_command_names_the_files(runs, tmp_path):
     assert done.status == 0, done.err
     for name in ('evaluation_test_drop2.json', 'predictions_test_drop2.jsonl'):
         assert str(runs / 'pfeiffer' / name) in done.out and (runs / 'pfeiffer' / name).exists()
+
+
+def test_layers_in_the_middle_can_be_dropped_too(runs):
+    own = runs / 'pfeiffer' / 'adapter'
+    upper = logits(predict(own, ROWS, drop_layers=range(1, 2)))
+    for other in (0, 1, 2):
+        assert np.abs(upper - logits(predict(own, ROWS, drop_layers=other))).max() > 1e-2
+    result = evaluate(runs / 'pfeiffer', drop_layers=range(1, 2))
+    written = json.loads((runs / 'pfeiffer' / 'evaluation_test_drop1-1.json').read_text())
+    assert written['drop_layers'] == result['drop_layers'] == '1-1'

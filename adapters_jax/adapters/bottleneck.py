@@ -43,6 +43,7 @@ class Bottleneck(Method):
     ln_before: bool = False  # a LayerNorm of the adapter's own before the down-projection
     ln_after: bool = False  # and one after the up-projection
     init_weights: Literal['bert', 'mam_adapter', 'houlsby', 'zero'] = 'bert'
+    init_sigma: float = 0.01  # of the kernels that 'houlsby' and 'zero' draw
     init_weights_seed: int | None = None
     is_parallel: bool = False
     scaling: float | Literal['learned', 'channel'] = 1.0
@@ -62,6 +63,7 @@ class Bottleneck(Method):
         for name in ('dropout', 'stochastic_depth'):
             rate = getattr(self, name)
             self.require(0 <= rate < 1, f'{name}={rate} is not in [0, 1)')
+        self.require(self.init_sigma > 0, f'init_sigma={self.init_sigma} is not above 0')
         self.require(
             self.mh_adapter or self.output_adapter or self.cross_adapter,
             'mh_adapter, output_adapter and cross_adapter are all False; set at least one to True',
@@ -109,6 +111,7 @@ class Bottleneck(Method):
             self,
             size=other.size,
             init_weights=other.init_weights,
+            init_sigma=other.init_sigma,
             init_weights_seed=other.init_weights_seed,
         )
         return alike == other and self.size <= other.size
@@ -152,7 +155,16 @@ class Bottleneck(Method):
 
     def init_projection(self, key: PRNGKeyArray, part: str, inputs: int, outputs: int) -> Tree:
         """Return fresh parameters of a projection; `part` is 'down' or 'up'."""
-        return parts.dense(key, _KERNELS[self.init_weights][part], inputs, outputs)
+        return parts.dense(key, self._kernel(part), inputs, outputs)
+
+    def _kernel(self, part: str) -> parts.KernelInit:
+        if part == 'up' and self.init_weights in ('mam_adapter', 'zero'):
+            return parts.zeros
+        if self.init_weights == 'mam_adapter':
+            return parts.uniform_by_inputs
+        if self.init_weights == 'bert':
+            return parts.normal(0.02)
+        return parts.truncated_normal(self.init_sigma)
 
     def project(
         self, params: Tree, part: str, x: Float[Array, 'B T I'], at: At
@@ -208,15 +220,6 @@ class Bottleneck(Method):
             change = change * self.scaling
         change = functional.dropout(change, self.dropout, functional.fold(at.key, 1))
         return change * gate(params['gate'], x, mask) if self.use_gating else change
-
-
-# What init_weights names: the initialisers of the two projections.
-_KERNELS: dict[str, dict[str, parts.KernelInit]] = {
-    'bert': {'down': parts.normal(0.02), 'up': parts.normal(0.02)},
-    'mam_adapter': {'down': parts.uniform_by_inputs, 'up': parts.zeros},
-    'houlsby': {'down': parts.truncated_normal(0.01), 'up': parts.truncated_normal(0.01)},
-    'zero': {'down': parts.truncated_normal(0.01), 'up': parts.zeros},
-}
 
 
 def _check_size(method: Bottleneck) -> None:

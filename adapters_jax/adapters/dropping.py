@@ -5,6 +5,9 @@ the trunk then reaches up to the first layer that is left, and the program is sh
 that is trained for a fixed number of dropped layers (the paper's specialised AdapterDrop) is one
 whose method leaves them out; one that is trained with a number drawn in each step (robust
 AdapterDrop) can be used with any.
+
+Houlsby et al. (2019, section 3.6) take trained adapters out of any run of neighbouring layers, to
+see what they did there.
 """
 
 import re
@@ -18,22 +21,54 @@ from adapters_jax.params import Tree, flatten
 PURPOSE = int.from_bytes(b'drop', 'big')
 _BELOW = ('words', 'embeddings')
 
+Dropped = int | range  # so many of the lowest layers, or the layers themselves
 
-def drop_layers(tree: Tree, dropped: int) -> Tree:
-    """Return an adapter's tree without its layers below `dropped`, wherever members nest them.
 
-    What acts on the embeddings stands below layer 0 and goes with the first layer dropped; what is
-    shared by all layers stays.
+def layers_of(dropped: Dropped) -> range:
+    """Return the layers that are meant."""
+    return dropped if isinstance(dropped, range) else range(dropped)
+
+
+def parse(text: str) -> Dropped:
+    """Read `N`, so many of the lowest layers, or `A-B`, layers A to B, the lowest being 0.
+
+    Raises:
+        ValueError: neither of the two.
     """
-    if not dropped:
+    found = re.fullmatch(r'(\d+)(?:-(\d+))?', text.strip())
+    first, last = (found[1], found[2]) if found else ('', None)
+    if not found or (last and int(last) < int(first)):
+        raise ValueError(
+            f'--drop_layers={text}: expected a number N, for the N lowest layers, or A-B, for '
+            'layers A to B (the lowest is 0)'
+        )
+    return range(int(first), int(last) + 1) if last else int(first)
+
+
+def describe(dropped: Dropped) -> int | str:
+    """Return what `parse` reads, as short as it can be said."""
+    layers = layers_of(dropped)
+    if not layers or not layers.start:
+        return len(layers)
+    return f'{layers.start}-{layers.stop - 1}'
+
+
+def drop_layers(tree: Tree, dropped: Dropped) -> Tree:
+    """Return an adapter's tree without its layers among `dropped`, wherever members nest them.
+
+    What acts on the embeddings stands below layer 0 and goes with it; what is shared by all layers
+    stays.
+    """
+    layers = layers_of(dropped)
+    if not layers:
         return tree
     kept = {}
     for name, branch in tree.items():
         layer = re.fullmatch(r'layer_(\d+)', name)
-        if (layer and int(layer[1]) < dropped) or name in _BELOW:
+        if (layer and int(layer[1]) in layers) or (name in _BELOW and 0 in layers):
             continue
         nested = isinstance(branch, dict) and not layer and name not in ('shared', 'constants')
-        kept[name] = drop_layers(branch, dropped) if nested else branch
+        kept[name] = drop_layers(branch, layers) if nested else branch
     return kept
 
 

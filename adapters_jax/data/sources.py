@@ -24,8 +24,9 @@ of a JSON object of lists FILE.json#KEY or FILE.json#KEY+KEY |
 .txt files: see `text_files.Layout` |
 | quoting | 'csv' (quotes delimit fields), 'none' (they are text), 'auto' (csv for .csv only) |
 | split_fractions | (validation, test): shares cut off the training split, see `_complete` |
-| split_seed | seed of that cut and of `limit` |
+| split_seed | seed of that cut and of the limits |
 | limit | at most so many rows a split, drawn at random, for trials; 0 for all |
+| train_limit | the same of the training split alone |
 """
 
 import dataclasses
@@ -74,7 +75,9 @@ def finish(found: Splits, data: Mapping[str, Any], groups: Groups | None = None)
         if not len(split):
             raise ValueError(f'The split {name!r} is empty; it must hold at least one example.')
     found = _complete(found, data, groups)
-    return {name: _limited(split, data) for name, split in found.items()}
+    cut = {name: _limited(split, data, 'limit') for name, split in found.items()}
+    few = {'train': _limited(cut['train'], data, 'train_limit')} if 'train' in cut else {}
+    return cut | few
 
 
 def source_of(data: Mapping[str, Any]) -> str:
@@ -225,10 +228,10 @@ def _complete(found: Splits, data: Mapping[str, Any], groups: Groups | None) -> 
     return found | splits.split_off(pool, wanted, seed, groups and groups(pool))
 
 
-def _limited(split: datasets.Dataset, data: Mapping[str, Any]) -> datasets.Dataset:
-    limit = int(data.get('limit') or 0)
+def _limited(split: datasets.Dataset, data: Mapping[str, Any], key: str) -> datasets.Dataset:
+    limit = int(data.get(key) or 0)
     if limit < 0:
-        raise ValueError(f'data.limit is {limit}; it must be positive, or 0 for all rows.')
+        raise ValueError(f'data.{key} is {limit}; it must be positive, or 0 for all rows.')
     if not limit or limit >= len(split):
         return split
     rng = np.random.default_rng([int(data.get('split_seed') or 0), len(split)])

@@ -17,6 +17,7 @@ import numpy as np
 
 from adapters_jax import quantize, tasks
 from adapters_jax.adapters import dropping, registry
+from adapters_jax.adapters.dropping import Dropped
 from adapters_jax.config import Config
 from adapters_jax.data import tokenize
 from adapters_jax.data.encoded import TAGS, Encoded
@@ -29,7 +30,7 @@ from adapters_jax.models.block import REMAT
 from adapters_jax.models.heads import HeadConfig
 from adapters_jax.params import Tree, flatten, merge, partition, unflatten
 from adapters_jax.tasks.task import Encoding, Rows, Task
-from adapters_jax.training import fitting, preprocessing
+from adapters_jax.training import fitting, preprocessing, start
 from adapters_jax.training.members import Members
 from adapters_jax.training.members import load as load_members
 from adapters_jax.training.optimizer import OptimizerConfig
@@ -45,7 +46,8 @@ FROZEN_DTYPES = DTYPES | {'int8': jnp.int8}
 class Experiment:
     """A run's parts, ready to train or evaluate.
 
-    `splits` are encoded; `texts` are readable, as they were before the steps of `chain`.
+    `splits` are encoded; `texts` are readable, as they were before the steps of `chain`. Training
+    begins with the adapter `start` where there is one.
     """
 
     config: Config
@@ -56,6 +58,7 @@ class Experiment:
     texts: Splits
     members: Members
     chain: Chain = tokenize.NO_STEPS
+    start: AdapterFolder | None = None
 
     @property
     def validation_splits(self) -> list[str]:
@@ -67,10 +70,12 @@ class Experiment:
         key = jax.random.fold_in(jax.random.key(self.config.seed), 0)
         tree = self.model.init(key, self.backbone.params)
         tree = fitting.with_published_head(tree, self.model, self.backbone)
-        if not self.members.folders:
-            return tree
-        own = {self.model.name: self.members.overlay(tree['adapters'][self.model.name])}
-        return tree | {'adapters': own}
+        if self.members.folders:
+            own = {self.model.name: self.members.overlay(tree['adapters'][self.model.name])}
+            tree = tree | {'adapters': own}
+        if self.start:
+            tree = start.overlay(self.start, tree, self.model, self.task)
+        return tree
 
     def tuned(self, split: str, outputs: np.ndarray) -> 'Experiment':
         """Return the experiment with its task as the outputs for a validation split settle it."""
@@ -146,8 +151,11 @@ def build(
     )
     model = make_model(config, members, task, backbone, name)
     fitting.check_texts(task, model)
+    first = start.load(config)
+    if first:
+        start.check(first, model, task)
     splits = encode_splits(config, texts, task, model, backbone, chain)
-    return Experiment(config, backbone, task, model, splits, texts, members, chain)
+    return Experiment(config, backbone, task, model, splits, texts, members, chain, first)
 
 
 def make_model(
@@ -323,21 +331,17 @@ def task_of(folder: AdapterFolder) -> Task:
 
 
 def bind(
-    folder: AdapterFolder, backbone: LoadedBackbone, dtype: Any = jnp.float32, dropped: int = 0
+    folder: AdapterFolder, backbone: LoadedBackbone, dtype: Any = jnp.float32, dropped: Dropped = 0
 ) -> Model:
     """Return the model that a finished adapter and its backbone make.
 
-    In the `dropped` lowest layers the adapter is left out (AdapterDrop).
+    From the layers `dropped` the adapter is left out (AdapterDrop).
 
     Raises:
-        ValueError: more layers than there are, or an adapter from which none can be dropped.
+        ValueError: layers that there are not, or an adapter from which none can be dropped.
     """
     method = registry.from_json(folder.method)
-    if not 0 <= dropped <= backbone.config.layers:
-        raise ValueError(
-            f'--drop_layers={dropped}: expected 0 to {backbone.config.layers}, the layers of the '
-            'backbone'
-        )
+    _check_dropped(dropped, backbone.config.layers)
     if dropped:
         dropping.check_droppable(method, folder.adapter_params, '--drop_layers=0')
     return Model(
@@ -349,3 +353,15 @@ def bind(
         dtype=dtype,
         dropped=dropped,
     )
+
+
+def _check_dropped(dropped: Dropped, layers: int) -> None:
+    if isinstance(dropped, range) and dropped.stop > layers:
+        raise ValueError(
+            f'--drop_layers={dropping.describe(dropped)}: expected layers of 0 to {layers - 1}, '
+            'those that the backbone has'
+        )
+    if isinstance(dropped, int) and not 0 <= dropped <= layers:
+        raise ValueError(
+            f'--drop_layers={dropped}: expected 0 to {layers}, the layers of the backbone'
+        )

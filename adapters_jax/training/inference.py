@@ -4,6 +4,7 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
+from adapters_jax.adapters.dropping import Dropped
 from adapters_jax.config import Config
 from adapters_jax.data.encoded import Encoded
 from adapters_jax.interop import adapter_folder
@@ -24,7 +25,7 @@ def outputs(
     encoded: Encoded,
     config: Config,
     task: Task,
-    dropped: int = 0,
+    dropped: Dropped = 0,
 ) -> Float[np.ndarray, 'N W']:
     """Return what the task needs of the outputs for every example, or every token, in order.
 

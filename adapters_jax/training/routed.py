@@ -11,7 +11,7 @@ import dataclasses
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from adapters_jax.adapters.bank import Bank
-from adapters_jax.adapters.dropping import drop_layers
+from adapters_jax.adapters.dropping import Dropped, drop_layers
 from adapters_jax.adapters.method import Method
 from adapters_jax.model import Batch, Model
 from adapters_jax.models.bert import BertConfig
@@ -26,14 +26,14 @@ _NAME = 'members'  # under which the bank finds all of them
 class Routed:
     """Models that differ in their names and heads only; it stands where a step takes a `Model`.
 
-    In the `dropped` lowest layers all of them leave their adapters out.
+    From the layers `dropped` all of them leave their adapters out.
 
     Raises:
         ValueError: heads of tokens together with heads of texts.
     """
 
     members: tuple[Model, ...]
-    dropped: int = 0
+    dropped: Dropped = 0
 
     def __post_init__(self) -> None:
         """Let every member drop as many layers; refuse heads that cannot share a batch."""

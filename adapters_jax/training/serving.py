@@ -13,6 +13,7 @@ import numpy as np
 from adapters_jax import params
 from adapters_jax.adapters import registry
 from adapters_jax.adapters.bank import BACKBONE, Bank
+from adapters_jax.adapters.dropping import Dropped
 from adapters_jax.config import Config
 from adapters_jax.data.encoded import Encoded, tokens_on_end
 from adapters_jax.interop import adapter_folder
@@ -48,11 +49,11 @@ def outputs(
     encoded: Mapping[str, Encoded],
     config: Config,
     tasks: Mapping[str, Task],
-    dropped: int = 0,
+    dropped: Dropped = 0,
 ) -> dict[str, np.ndarray]:
     """Return, for each adapter, the outputs [N, W] for the examples that are encoded for it.
 
-    In the `dropped` lowest layers every adapter is left out (AdapterDrop).
+    From the layers `dropped` every adapter is left out (AdapterDrop).
     """
     used = {name: adapters[name] for name in encoded}
     shared = {name: folder for name, folder in used.items() if can_share(folder)}
@@ -97,7 +98,7 @@ def can_share(folder: AdapterFolder) -> bool:
 
 
 def bank_of(
-    adapters: Mapping[str, AdapterFolder], loaded: LoadedBackbone, dropped: int = 0
+    adapters: Mapping[str, AdapterFolder], loaded: LoadedBackbone, dropped: Dropped = 0
 ) -> tuple[Model, params.Tree]:
     """Return the model that holds all these adapters, and its parameters, stacked.
 
@@ -132,7 +133,7 @@ def _routed(
     encoded: Mapping[str, Encoded],
     config: Config,
     tasks: Mapping[str, Task],
-    dropped: int,
+    dropped: Dropped,
 ) -> dict[str, np.ndarray]:
     model, tree = bank_of(adapters, loaded, dropped)
     model = dataclasses.replace(model, dtype=experiment.choose_dtype(config))

@@ -71,8 +71,8 @@ def test_width_by_layer():
         small.fresh(seq_bn(size=None, reduction_factor={'1': 2}))
 
 
-def init_of(name):
-    method = seq_bn(init_weights=name, size=256, use_gating=True)
+def init_of(name, **options):
+    method = seq_bn(init_weights=name, size=256, use_gating=True, **options)
     return method.init(jax.random.key(0), WIDE, {})['layer_1']['attention']
 
 
@@ -83,6 +83,16 @@ def test_bert_start():
         assert abs(kernel.std() - 0.02) < 2e-4 and abs(kernel.mean()) < 2e-4
         assert np.abs(kernel).max() > 0.06  # not truncated
         assert not one[part]['bias'].any()
+
+
+@pytest.mark.parametrize('sigma', [1e-7, 0.3])
+def test_the_sigma_of_the_start_is_an_option(sigma):
+    for name in ('houlsby', 'zero'):
+        one = init_of(name, init_sigma=sigma)
+        np.testing.assert_allclose(
+            one['down']['kernel'], init_of(name)['down']['kernel'] * sigma / 0.01, rtol=1e-5
+        )
+        assert one['up']['kernel'].any() == (name == 'houlsby')
 
 
 def test_houlsby_start():
@@ -282,6 +292,7 @@ def test_cross_attention():
         ({'size': None, 'reduction_factor': {'1': 'a'}}, "reduction_factor={'1': 'a'}"),
         ({'mh_adapter': False, 'output_adapter': False}, 'are all False'),
         ({'non_linearity': 'rellu'}, "unknown activation 'rellu'"),
+        ({'init_sigma': 0.0}, 'init_sigma=0.0 is not above 0'),
         ({'init_weights': 'xavier'}, "expected 'bert' or 'mam_adapter'"),
         ({'scaling': 'big'}, "a number or 'learned' or 'channel'"),
         ({'scaling': True}, "a number or 'learned' or 'channel'"),

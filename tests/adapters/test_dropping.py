@@ -10,7 +10,14 @@ import tiny
 
 from adapters_jax import params as trees
 from adapters_jax.adapters import registry
-from adapters_jax.adapters.dropping import check_droppable, draw, drop_layers
+from adapters_jax.adapters.dropping import (
+    check_droppable,
+    describe,
+    draw,
+    drop_layers,
+    layers_of,
+    parse,
+)
 
 LAYERS = tiny.CONFIG.layers
 NAMES = [
@@ -51,6 +58,8 @@ def test_only_layers_below_the_first_kept_one_and_the_embeddings_go():
     assert drop_layers(tree, 1) == {f'layer_{i}': layer for i in (1, 2, 10)} | rest
     assert drop_layers(tree, 3) == {'layer_10': layer} | rest
     assert drop_layers(tree, 11) == rest
+    kept = {f'layer_{i}': layer for i in (0, 10)} | rest | {'embeddings': {'prompt': 6}}
+    assert drop_layers(tree, range(1, 3)) == kept
     assert set(tree) == {'layer_0', 'layer_1', 'layer_2', 'layer_10', *rest, 'embeddings'}
 
 
@@ -96,6 +105,33 @@ def test_what_has_no_layers_to_drop_is_refused(name, message):
 def test_what_has_layers_is_not(name):
     model = build(name)
     check_droppable(model.method, tiny.params(model)['adapters']['default'], 'none')
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_to_drop_layers_in_the_middle_is_to_have_left_them_out(packed, name):
+    last = range(LAYERS - 1, LAYERS)
+    model, params = build(name, dropped=last), noisy(build(name))
+    methods = [method.replace(']', f',leave_out=[{LAYERS - 1}]]') for method in name.split('|')]
+    left_out = {'adapters': {'default': drop_layers(params['adapters']['default'], last)}}
+    np.testing.assert_array_equal(
+        jax.jit(model.apply)(params, packed),
+        jax.jit(build('|'.join(methods)).apply)(params | left_out, packed),
+    )
+
+
+@pytest.mark.parametrize(
+    ('text', 'layers', 'told'),
+    [('0', [], 0), ('3', [0, 1, 2], 3), ('0-2', [0, 1, 2], 3), ('2-4', [2, 3, 4], '2-4')],
+)
+def test_layers_are_read_and_told(text, layers, told):
+    assert list(layers_of(parse(text))) == layers
+    assert describe(parse(text)) == told
+
+
+@pytest.mark.parametrize('text', ['', '-1', '4-2', '1,2', 'all'])
+def test_what_names_no_layers_is_refused(text):
+    with pytest.raises(ValueError, match=f'--drop_layers={text}: expected a number N.*or A-B'):
+        parse(text)
 
 
 # ---- the program

@@ -50,6 +50,7 @@ BOTTLENECK = {
     'ln_before': FLAGS,
     'ln_after': FLAGS,
     'init_weights': st.sampled_from(['bert', 'mam_adapter', 'houlsby', 'zero']),
+    'init_sigma': st.floats(1e-7, 1.0),
     'init_weights_seed': SEEDS,
     'is_parallel': FLAGS,
     'scaling': st.floats(-9, 9) | st.integers(-9, 9) | st.sampled_from(['learned', 'channel']),

@@ -181,6 +181,7 @@ def test_sources_that_cannot_be_are_refused(data, message):
         ({'train__csv': CSV}, {'header': 'maybe'}, "data.header is 'maybe'"),
         ({'train__csv': CSV}, {'split_fractions': (0.1,)}, 'needs .validation, test.'),
         ({'train__csv': CSV}, {'limit': -1}, 'data.limit is -1'),
+        ({'train__csv': CSV}, {'train_limit': -1}, 'data.train_limit is -1'),
         ({'train__csv': CSV, 'dev__csv': 'text\nx\n'}, {}, r'dev\.csv: no column .* the label'),
     ],
 )
@@ -201,6 +202,22 @@ def test_rows_without_a_text_are_skipped_on_request_only(tmp_path, caplog):
     found = load(config(dir=str(tmp_path), skip_empty=True, split_fractions=(0, 0)), 'class')
     assert found['train'][:] == {'text_a': ['x', 'y'], 'label': ['1', '2']}
     assert 'skipped 2 rows without a text, from' in caplog.text and 'line 2 on' in caplog.text
+
+
+def test_few_training_rows_leave_the_other_splits_whole(tmp_path):
+    rows = 'text,label\n' + ''.join(f'text {i},{i % 2}\n' for i in range(40))
+    put(tmp_path, train__csv=rows)
+    whole, few = (load(config(dir=str(tmp_path), train_limit=n), 'class') for n in (0, 6))
+    assert {name: len(split) for name, split in few.items()} == {
+        'train': 6,
+        'validation': 4,
+        'test': 4,
+    }
+    for name in ('validation', 'test'):
+        assert few[name][:] == whole[name][:]
+    assert set(few['train']['text_a']) < set(whole['train']['text_a'])
+    again = load(config(dir=str(tmp_path), train_limit=6), 'class')
+    assert again['train'][:] == few['train'][:]
 
 
 def test_regression_labels_must_be_numbers(tmp_path):

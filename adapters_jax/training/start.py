@@ -1,0 +1,105 @@
+"""The finished adapter that training begins with, where that is not a fresh one (`config.start`).
+
+Hu et al. (2022, section 5.1) train LoRA for MRPC, RTE and STS-B from the adapter of MNLI; other
+uses are more epochs, or more examples, for an adapter that there is.
+"""
+
+import functools
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from adapters_jax.adapters import registry
+from adapters_jax.config import Config
+from adapters_jax.interop import formats
+from adapters_jax.interop.adapter_folder import AdapterFolder
+from adapters_jax.model import Model
+from adapters_jax.params import Tree, flatten, partition, unflatten
+from adapters_jax.tasks.task import Task
+
+_LOG = logging.getLogger(__name__)
+_REPORTED = ('metrics', 'primary')  # of a task: what changes nothing that is learned
+# Parts of the names of options that say nothing of what a trained adapter computes.
+_OF_TRAINING = ('init', 'dropout', 'stochastic_depth')
+
+
+def load(config: Config) -> AdapterFolder | None:
+    """Read the adapter that `config.start` names, if it names one.
+
+    Raises:
+        FileNotFoundError, ValueError: no adapter there, or one of another backbone.
+    """
+    return _folder(config.start, config.backbone) if config.start else None
+
+
+@functools.lru_cache(maxsize=4)
+def _folder(directory: str, backbone: str) -> AdapterFolder:
+    folder, _ = formats.load(Path(directory), backbone)
+    return folder
+
+
+def check(folder: AdapterFolder, model: Model, task: Task) -> None:
+    """Refuse an adapter of another method; say whether its head is used.
+
+    Raises:
+        ValueError: the options that differ.
+    """
+    own, given = (
+        _decisive(method.to_json()) for method in (registry.from_json(folder.method), model.method)
+    )
+    differing = [key for key in own | given if own.get(key) != given.get(key)]
+    if differing:
+        key = differing[0]
+        raise ValueError(
+            f'config.start is an adapter with {key}={own.get(key)!r}, but config.method has '
+            f'{given.get(key)!r}; give the method with which it was trained'
+        )
+    fresh = '' if same_head(folder, model, task) else ', under a fresh head'
+    _LOG.info('training begins with the adapter %r%s', folder.name, fresh)
+
+
+def _decisive(values: Any) -> Any:
+    """Return a method's options, also those of its members, without those for training alone."""
+    if isinstance(values, list):
+        return [_decisive(value) for value in values]
+    if not isinstance(values, Mapping):
+        return values
+    kept = (key for key in values if not any(word in key for word in _OF_TRAINING))
+    return {key: _decisive(values[key]) for key in kept}
+
+
+def same_head(folder: AdapterFolder, model: Model, task: Task) -> bool:
+    """Tell whether the adapter was trained with the same head for the same task."""
+    own, here = (
+        {key: value for key, value in values.items() if key not in _REPORTED}
+        for values in (folder.task, task.to_json())
+    )
+    return own == here and folder.head == model.head_config.to_json()
+
+
+def overlay(folder: AdapterFolder, tree: Tree, model: Model, task: Task) -> Tree:
+    """Return fresh parameters with the adapter's in their place.
+
+    Raises:
+        ValueError: the adapter has a leaf that is not trained here, or of another shape.
+    """
+    trained = flatten(partition(tree, model.rules)[0])
+    heads = folder.head_params if same_head(folder, model, task) else {}
+    given = flatten(
+        {
+            'adapters': {model.name: folder.adapter_params},
+            'backbone': folder.backbone_params,
+            'heads': {model.name: heads},
+        }
+    )
+    leaves = flatten(tree)
+    for path, leaf in given.items():
+        here = leaves.get(path)
+        foreign = path not in trained and not path.startswith('adapters/')
+        if here is None or foreign or here.shape != leaf.shape:
+            raise ValueError(
+                f'config.start: the adapter has {path} of shape {leaf.shape}, here there is '
+                f'{"none to be trained" if here is None or foreign else f"one of {here.shape}"}'
+            )
+    return unflatten(leaves | given)

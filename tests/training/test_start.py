@@ -1,0 +1,102 @@
+"""`config.start`: training begins with a finished adapter."""
+
+import logging
+
+import numpy as np
+import pytest
+import toy
+
+from adapters_jax.config import assign
+from adapters_jax.interop import adapter_folder
+from adapters_jax.params import flatten
+from adapters_jax.predict import predict
+from adapters_jax.sweep import sweep
+from adapters_jax.train import train
+from adapters_jax.training import experiment
+
+pytestmark = pytest.mark.usefixtures('compiled_once')
+
+ROWS = [{'text': text} for text in ('the cat', 'bread and soup and rice', 'snow')]
+METHODS = ('pfeiffer[size=4]', 'bitfit', 'lora[r=2]|houlsby[size=3]')
+
+
+@pytest.fixture(scope='module')
+def runs(tmp_path_factory):
+    """A backbone, texts, and a finished adapter of each method."""
+    folder = tmp_path_factory.mktemp('start')
+    backbone = toy.write_backbone(folder / 'bert', layers=2)
+    texts = toy.write_texts(folder / 'texts.csv', 60)
+    for method in METHODS:
+        options = {'training__epochs': 1.0, 'optimizer__learning_rate': 3e-2}
+        train(toy.config(backbone, texts, method=method, **options), folder / method)
+    return folder, backbone, texts
+
+
+def config(runs, method, begin=None, **options):
+    folder, backbone, texts = runs
+    made = toy.config(backbone, texts, method=method, training__steps=1, **options)
+    made.start = str(folder / (begin or method) / 'adapter')
+    return made
+
+
+@pytest.mark.parametrize('method', METHODS)
+def test_without_a_change_the_run_is_the_adapter_that_it_began_with(runs, tmp_path, method):
+    still = config(runs, method, optimizer__learning_rate=1e-30)
+    train(still, tmp_path / 'run')
+    first, then = (adapter_folder.load(p) for p in (still.start, tmp_path / 'run' / 'adapter'))
+    for name in ('adapter_params', 'backbone_params', 'head_params'):
+        given, found = (flatten(getattr(folder, name)) for folder in (first, then))
+        assert given.keys() == found.keys()
+        for path in given:
+            np.testing.assert_allclose(given[path], found[path], rtol=0, atol=1e-20)
+    for own, other in zip(
+        predict(still.start, ROWS), predict(tmp_path / 'run' / 'adapter', ROWS), strict=True
+    ):
+        np.testing.assert_allclose(own['logits'], other['logits'], atol=1e-6)
+
+
+def test_another_task_has_a_fresh_head(runs, caplog):
+    same, other = config(runs, METHODS[0]), config(runs, METHODS[0])
+    other.head.layers = 2
+    with caplog.at_level(logging.INFO):
+        heads = [experiment.build(own).init_params()['heads']['default'] for own in (same, other)]
+    given = adapter_folder.load(same.start)
+    for path, leaf in flatten(given.head_params).items():
+        np.testing.assert_array_equal(flatten(heads[0])[path], leaf)
+    assert flatten(heads[1]).keys() > flatten(heads[0]).keys()
+    lines = [r.getMessage() for r in caplog.records if 'training begins' in r.getMessage()]
+    assert [line.endswith('under a fresh head') for line in lines] == [False, True]
+
+
+def test_each_member_of_a_population_begins_with_it(runs, tmp_path):
+    grid = config(runs, METHODS[0], optimizer__learning_rate=1e-30)
+    assign(grid, 'sweep.grid', "('method.init_weights=bert,zero','seed=0,1')")
+    sweep(grid, tmp_path)
+    given = flatten(adapter_folder.load(grid.start).adapter_params)
+    members = sorted((tmp_path / 'members').iterdir())
+    assert len(members) == 4
+    for member in members:
+        found = flatten(adapter_folder.load(member / 'adapter').adapter_params)
+        for path, leaf in given.items():
+            np.testing.assert_allclose(found[path], leaf, rtol=0, atol=1e-20)
+
+
+@pytest.mark.parametrize(
+    ('method', 'begin', 'said'),
+    [
+        ('pfeiffer[size=5]', METHODS[0], 'size=4, but config.method has 5'),
+        ('lora', METHODS[0], "architecture='bottleneck', but config.method has 'lora'"),
+        ('lora[r=2]|houlsby[size=4]', METHODS[2], 'config.start is an adapter with members='),
+    ],
+)
+def test_an_adapter_of_another_method_is_refused(runs, tmp_path, method, begin, said):
+    with pytest.raises(ValueError, match=said):
+        train(config(runs, method, begin), tmp_path / 'run')
+    assert not (tmp_path / 'run' / 'config.json').exists()
+
+
+def test_an_adapter_that_is_not_there_is_refused(runs, tmp_path):
+    missing = config(runs, METHODS[0])
+    missing.start = str(tmp_path / 'none')
+    with pytest.raises(FileNotFoundError, match='none'):
+        train(missing, tmp_path / 'run')
