@@ -46,13 +46,14 @@ def evaluate(workdir: str | Path, split: str = 'test', drop_layers: Dropped = 0)
         scored = _evaluate_one(folder, run, split, predictions, drop_layers)
         result = {'split': split, **scored}
     result['drop_layers'] = dropping.describe(drop_layers)
-    path = _evaluation(workdir, split, drop_layers)
+    path = evaluation_path(workdir, split, drop_layers)
     if processes.is_writer():
         files.write_json(path, result | provenance.describe())
     return result
 
 
-def _evaluation(workdir: Path, split: str, dropped: Dropped) -> Path:
+def evaluation_path(workdir: Path, split: str, dropped: Dropped = 0) -> Path:
+    """Return the file that `evaluate` leaves."""
     return workdir / f'evaluation_{split}{_ending(dropped)}.json'
 
 
@@ -137,7 +138,7 @@ def main(workdir: str, split: str, drop_layers: str) -> None:
     """Evaluate, and print the metrics and what was written."""
     dropped = dropping.parse(drop_layers)
     result = evaluate(workdir, split, dropped)
-    folder, written = Path(workdir), _evaluation(Path(workdir), split, dropped)
+    folder, written = Path(workdir), evaluation_path(Path(workdir), split, dropped)
     for name, part in result.get('tasks', {}).items():
         task, _, own = name.partition('/')
         _show(folder / 'adapter' / task, name, part)

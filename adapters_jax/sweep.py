@@ -1,6 +1,6 @@
 """Train many adapters as populations: a grid, a search, or a choice between methods.
 
-    python -m adapters_jax.sweep --config=configs/sweeps/houlsby2019.py:task=rte --workdir=W
+    python -m adapters_jax.sweep --config=configs/papers/houlsby2019.py:task=rte --workdir=W
     python -m adapters_jax.sweep --config=configs/sweeps/search.py:task=trec --workdir=W
     python -m adapters_jax.sweep --config=configs/choose.py:task=trec --workdir=W
 

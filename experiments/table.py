@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from experiments.papers import summary
 from experiments.text_tasks import RESULTS, TASKS
 
 README = Path(__file__).parents[1] / 'README.md'
@@ -105,6 +106,7 @@ def insert(text: str, table: str, name: str = 'results') -> str:
 def with_tables(text: str) -> str:
     """Return the README's text with the tables of all stored results."""
     text = insert(text, render(read_results()))
+    text = insert(text, summary.render(summary.read()), 'papers')
     for name, module in BENCHES.items():
         result = json.loads((RESULTS / 'bench' / f'{name}.json').read_text())
         text = insert(text, importlib.import_module(module).render(result), name)

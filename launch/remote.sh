@@ -45,8 +45,11 @@ need() {
 # Whether the words are a command that trains or evaluates; anything else would be found out remotely.
 check_command() {
   case ${1:-} in
-    train | evaluate | sweep | predict | convert) ;;
-    *) fail "expected train, evaluate, sweep, predict or convert after the name, got '${1:-}'" ;;
+    train | evaluate | sweep | predict | convert | experiments.[a-z]*) ;;
+    *)
+      fail 'expected train, evaluate, sweep, predict, convert or experiments.NAME after the name,' \
+        "got '${1:-}'"
+      ;;
   esac
 }
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # A command of adapters_jax; the same line on a laptop, a machine with GPUs and a TPU VM:
 #   bash launch/run.sh COMMAND [options]     COMMAND: train, evaluate, sweep, predict,
-#                                          convert or compile
+#                                          convert, compile or experiments.NAME
 #   bash launch/run.sh --prepare             only makes the environment
 # For example
 #   bash launch/run.sh train --config=configs/glue.py:task=rte --config.data.dir=GLUE \
@@ -79,9 +79,15 @@ prepare() {
 
 command=${1:-}
 case $command in
-  train | evaluate | sweep | predict | convert | compile | --prepare) shift ;;
-  *) fail "expected train, evaluate, sweep, predict, convert, compile or --prepare, got '$command'" ;;
+  train | evaluate | sweep | predict | convert | compile) module=adapters_jax.$command ;;
+  experiments.[a-z]*) module=$command ;;
+  --prepare) module= ;;
+  *)
+    fail 'expected train, evaluate, sweep, predict, convert, compile, experiments.NAME or' \
+      "--prepare, got '$command'"
+    ;;
 esac
+shift
 find_accelerator
 if ! is_ready; then
   # One process of a machine, or of many that share the file system, installs; the others wait.
@@ -106,4 +112,4 @@ case "$command $*" in
     ;;
 esac
 cd "$ROOT"
-exec "$python" -m "adapters_jax.$command" "$@"
+exec "$python" -m "$module" "$@"

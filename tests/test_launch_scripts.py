@@ -61,11 +61,17 @@ def test_prepare_runs_nothing(machine):
     assert f'ready: {machine.root}/.venv/bin/python' in done.stderr
 
 
+def test_experiments_are_commands_too(machine):
+    done, calls = machine.run('run.sh', 'experiments.hu2022', '--shard=0/8')
+    assert (done.returncode, calls[-1]) == (0, 'ran -m experiments.hu2022 --shard=0/8')
+
+
 @pytest.mark.parametrize('words', [['tarin', '--workdir=x'], [], ['--help']])
 def test_an_unknown_command_is_told_before_anything_is_installed(machine, words):
     done, calls = machine.run('run.sh', *words)
     assert (done.returncode, calls) == (1, [])
-    expected = 'expected train, evaluate, sweep, predict, convert, compile or --prepare'
+    expected = 'expected train, evaluate, sweep, predict, convert, compile, experiments.NAME or'
+    expected += ' --prepare'
     assert f"{expected}, got '{''.join(words[:1])}'" in done.stderr
 
 

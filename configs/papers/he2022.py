@@ -1,0 +1,53 @@
+"""He et al. (2022), "Towards a Unified View of Parameter-Efficient Transfer Learning".
+
+    python -m adapters_jax.sweep --config=configs/papers/he2022.py:task=sst2 \
+        --config.data.dir=GLUE --workdir=W
+    python -m experiments.he2022 --scale=small --data=DATA --output=DIR     # all of the paper
+
+The rows of table 2 for MNLI and SST-2, and the ones that take the design apart (section 4):
+sequential (`seq`) or parallel (`par`), at attention or at the feed-forward network (`ffn`), low
+rank (`lora`) or bottleneck, and their combination `mam`. RoBERTa-base, a rate of 1e-4, 10 epochs,
+batches of 32, a weight decay of 0.1, warm-up of 6 %, Adam with b2 = 0.98. The paper's rows on XSum
+and en-ro need an encoder-decoder.
+
+`adapters`' preset of the name `mam` is another, larger setting: `mam_adapters`.
+"""
+
+from adapters_jax.config import Config
+from configs.papers import protocol
+from configs.papers.protocol import RATE, Way
+
+_ATTENTION, _FFN = 'mh_adapter=True,output_adapter=False', 'mh_adapter=False,output_adapter=True'
+# One number of parameters for all, as in the paper's figures: rows of R x 2D a layer.
+_PARALLEL = 'par_bn[size=16,reduction_factor=None,scaling=2.0,{}]'
+_SEQUENTIAL = 'double_seq_bn[size=16,reduction_factor=None,non_linearity=relu,{}]'
+WAYS = {
+    'mam': Way('mam', {}),
+    'full': Way('full', {RATE: (1e-5, 2e-5, 3e-5)}),
+    'bitfit': Way('bitfit', {}),
+    'prefix': Way('prefix_tuning[prefix_length=16,bottleneck_size=800]', {}),
+    'lora': Way('lora[r=8,alpha=16]', {}),
+    'lora_ffn': Way(
+        'lora[r=3,alpha=6,selfattn_lora=False,intermediate_lora=True,output_lora=True]', {}
+    ),
+    'seq_attention': Way(_SEQUENTIAL.format(_ATTENTION), {}),
+    'seq_ffn': Way(_SEQUENTIAL.format(_FFN), {}),
+    'par_attention': Way(_PARALLEL.format(_ATTENTION), {}),
+    'par_ffn': Way(_PARALLEL.format(_FFN), {}),
+}
+
+
+def get_config(argument: str | None = None) -> Config:
+    given = protocol.ask(argument, WAYS)
+    if given.scale == 'small' and given.way == 'full':
+        return protocol.baseline(given)
+    config = protocol.sweep(given, WAYS[given.way], 'roberta-base', seeds=5)
+    config.optimizer.weight_decay = 0.1
+    config.optimizer.warmup = 0.06
+    config.optimizer.b2 = 0.98
+    if given.scale == 'full':
+        config.optimizer.learning_rate = 1e-4
+        config.training.batch_size = 32
+        config.training.epochs = 10.0
+        config.head.pooling = 'cls'
+    return config

@@ -1,0 +1,71 @@
+"""Hu et al. (2022), "LoRA: Low-Rank Adaptation of Large Language Models": a row on a task.
+
+    python -m adapters_jax.sweep --config=configs/papers/hu2022.py:task=cola \
+        --config.data.dir=GLUE --workdir=W
+    python -m experiments.hu2022 --scale=small --data=DATA --output=DIR     # all of the paper
+
+`lora` is table 9 for RoBERTa-base: 5 seeds, of which the paper reports medians. Its runs on MRPC,
+RTE and STS-B begin with the adapter of MNLI: `--config.start=DIR`, which `experiments.hu2022`
+gives. `ranks` is table 6 (18) and `matrices` table 5, both of GPT-3 in the paper; `adapter` stands
+for its AdapterD, one adapter after each feed-forward network.
+
+The published code (`source=code`) has alpha 16 instead of 8, a weight decay of 0.1, and eight GPUs
+with 16 examples each instead of a batch of 16 or 32.
+"""
+
+import dataclasses
+
+from adapters_jax.config import Config
+from configs.papers import protocol
+from configs.papers.protocol import RATE, Way
+
+# Table 9: batch size, epochs, learning rate.
+SETTINGS = {
+    'mnli': (16, 30.0, 5e-4),
+    'sst2': (16, 60.0, 5e-4),
+    'mrpc': (16, 30.0, 4e-4),
+    'cola': (32, 80.0, 4e-4),
+    'qnli': (32, 25.0, 4e-4),
+    'qqp': (16, 25.0, 5e-4),
+    'rte': (32, 80.0, 5e-4),
+    'stsb': (16, 40.0, 4e-4),
+}
+START, FROM_IT = 'mnli', ('mrpc', 'rte', 'stsb')
+# Table 5: the same number of parameters, in one kind of matrix with rank 8 or spread over several.
+MATRICES = ('[q],r=8', '[k],r=8', '[v],r=8', '[o],r=8', '[q,k],r=4', '[q,v],r=4', '[q,k,v,o],r=2')
+_MATRICES = tuple(f'lora[attn_matrices={text},alpha=8]' for text in MATRICES)
+_ONE_RATE = {RATE: (3e-3,)}
+WAYS = {
+    'lora': Way('lora[r=8,alpha=8]', {}),
+    'full': Way('full', {RATE: (1e-5, 2e-5, 3e-5)}),
+    'bitfit': Way('bitfit', {RATE: (1e-4, 5e-4, 1e-3)}),
+    'adapter': Way('pfeiffer[size=16]', {RATE: (1e-4, 3e-4)}),
+    'ranks': Way(
+        'lora[alpha=8]', {'method.r': (1, 2, 4, 8, 64)}, _ONE_RATE | {'method.r': (1, 2, 8, 64)}
+    ),
+    'matrices': Way('lora', {'method': _MATRICES}, _ONE_RATE | {'method': _MATRICES}),
+}
+
+
+def get_config(argument: str | None = None) -> Config:
+    given = protocol.ask(argument, WAYS, protocol.BOTH)
+    if given.scale == 'small' and given.way == 'full':
+        return protocol.baseline(given)
+    way = WAYS[given.way]
+    if given.scale == 'full' and given.task not in SETTINGS:
+        raise ValueError(f'task is {given.task!r}; the paper has {", ".join(SETTINGS)}')
+    if given.source == 'code':
+        way = dataclasses.replace(way, method=way.method.replace('alpha=8', 'alpha=16'))
+    config = protocol.sweep(given, way, 'roberta-base', seeds=5)
+    config.optimizer.warmup = 0.06
+    if given.scale == 'full':
+        batch_size, epochs, rate = SETTINGS[given.task]
+        config.training.batch_size = batch_size
+        config.training.epochs = epochs
+        config.optimizer.learning_rate = rate
+        config.data.max_length = 512
+        config.head.pooling = 'cls'
+    if given.source == 'code':
+        config.optimizer.weight_decay = 0.1
+        config.training.batch_size = 128
+    return config

@@ -1,0 +1,49 @@
+"""Karimi Mahabadi et al. (2021), "Compacter: Efficient Low-Rank Hypercomplex Adapter Layers".
+
+    python -m adapters_jax.sweep --config=configs/papers/mahabadi2021.py:task=rte \
+        --config.data.dir=GLUE --workdir=W
+    python -m experiments.mahabadi2021 --scale=small --data=DATA --output=DIR     # all of the paper
+
+The rows of table 1 that are no prompts: sizes 96, 48, 24 and n of 4, 8, 12, a rate of 3e-3, 20
+epochs, batches of 100 (section 4). The paper's backbone is T5-base, an encoder-decoder, which is
+not offered; these run on `bert-base-uncased`, so their scores are not the paper's.
+
+The published code (`source=code`) trains the backbone's LayerNorms with every adapter, has 500
+steps of warm-up, and a reduction of 32 with n = 4; here warm-up is a tenth of the steps.
+"""
+
+from adapters_jax.config import Config
+from configs.papers import protocol
+from configs.papers.protocol import RATE, Way
+
+SIZES, PRODUCTS = 'method.size', 'method.phm_dim'
+_SIZES = {SIZES: (24, 48, 96)}
+_GRID = _SIZES | {PRODUCTS: (4, 8, 12)}
+_NORMS = 'reduction_factor=None,size=24,train_norms=True'
+_BLOCKS = 'factorized_phm_W=False,shared_phm_rule=False'
+WAYS = {
+    'compacter': Way(f'compacter[{_NORMS}]', _GRID),
+    'compacter++': Way(f'compacter++[{_NORMS}]', _GRID),
+    'phm_adapter': Way(f'compacter[{_NORMS},{_BLOCKS}]', _GRID),
+    'adapter': Way('houlsby[size=24]', _SIZES),
+    'pfeiffer': Way(f'pfeiffer[{_NORMS}]', _SIZES),
+    'bitfit': Way('bitfit', {RATE: (3e-4,)}),
+    'full': Way('full', {RATE: (2e-5, 5e-5)}),
+}
+
+
+def get_config(argument: str | None = None) -> Config:
+    given = protocol.ask(argument, WAYS, protocol.BOTH)
+    if given.scale == 'small' and given.way == 'full':
+        return protocol.baseline(given)
+    config = protocol.sweep(given, WAYS[given.way], 'bert-base-uncased', seeds=5)
+    if given.source == 'code' and 'compacter' in given.way:
+        method = f'{given.way}[reduction_factor=32,train_norms=True]'
+        config.method = method
+        config.sweep.grid = tuple(axis for axis in config.sweep.grid if axis.startswith('seed'))
+    if given.scale == 'full':
+        config.optimizer.learning_rate = 3e-3
+        config.training.batch_size = 100
+        config.training.epochs = 20.0
+        config.head.pooling = 'pooler'
+    return config

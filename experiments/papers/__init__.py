@@ -1,0 +1,1 @@
+"""What the papers' protocols have in common: how their runs are made, read, judged and reported."""

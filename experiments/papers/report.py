@@ -1,0 +1,105 @@
+"""A protocol's report: ours beside what was published, and whether its findings hold here."""
+
+import dataclasses
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments.papers.study import Finding, Results, Row
+
+EXPECTED = 'expected.json'
+_VERDICTS = {True: 'confirmed', False: 'not confirmed', None: 'not looked at'}
+
+
+def read_expected(paper: str) -> dict[str, Any]:
+    """Return the published numbers of a paper: `rows`, by way and task, in per cent."""
+    path = Path(__file__).parents[1] / paper / EXPECTED
+    return json.loads(path.read_text('utf-8'))
+
+
+def to_json(results: Results, findings: Sequence[Finding]) -> dict[str, Any]:
+    """Return rows, findings and what was examined as JSON values."""
+    return {
+        'rows': [dataclasses.asdict(row) for row in results.rows],
+        'examined': dict(results.examined),
+        'findings': [dataclasses.asdict(finding) for finding in findings],
+    }
+
+
+def from_json(values: Mapping[str, Any]) -> tuple[Results, list[Finding]]:
+    """Return what `to_json` was given."""
+    rows = [Row(**row) for row in values['rows']]
+    return Results(rows, values['examined']), [Finding(**own) for own in values['findings']]
+
+
+def render(result: Mapping[str, Any]) -> str:
+    """Return the Markdown report: scores, findings, and how they were made."""
+    results, findings = from_json(result)
+    minutes = result['seconds'] / 60
+    note = (
+        f'Scores in per cent, mean ± s.d. of {_seeds(results)} seeds, on the splits named; rates '
+        'and what else a row leaves open are those with the best mean on the validation split. '
+        'Trained parameters are those of the first task, its head included. Where published '
+        'numbers exist for a row and task, they stand in brackets. '
+        f'{result["settings"]} All runs together: {minutes:.0f} minutes of training on '
+        f'{result["hardware"]}; commit `{result["commit"][:7]}`. Made by `{result["command"]}`.'
+    )
+    drawn = [f'![{name.removesuffix(".png")}]({name})' for name in result['figures']]
+    parts = [f'**{result["title"]}**', scores(result), told(findings), note, *drawn]
+    return '\n\n'.join(parts)
+
+
+def _seeds(results: Results) -> str:
+    counts = sorted({len(row.seeds) for row in results.rows})
+    return ' or '.join(map(str, counts))
+
+
+def scores(result: Mapping[str, Any]) -> str:
+    """Return the table of scores, a line for each row of the paper and a column for each task."""
+    results, _ = from_json(result)
+    tasks = list(dict.fromkeys(row.task for row in results.rows))
+    splits = {row.task: f'{row.metric}, {row.split}' for row in results.rows}
+    lines = {}
+    for row in results.rows:
+        key = row.way, json.dumps(row.settings)
+        lines.setdefault(key, {})[row.task] = row
+    head = ['row', 'trained', *(f'{task} ({splits[task]})' for task in tasks), 'mean']
+    table = [head, ['---'] * len(head)]
+    for rows in lines.values():
+        table.append(_line(rows, tasks, result))
+    return '\n'.join(f'| {" | ".join(cells)} |' for cells in table)
+
+
+def _line(rows: Mapping[str, Row], tasks: Sequence[str], result: Mapping[str, Any]) -> list[str]:
+    first = next(iter(rows.values()))
+    own = ', '.join(f'{k.removeprefix("method.")}={_short(v)}' for k, v in first.settings.items())
+    name = result['titles'].get(first.way, first.way) + (f', {own}' if own else '')
+    published = result['expected'].get('rows', {}).get(first.way, {})
+    cells = [name, f'{first.trained:,} ({first.share:.2g} %)']
+    for task in tasks:
+        cells.append(_score(rows[task]) if task in rows else '')
+        if task in rows and task in published:
+            cells[-1] += f' [{published[task]}]'
+    whole = len(rows) == len(tasks)
+    cells.append(f'{100 * statistics.fmean(row.mean for row in rows.values()):.1f}' * whole)
+    return cells
+
+
+def _short(value: Any) -> str:
+    return f'{value:g}' if isinstance(value, int | float) else f'`{value}`'
+
+
+def _score(row: Row) -> str:
+    spread = f' ± {100 * statistics.stdev(row.scores):.1f}' if len(row.scores) > 1 else ''
+    return f'{100 * row.mean:.1f}{spread}'
+
+
+def told(findings: Sequence[Finding]) -> str:
+    """Return the table of findings."""
+    table = [['the paper finds', 'where', 'here', ''], ['---'] * 4]
+    for own in findings:
+        verdict = f'**{_VERDICTS[own.holds]}**' if own.holds is False else _VERDICTS[own.holds]
+        table.append([own.claim, own.where, own.found, verdict])
+    return '\n'.join(f'| {" | ".join(cells)} |' for cells in table)

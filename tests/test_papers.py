@@ -1,0 +1,243 @@
+"""The protocols of papers: the configs say what was published, and each runs to its report."""
+
+import dataclasses
+import importlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import toy
+
+from adapters_jax.training import grid
+from configs.papers import protocol
+from experiments.papers import command, report
+from experiments.papers.runner import Runner
+from experiments.papers.study import Cell, Finding, Results, Row
+
+NAMES = ('houlsby2019', 'pfeiffer2021', 'ruckle2021', 'hu2022', 'he2022', 'mahabadi2021', 'mao2022')
+QUICK = ('training.steps=2', 'training.evaluate_every=2', 'data.max_length=16')
+
+
+def paper(name):
+    module = importlib.import_module(f'experiments.{name}')
+    return next(
+        kind()
+        for kind in vars(module).values()
+        if isinstance(kind, type) and getattr(kind, 'name', '') == name
+    )
+
+
+@pytest.fixture(scope='module')
+def given(tmp_path_factory):
+    """A backbone of two layers, and four sets of short texts in the forms of their files."""
+    folder = tmp_path_factory.mktemp('papers')
+    sets = folder / 'data' / 'sentences'
+    sets.mkdir(parents=True)
+    names = ('TREC.train.all', 'TREC.test.all', 'custrev.all', 'mpqa.all', 'subj.all')
+    for seed, name in enumerate(names):
+        topics = sorted(toy.TOPICS)
+        rows = toy.texts(40 if 'test' in name else 150, seed)
+        (sets / name).write_text(''.join(f'{topics.index(t)} {text}\n' for text, t in rows))
+    return toy.write_backbone(folder / 'bert', layers=2), str(folder / 'data')
+
+
+def runner(name, given, output, *options, tasks=()):
+    backbone, data = given
+    return Runner(
+        paper(name),
+        'small',
+        data,
+        output / 'runs',
+        tasks,
+        [f'backbone={backbone}', *QUICK, *options],
+    )
+
+
+# ---- the configs
+
+
+@pytest.mark.parametrize('name', NAMES)
+@pytest.mark.parametrize('scale', protocol.SCALES)
+def test_every_cell_is_a_sweep_whose_members_could_be_trained(name, scale):
+    own = paper(name)
+    cells = list(own.cells(scale))
+    assert len({(cell.task, cell.way) for cell in cells}) == len(cells)
+    seen = set()
+    for cell in cells:
+        seen.add((cell.task, cell.way))
+        assert {(task, cell.source) for task in cell.sources} <= seen  # what it needs comes first
+        config = own.recipe(f'task={cell.task},way={cell.way},scale={scale}')
+        members = grid.expand(config) if not cell.sources else []
+        for key in cell.by:
+            assert len({json.dumps(member.settings[key]) for member in members}) > 1
+        assert cell.way in own.titles
+
+
+def test_published_settings_are_those_of_the_papers():
+    def config(name, argument):
+        return importlib.import_module(f'configs.papers.{name}').get_config(argument)
+
+    houlsby = config('houlsby2019', 'task=rte')
+    assert houlsby.backbone == 'bert-large-uncased' and houlsby.training.batch_size == 32
+    assert len(grid.expand(houlsby)) == 3 * 2 * 3 * 5
+    lora = config('hu2022', 'task=mrpc')
+    assert (lora.training.epochs, lora.training.batch_size, lora.data.max_length) == (30, 16, 512)
+    assert (lora.optimizer.learning_rate, lora.optimizer.warmup) == (4e-4, 0.06)
+    assert (
+        'alpha=8' in lora.method and 'alpha=16' in config('hu2022', 'task=mrpc,source=code').method
+    )
+    fusion = config('pfeiffer2021', 'task=rte,way=fusion,sources=mnli+rte')
+    assert fusion.method == 'fuse(mnli, rte)'
+    assert (fusion.optimizer.learning_rate, fusion.training.epochs) == (5e-5, 10)
+    mam = config('he2022', 'task=sst2')
+    assert (mam.optimizer.b2, mam.optimizer.weight_decay, mam.training.epochs) == (0.98, 0.1, 10)
+    few = config('mao2022', 'task=rte@100')
+    assert (few.data.train_limit, few.data.glue, few.training.patience) == (100, 'rte', 10)
+    compacter = config('mahabadi2021', 'task=rte,source=code')
+    assert 'reduction_factor=32' in compacter.method and compacter.training.batch_size == 100
+
+
+@pytest.mark.parametrize(
+    ('argument', 'said'),
+    [
+        ('way=all', "way is 'all'; expected one of adapters, "),
+        ('scale=tiny', "scale is 'tiny'; expected one of full, small"),
+        ('task=rte@few', 'task has @few; expected a number of examples'),
+        ('task=sentences', 'unknown task'),
+    ],
+)
+def test_what_no_paper_has_is_refused(argument, said):
+    from configs.papers import houlsby2019
+
+    with pytest.raises(ValueError, match=said):
+        houlsby2019.get_config(argument)
+
+
+def test_full_fine_tuning_is_trained_once_for_all_papers(given, tmp_path):
+    folders = set()
+    for name in NAMES:
+        own = runner(name, given, tmp_path)
+        cell = next(cell for cell in own.cells if (cell.task, cell.way) == ('cr', 'full'))
+        folders.add(own.workdir(own.config(cell), cell))
+    assert len(folders) == 1
+
+
+# ---- the results
+
+
+def row(task='cr', way='full', scores=(0.5, 0.7), validation=None, settings=None):
+    return Row(
+        task, way, settings or {}, {}, 'accuracy', 'test', list(range(len(scores))),
+        list(validation or scores), list(scores), [], 10, 1000, 60.0,
+    )  # fmt: skip
+
+
+def test_the_best_row_is_that_of_the_validation_split():
+    rows = [
+        row(way='lora', scores=(0.9, 0.9), validation=(0.5, 0.5), settings={'method.r': 1}),
+        row(way='lora', scores=(0.6, 0.8), validation=(0.8, 0.8), settings={'method.r': 8}),
+        row(way='lora', task='trec', scores=(0.3, 0.3), settings={'method.r': 8}),
+    ]
+    results = Results(rows, {})
+    assert results.best('lora', 'cr').settings == {'method.r': 8}
+    assert results.score('lora') == pytest.approx((0.7 + 0.3) / 2)
+    assert results.score('lora', ['cr'], **{'method.r': 1}) == pytest.approx(0.9)
+    assert results.values('lora', 'method.r') == [1, 8]
+    with pytest.raises(LookupError, match='nothing was trained as'):
+        results.score('houlsby', ['cr'])
+
+
+def test_a_report_holds_scores_published_numbers_and_verdicts():
+    findings = [Finding('a', 'table 1', '+1.0 points', True), Finding('b', 'here', 'no', False)]
+    result = {
+        'title': 'A paper',
+        'settings': '',
+        'figures': ['sizes.png'],
+        'titles': {'full': 'full fine-tuning'},
+        'expected': {'rows': {'full': {'cr': 61.5}}},
+        'seconds': 120.0,
+        'hardware': 'a processor',
+        'commit': 'abcdef012',
+        'command': 'python -m experiments.none',
+        **report.to_json(Results([row(), row(way='lora', settings={'method.r': 8})], {}), findings),
+    }
+    text = report.render(json.loads(json.dumps(result)))
+    assert '| full fine-tuning | 10 (1 %) | 60.0 ± 14.1 [61.5] | 60.0 |' in text
+    assert '| lora, r=8 | 10 (1 %) | 60.0 ± 14.1 | 60.0 |' in text
+    assert '| a | table 1 | +1.0 points | confirmed |' in text
+    assert '| b | here | no | **not confirmed** |' in text
+    assert text.endswith('![sizes](sizes.png)')
+
+
+# ---- whole protocols
+
+
+def check_report(own, tasks, directory):
+    result = json.loads((directory / f'{own.name}.json').read_text())
+    ways = {cell.way for cell in own.cells('small') if cell.task in tasks}
+    assert {row['way'] for row in result['rows']} == ways
+    assert len(result['findings']) >= 3
+    for finding in result['findings']:
+        assert finding['found'] and 'nan' not in finding['found']
+    assert (directory / f'{own.name}.md').read_text().strip() == report.render(result)
+    drawn = list(directory.glob('*.png'))
+    assert bool(drawn) == ('cr' in tasks) and all(path.stat().st_size > 4000 for path in drawn)
+
+
+@pytest.mark.usefixtures('compiled_once')
+@pytest.mark.parametrize(
+    ('name', 'tasks'),
+    [
+        pytest.param('hu2022', ['mpqa']),
+        *(
+            pytest.param(name, tasks, marks=pytest.mark.slow)
+            for name, tasks in {
+                'hu2022': ['cr'],
+                'houlsby2019': ['cr', 'mpqa'],
+                'pfeiffer2021': ['cr', 'cr@100'],
+                'ruckle2021': ['cr'],
+                'he2022': ['cr'],
+                'mahabadi2021': ['cr'],
+                'mao2022': ['cr', 'cr@100'],
+            }.items()
+        ),
+    ],
+)
+def test_a_protocol_runs_to_its_report(name, tasks, given, tmp_path, monkeypatch):
+    module = importlib.import_module(f'experiments.{name}')
+    if hasattr(module, 'load_backbone'):
+        own = module.load_backbone
+        monkeypatch.setattr(module, 'load_backbone', lambda _: own(given[0]))
+    command.finish(runner(name, given, tmp_path, tasks=tasks), tmp_path / name)
+    check_report(paper(name), tasks, tmp_path / name)
+
+
+@pytest.mark.usefixtures('compiled_once')
+def test_shards_train_each_cell_once_and_a_cell_waits_for_its_sources(given, tmp_path):
+    own = runner('pfeiffer2021', given, tmp_path, 'sweep.size=1', tasks=['cr@100'])
+    own.cells = [cell for cell in own.cells if cell.way in ('adapter', 'fusion')]
+    last = len(own.cells) - 1
+    assert own.cells[last].way == 'fusion' and len(own.cells[last].sources) == 4
+    with pytest.raises(FileNotFoundError, match=r'fusion on cr@100 begins with adapter on trec'):
+        own.train(grid.Shard(last, last + 1))
+    own.cells = own.cells[:2]
+    trained = []
+    for index in range(2):
+        own.train(grid.Shard(index, 2))
+        trained.append({path.name for path in (tmp_path / 'runs').iterdir()})
+    assert [len(names) for names in trained] == [1, 2]
+    first = own.rows(own.cells[0])
+    assert dataclasses.asdict(first[0]) == dataclasses.asdict(own.rows(own.cells[0])[0])
+    assert np.isfinite(first[0].scores).all() and len(first[0].seeds) == 3
+
+
+def test_a_task_that_the_protocol_lacks_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"--tasks has 'sst2'; the protocol has trec, cr, mpqa"):
+        Runner(paper('hu2022'), 'small', '', Path(tmp_path), ['sst2'])
+
+
+def test_cells_that_others_begin_with_come_along():
+    own = Runner(paper('hu2022'), 'full', '', Path('runs'), ['rte'])
+    assert Cell('mnli', 'lora') in own.cells
+    assert [c.task for c in own.cells if c.way == 'full'] == ['rte']
