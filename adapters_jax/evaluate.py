@@ -36,6 +36,7 @@ def evaluate(workdir: str | Path, split: str = 'test', drop_layers: Dropped = 0)
     """
     workdir = Path(workdir)
     config = configs.read(workdir / 'config.json')
+    config.start = ''  # which may be gone: the adapter is here
     if config.tasks:
         result = _evaluate_tasks(config, workdir, split, drop_layers)
     else:

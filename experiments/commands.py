@@ -21,6 +21,8 @@ from jax.experimental.compilation_cache import compilation_cache
 ROOT = Path(__file__).parents[1]
 _LIBRARIES = ['adapters_jax.entry', 'adapters_jax.training.loop', 'adapters_jax.training.inference']
 _LIBRARIES += ['transformers.models.bert', 'tensorboardX', 'pyarrow.parquet']
+_LIBRARIES += ['adapters_jax.tuning.results', 'adapters_jax.tuning.rungs', 'scipy.stats']
+_LIBRARIES += ['sklearn.metrics', 'sklearn.model_selection']
 
 QUICK = {
     'jax_persistent_cache_min_compile_time_secs': 0.0,

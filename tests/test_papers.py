@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import toy
+from scipy import stats
 
 from adapters_jax.training import grid
 from configs.papers import protocol
 from experiments.papers import command, report
-from experiments.papers.runner import Runner
-from experiments.papers.study import Cell, Finding, Results, Row
+from experiments.papers.runner import NotYetError, Runner
+from experiments.papers.study import Cell, Finding, MissingError, Results, Row
 
 NAMES = ('houlsby2019', 'pfeiffer2021', 'ruckle2021', 'hu2022', 'he2022', 'mahabadi2021', 'mao2022')
 QUICK = ('training.steps=2', 'training.evaluate_every=2', 'data.max_length=16')
@@ -30,7 +31,7 @@ def paper(name):
 
 @pytest.fixture(scope='module')
 def given(tmp_path_factory):
-    """A backbone of two layers, and four sets of short texts in the forms of their files."""
+    """A backbone of six layers, and four sets of short texts in the forms of their files."""
     folder = tmp_path_factory.mktemp('papers')
     sets = folder / 'data' / 'sentences'
     sets.mkdir(parents=True)
@@ -39,7 +40,7 @@ def given(tmp_path_factory):
         topics = sorted(toy.TOPICS)
         rows = toy.texts(40 if 'test' in name else 150, seed)
         (sets / name).write_text(''.join(f'{topics.index(t)} {text}\n' for text, t in rows))
-    return toy.write_backbone(folder / 'bert', layers=2), str(folder / 'data')
+    return toy.write_backbone(folder / 'bert', layers=6, hidden=16), str(folder / 'data')
 
 
 def runner(name, given, output, *options, tasks=()):
@@ -119,7 +120,7 @@ def test_full_fine_tuning_is_trained_once_for_all_papers(given, tmp_path):
     for name in NAMES:
         own = runner(name, given, tmp_path)
         cell = next(cell for cell in own.cells if (cell.task, cell.way) == ('cr', 'full'))
-        folders.add(own.workdir(own.config(cell), cell))
+        folders.add(own.name_of(cell))
     assert len(folders) == 1
 
 
@@ -129,44 +130,78 @@ def test_full_fine_tuning_is_trained_once_for_all_papers(given, tmp_path):
 def row(task='cr', way='full', scores=(0.5, 0.7), validation=None, settings=None):
     return Row(
         task, way, settings or {}, {}, 'accuracy', 'test', list(range(len(scores))),
-        list(validation or scores), list(scores), [], 10, 1000, 60.0,
+        list(validation or scores), list(scores), [], 10, 1000, 60.0, 120.0, 0, ['a processor'],
+        ['abcdef0123'],
     )  # fmt: skip
 
 
 def test_the_best_row_is_that_of_the_validation_split():
+    rank = 'method.r'
     rows = [
-        row(way='lora', scores=(0.9, 0.9), validation=(0.5, 0.5), settings={'method.r': 1}),
-        row(way='lora', scores=(0.6, 0.8), validation=(0.8, 0.8), settings={'method.r': 8}),
-        row(way='lora', task='trec', scores=(0.3, 0.3), settings={'method.r': 8}),
+        row(way='lora', scores=(0.9, 0.9), validation=(0.5, 0.5), settings={rank: 1}),
+        row(way='lora', scores=(0.6, 0.8), validation=(0.8, 0.8), settings={rank: 8}),
+        row(way='lora', task='trec', scores=(0.3, 0.3), settings={rank: 8}),
     ]
-    results = Results(rows, {})
-    assert results.best('lora', 'cr').settings == {'method.r': 8}
-    assert results.score('lora') == pytest.approx((0.7 + 0.3) / 2)
-    assert results.score('lora', ['cr'], **{'method.r': 1}) == pytest.approx(0.9)
-    assert results.values('lora', 'method.r') == [1, 8]
-    with pytest.raises(LookupError, match='nothing was trained as'):
-        results.score('houlsby', ['cr'])
+    results = Results(rows, {}, 'small')
+    assert results.best('lora', 'cr').settings == {rank: 8}
+    assert results.score('lora', ['cr', 'trec']) == pytest.approx((0.7 + 0.3) / 2)
+    assert results.score('lora', ['cr'], {rank: 1}) == pytest.approx(0.9)
+    assert results.values('lora', rank) == [1, 8]
+    for missing in (
+        lambda: results.score('houlsby', ['cr']),
+        lambda: results.score('lora', []),
+        lambda: results.common('lora', 'full'),
+        lambda: results.values('houlsby', rank),
+    ):
+        with pytest.raises(MissingError, match='nothing was trained as'):
+            missing()
+
+
+def test_a_gap_is_over_pairs_of_task_and_seed():
+    ours = [
+        row(task=t, way='lora', scores=s) for t, s in (('cr', (0.6, 0.7)), ('trec', (0.9, 0.8)))
+    ]
+    base = [row(task=t, scores=s) for t, s in (('cr', (0.5, 0.6)), ('trec', (0.7, 0.6)))]
+    gap = Results([*ours, *base], {}, 'small').gap('lora', 'full', ['cr', 'trec'])
+    differences = [0.1, 0.1, 0.2, 0.2]
+    error = np.std(differences, ddof=1) / 2
+    assert gap.mean == pytest.approx(0.15)
+    assert gap.low == pytest.approx(0.15 - stats.t.ppf(0.975, 3) * error)
+    assert gap.better and gap.above(0.01) and gap.above(0.15) is None and gap.above(0.3) is False
+    assert gap.within(0.01) is False and gap.within(0.3) and gap.within(0.15) is None
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_findings_on_what_was_not_trained_are_left_out(name):
+    empty = {'spans': {}, 'attention': {}, 'scores': {}}
+    times = {'training': [1.0] * 7, 'inference': [1.0] * 7}
+    costs = dict.fromkeys(('full', 'compacter', 'compacter++', 'bitfit'), 1.0)
+    examined = empty | {'times': times, 'seconds': costs, 'bytes': costs}
+    results = Results([row()], examined, 'small')
+    found = list(paper(name).findings(results))
+    assert all('of' in finding.found or '%' in finding.found for finding in found)
+    assert len(found) == {'ruckle2021': 2, 'mahabadi2021': 2}.get(name, 0)
 
 
 def test_a_report_holds_scores_published_numbers_and_verdicts():
     findings = [Finding('a', 'table 1', '+1.0 points', True), Finding('b', 'here', 'no', False)]
+    rows = [row(), row(way='lora', settings={'method.r': 8})]
     result = {
         'title': 'A paper',
         'settings': '',
+        'scale': 'small',
         'figures': ['sizes.png'],
         'titles': {'full': 'full fine-tuning'},
-        'expected': {'rows': {'full': {'cr': 61.5}}},
-        'seconds': 120.0,
-        'hardware': 'a processor',
-        'commit': 'abcdef012',
+        'expected': {'source': 'table 1', 'rows': {'full': {'cr': 61.5}, 'lora': {'cr': 62.0}}},
         'command': 'python -m experiments.none',
-        **report.to_json(Results([row(), row(way='lora', settings={'method.r': 8})], {}), findings),
+        **report.to_json(Results(rows, {}, 'small'), findings),
     }
     text = report.render(json.loads(json.dumps(result)))
     assert '| full fine-tuning | 10 (1 %) | 60.0 ± 14.1 [61.5] | 60.0 |' in text
-    assert '| lora, r=8 | 10 (1 %) | 60.0 ± 14.1 | 60.0 |' in text
+    assert '| lora, r=8 | 10 (1 %) | 60.0 ± 14.1 | 60.0 |' in text  # published for no such rank
     assert '| a | table 1 | +1.0 points | confirmed |' in text
     assert '| b | here | no | **not confirmed** |' in text
+    assert '4 minutes of training on a processor; commits `abcdef0`' in text
     assert text.endswith('![sizes](sizes.png)')
 
 
@@ -219,7 +254,7 @@ def test_shards_train_each_cell_once_and_a_cell_waits_for_its_sources(given, tmp
     own.cells = [cell for cell in own.cells if cell.way in ('adapter', 'fusion')]
     last = len(own.cells) - 1
     assert own.cells[last].way == 'fusion' and len(own.cells[last].sources) == 4
-    with pytest.raises(FileNotFoundError, match=r'fusion on cr@100 begins with adapter on trec'):
+    with pytest.raises(NotYetError, match=r'1 of 1 cells wait for others \(fusion on cr@100\)'):
         own.train(grid.Shard(last, last + 1))
     own.cells = own.cells[:2]
     trained = []

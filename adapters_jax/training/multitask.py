@@ -74,6 +74,11 @@ def build(config: Config) -> Multitask:
         ValueError, FileNotFoundError: the first mistake found, in one sentence with its task.
     """
     make_mixing(config, 1)
+    if config.start:
+        raise ValueError(
+            f'config.start is {config.start!r}, but a run of several tasks trains an adapter for '
+            'each, which one cannot begin; leave it empty, or train the tasks one by one'
+        )
     if config.mixing.best not in BEST:
         raise ValueError(
             f'mixing.best is {config.mixing.best!r}; expected one of {", ".join(BEST)}'

@@ -20,8 +20,12 @@ from adapters_jax.tasks.task import Task
 
 _LOG = logging.getLogger(__name__)
 _REPORTED = ('metrics', 'primary')  # of a task: what changes nothing that is learned
-# Parts of the names of options that say nothing of what a trained adapter computes.
-_OF_TRAINING = ('init', 'dropout', 'stochastic_depth')
+# Options that say nothing of what a trained adapter computes. `init_weights_seed` is none of them:
+# leaves that are not trained may be drawn from it.
+_OF_TRAINING = {
+    'init_weights', 'init_sigma', 'prompt_init', 'prompt_init_text', 'random_uniform_scale',
+    'phm_c_init', 'phm_init_range', 'hypercomplex_nonlinearity', 'dropout', 'stochastic_depth',
+}  # fmt: skip
 
 
 def load(config: Config) -> AdapterFolder | None:
@@ -65,8 +69,7 @@ def _decisive(values: Any) -> Any:
         return [_decisive(value) for value in values]
     if not isinstance(values, Mapping):
         return values
-    kept = (key for key in values if not any(word in key for word in _OF_TRAINING))
-    return {key: _decisive(values[key]) for key in kept}
+    return {key: _decisive(value) for key, value in values.items() if key not in _OF_TRAINING}
 
 
 def same_head(folder: AdapterFolder, model: Model, task: Task) -> bool:

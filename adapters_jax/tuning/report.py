@@ -5,14 +5,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from optuna.importance import FanovaImportanceEvaluator
 from optuna.trial import TrialState
 
+from adapters_jax.lazy import Functions
 from adapters_jax.training import ranking
 from adapters_jax.training.ranking import Row
 from adapters_jax.tuning.populations import MEMBERS
 from adapters_jax.tuning.study import Study
 
+importance = Functions('optuna.importance')  # which takes scikit-learn with it
 _LEAST = 4  # trials that must have ended for the importance of anything to be told
 
 
@@ -27,7 +28,7 @@ def importances(study: Study, seed: int) -> dict[str, float]:
     ended = memory.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     if len(ended) < _LEAST or len({trial.value for trial in ended}) == 1:
         return {}
-    shares = FanovaImportanceEvaluator(seed=seed).evaluate(memory)
+    shares = importance.FanovaImportanceEvaluator(seed=seed).evaluate(memory)
     return {key: round(share, 6) for key, share in shares.items()}
 
 

@@ -18,17 +18,20 @@ from configs.papers import protocol
 from configs.papers.protocol import RATE, Way
 
 _ATTENTION, _FFN = 'mh_adapter=True,output_adapter=False', 'mh_adapter=False,output_adapter=True'
-# One number of parameters for all, as in the paper's figures: rows of R x 2D a layer.
-_PARALLEL = 'par_bn[size=16,reduction_factor=None,scaling=2.0,{}]'
-_SEQUENTIAL = 'double_seq_bn[size=16,reduction_factor=None,non_linearity=relu,{}]'
+# About one number of parameters for all once prefixes are their values: 64 D a layer. Parallel and
+# sequential adapters differ in that alone; `mam` scales its own by 2, as the paper's code does.
+_PARALLEL = 'par_bn[size=32,reduction_factor=None,scaling=1.0,{}]'
+_SEQUENTIAL = (
+    'double_seq_bn[size=32,reduction_factor=None,non_linearity=relu,init_weights=mam_adapter,{}]'
+)
 WAYS = {
     'mam': Way('mam', {}),
     'full': Way('full', {RATE: (1e-5, 2e-5, 3e-5)}),
     'bitfit': Way('bitfit', {}),
-    'prefix': Way('prefix_tuning[prefix_length=16,bottleneck_size=800]', {}),
-    'lora': Way('lora[r=8,alpha=16]', {}),
+    'prefix': Way('prefix_tuning[prefix_length=32,bottleneck_size=800]', {}),
+    'lora': Way('lora[r=16,alpha=16]', {}),
     'lora_ffn': Way(
-        'lora[r=3,alpha=6,selfattn_lora=False,intermediate_lora=True,output_lora=True]', {}
+        'lora[r=6,alpha=6,selfattn_lora=False,intermediate_lora=True,output_lora=True]', {}
     ),
     'seq_attention': Way(_SEQUENTIAL.format(_ATTENTION), {}),
     'seq_ffn': Way(_SEQUENTIAL.format(_FFN), {}),
@@ -42,10 +45,10 @@ def get_config(argument: str | None = None) -> Config:
     if given.scale == 'small' and given.way == 'full':
         return protocol.baseline(given)
     config = protocol.sweep(given, WAYS[given.way], 'roberta-base', seeds=5)
-    config.optimizer.weight_decay = 0.1
-    config.optimizer.warmup = 0.06
-    config.optimizer.b2 = 0.98
     if given.scale == 'full':
+        config.optimizer.weight_decay = 0.1
+        config.optimizer.warmup = 0.06
+        config.optimizer.b2 = 0.98
         config.optimizer.learning_rate = 1e-4
         config.training.batch_size = 32
         config.training.epochs = 10.0

@@ -4,7 +4,7 @@
         --config.data.dir=GLUE --workdir=W
     python -m adapters_jax.sweep --workdir=W2 --config.data.dir=GLUE \
         --config=configs/papers/pfeiffer2021.py:task=rte,way=fusion,sources=mnli+rte \
-        --config.adapters=mnli=W1/best,rte=W/best
+        --config.adapters=mnli=W1/members/NAME/adapter,rte=W/members/NAME/adapter
     python -m experiments.pfeiffer2021 --scale=small --data=DATA --output=DIR     # all of the paper
 
 `adapter` (ST-A) has three sizes and a rate of 1e-4 (section 3.2), at most 30 epochs and no longer
@@ -17,7 +17,8 @@ from adapters_jax.config import Config
 from configs.papers import protocol
 from configs.papers.protocol import EPOCHS, RATE, Way
 
-SIZES = 'method.reduction_factor'
+SIZES, FUSED_SIZE = 'method.reduction_factor', 16
+METRICS = {'mrpc': 'accuracy', 'qqp': 'accuracy'}  # as the paper has them
 FULL_SOURCES, SMALL_SOURCES = 'mnli+qqp+sst2+mrpc+rte', 'trec+cr+mpqa+subj'
 WAYS = {
     'adapter': Way('pfeiffer', {SIZES: (2, 16, 64)}),
@@ -37,6 +38,7 @@ def get_config(argument: str | None = None) -> Config:
         config.training.patience = 3
         config.optimizer.learning_rate = 5e-5 if given.way == 'fusion' else 1e-4
         config.head.pooling = 'pooler'
+        config.task.primary = METRICS.get(given.task, config.task.primary)
     if given.way == 'fusion':
         named = given.sources or (SMALL_SOURCES if given.scale == 'small' else FULL_SOURCES)
         config.method = f'fuse({", ".join(named.split("+"))})'

@@ -4,9 +4,9 @@ Each is a sweep: `configs/papers/PAPER.py:task=...,way=...[,scale=small]`. `way`
 paper's tables, `task` one of GLUE or of configs/text_sets.py; `task=rte@100` trains with 100 of its
 examples. At full scale the settings are those published, on the paper's own backbone and data; at
 small scale the same rows are trained on MiniLM and 1,000 examples of short texts (TREC, CR, MPQA),
-200 steps each, with two learning rates of MiniLM's own, so that a whole protocol takes an hour or
-less on two cores. Where a paper says one thing and its published code another, `source=paper` and
-`source=code` are both there.
+200 steps each, with learning rates of MiniLM's own and one recipe for all papers, so that a whole
+protocol takes an hour or less on two cores. Where a paper says one thing and its published code
+another, `source=paper` and `source=code` are both there.
 """
 
 import dataclasses

@@ -23,7 +23,7 @@ def _lowest(count: int) -> str:
 
 
 WAYS = {
-    'adapter': Way('pfeiffer', {}),
+    'adapter': Way('pfeiffer', {}, {RATE: (3e-3,)}),
     'full': Way('full', {EPOCHS: (3.0,), RATE: (2e-5, 3e-5, 5e-5)}),
     'specialised': Way(
         'pfeiffer',

@@ -5,7 +5,7 @@ experiments/papers/command.py. The rows are those of configs/papers/houlsby2019.
 """
 
 import statistics
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,11 +14,11 @@ from configs.papers import houlsby2019 as recipe
 from configs.papers import protocol
 from experiments.papers import figures
 from experiments.papers.runner import evaluation
-from experiments.papers.study import Cell, Finding, Paper, Results, points, spread
+from experiments.papers.study import Cell, Finding, Paper, Results, some
 
 GLUE = ('cola', 'sst2', 'mrpc', 'stsb', 'qqp', 'mnli', 'qnli', 'rte')
 _ABLATED = {'full': ('mnli', 'cola'), 'small': ('trec', 'cr')}
-_BY = {'adapters': recipe.SIZES, 'top_layers': 'method.layers', 'init': recipe.SIGMA}
+_BY = {'adapters': recipe.SIZES, 'top_layers': recipe.LAYERS, 'init': recipe.SIGMA}
 
 
 class Houlsby2019(Paper):
@@ -47,129 +47,131 @@ class Houlsby2019(Paper):
                 yield Cell(task, way, (_BY[way],) if way in _BY else ())
 
     def examine(self, results: Results, runs: Path) -> dict[str, Any]:
-        """Return the scores with the adapters of each span of layers taken out, first to last."""
-        found = {}
-        for task in results.tasks('init'):
-            row = max(results.of('adapters', task), key=lambda row: row.trained)
-            workdir = runs / row.workdirs[0]
-            layers = adapter_folder.load(workdir / 'adapter').backbone['layers']
-            whole = evaluation(workdir, row.split)['metrics'][row.metric]
-            spans = [
-                [
-                    evaluation(workdir, row.split, range(first, last + 1))['metrics'][row.metric]
-                    if first <= last
-                    else None
-                    for last in range(layers)
-                ]
-                for first in range(layers)
-            ]
-            found[task] = {'whole': whole, 'without': spans}
-        return {'spans': found}
+        """Return the scores with the adapters of each span of layers taken out, first to last.
 
-    def findings(self, results: Results) -> Iterator[Finding]:
-        """Return what tables and figures are said to show."""
-        yield from self._quality(results)
-        yield from self._sizes(results)
-        if results.examined['spans']:
-            yield from self._spans(results)
-            yield self._starts(results)
+        They are those of one size that were drawn as the paper draws them, means over the seeds.
+        """
+        return {'spans': {t: _spans(results, t, runs) for t in results.tasks('init')}}
 
-    def _quality(self, results: Results) -> Iterator[Finding]:
-        tasks = results.common('adapters', 'full')
-        gap = results.score('adapters', tasks) - results.score('full', tasks)
-        share = statistics.fmean(results.best('adapters', task).share for task in tasks)
-        yield Finding(
-            'adapters are within 0.4 points of full fine-tuning with 3.6 % of the parameters '
-            '(held to be so here within one point)',
-            'table 1',
-            f'{points(gap)} with {share:.1f} %',
-            gap >= -0.01,
-        )
-        gap = results.score('layer_norm', tasks) - results.score('adapters', tasks)
-        yield Finding(
-            'LayerNorms alone are not enough: 3.5 to 4 points less',
-            'section 3.6',
-            points(gap),
-            gap < -0.01,
-        )
+    def claims(self) -> Sequence[Callable[[Results], Iterator[Finding]]]:
+        """Return what looks at table 1, and at figures 3, 4 and 6."""
+        return _quality, _norms, _sizes, _highest, _layers, _starts
 
-    def _sizes(self, results: Results) -> Iterator[Finding]:
-        tasks = results.common('adapters', 'top_layers')
-        sizes = results.values('adapters', recipe.SIZES)
-        means = [results.score('adapters', tasks, **{recipe.SIZES: size}) for size in sizes]
-        yield Finding(
-            'the size hardly matters: 0.5 points between the mean scores of 8, 64 and 256 '
-            '(held to be so here within two)',
-            'section 3.6',
-            ', '.join(f'{size}: {100 * m:.1f}' for size, m in zip(sizes, means, strict=True)),
-            max(means) - min(means) <= 0.02,
-        )
-        small = results.score('adapters', tasks, **{recipe.SIZES: sizes[0]})
-        row = results.of('adapters', tasks[0], **{recipe.SIZES: sizes[0]})[0]
-        lowest = results.values('top_layers', 'method.layers')[0]
-        top = results.score('top_layers', tasks, **{'method.layers': lowest})
-        trained = results.of('top_layers', tasks[0], **{'method.layers': lowest})[0].trained
-        yield Finding(
-            'with as few parameters, or far fewer, adapters beat training the highest layers',
-            'figures 3 and 4',
-            f'{points(small - top)}: size {sizes[0]} with {row.trained:,}, against {lowest} '
-            f'layer(s) with {trained:,}',
-            small > top,
-        )
-
-    def _spans(self, results: Results) -> Iterator[Finding]:
-        spans = results.examined['spans'].values()
-        single = [
-            own['without'][layer][layer] - own['whole']
-            for own in spans
-            for layer in range(len(own['without']))
-        ]
-        whole = statistics.fmean(own['without'][0][-1] - own['whole'] for own in spans)
-        yield Finding(
-            'no single layer is needed: at most 2 points are lost without the adapters of one, '
-            'much more without all',
-            'figure 6, left',
-            f'{points(min(single))} at worst, {points(whole)} without all',
-            min(single) >= -0.02 and whole < 5 * min(single),
-        )
-        lower, upper = (
-            statistics.fmean(own['without'][first][last] - own['whole'] for own in spans)
-            for first, last in _halves(next(iter(spans))['without'])
-        )
-        yield Finding(
-            'lower layers matter less than upper ones',
-            'figure 6, left',
-            f'{points(lower)} without the lower half, {points(upper)} without the upper',
-            lower > upper,
-        )
-
-    def _starts(self, results: Results) -> Finding:
-        tasks = results.tasks('init')
-        means = {
-            sigma: results.score('init', tasks, **{recipe.SIGMA: sigma})
-            for sigma in results.values('init', recipe.SIGMA)
-        }
-        small = [mean for sigma, mean in means.items() if sigma <= 0.01]
-        return Finding(
-            'scores are the same for a sigma of 1e-2 and below, and fall above it',
-            'figure 6, right',
-            ', '.join(f'{sigma:g}: {100 * mean:.1f}' for sigma, mean in means.items()),
-            max(small) - min(small) <= 0.02 and means[1.0] < min(small),
-        )
-
-    def draw(self, results: Results, directory: Path) -> list[Path]:
+    def draw(self, results: Results, directory: Path) -> Iterator[Path]:
         """Draw figures 4 and 6."""
         ways = ('adapters', 'top_layers', 'layer_norm')
-        drawn = list(figures.sizes(self, results, ways, directory))
+        yield from figures.sizes(self, results, ways, directory)
         if results.examined['spans']:
-            drawn.append(_draw_spans(results, directory / 'spans.png'))
-            drawn.append(_draw_starts(results, directory / 'starts.png'))
-        return drawn
+            yield _draw_spans(results, directory / 'spans.png')
+            yield _draw_starts(results, directory / 'starts.png')
 
 
-def _halves(table: list[list[float | None]]) -> tuple[tuple[int, int], tuple[int, int]]:
-    half = len(table) // 2
-    return (0, half - 1), (half, len(table) - 1)
+def _spans(results: Results, task: str, runs: Path) -> dict[str, Any]:
+    (row,) = results.of('init', task, {recipe.SIGMA: recipe.PAPER_SIGMA})
+    folders = [runs / workdir for workdir in row.workdirs]
+    layers = adapter_folder.load(folders[0] / 'adapter').backbone['layers']
+
+    def score(dropped: range) -> float:
+        found = [evaluation(folder, row.split, dropped) for folder in folders]
+        return statistics.fmean(one['metrics'][row.metric] for one in found)
+
+    without = [
+        [score(range(first, last + 1)) if first <= last else None for last in range(layers)]
+        for first in range(layers)
+    ]
+    return {'whole': score(range(0)), 'without': without}
+
+
+def _quality(results: Results) -> Iterator[Finding]:
+    tasks = results.common('adapters', 'full')
+    gap = results.gap('adapters', 'full', tasks)
+    share = statistics.fmean(results.best('adapters', task).share for task in tasks)
+    yield Finding(
+        'adapters of the best size are within 0.4 points of full fine-tuning, with 3.6 % of the '
+        'parameters (here: less than one point below)',
+        'table 1',
+        f'{gap} with {share:.1f} %',
+        gap.above(-0.01),
+    )
+
+
+def _norms(results: Results) -> Iterator[Finding]:
+    tasks = results.common('layer_norm', 'adapters')
+    gap = results.gap('adapters', 'layer_norm', tasks)
+    claim = 'LayerNorms alone are not enough: adapters are 3.5 to 4 points better'
+    yield Finding(claim, 'section 3.6', str(gap), gap.better)
+
+
+def _sizes(results: Results) -> Iterator[Finding]:
+    tasks, sizes = results.common('adapters'), results.values('adapters', recipe.SIZES)
+    means = {size: results.score('adapters', tasks, {recipe.SIZES: size}) for size in sizes}
+    yield Finding(
+        'the size hardly matters: mean scores of 8, 64 and 256 are within 0.5 points (here: within '
+        'one)',
+        'section 3.6',
+        ', '.join(f'{size}: {100 * mean:.1f}' for size, mean in means.items()),
+        max(means.values()) - min(means.values()) <= 0.01,
+    )
+
+
+def _highest(results: Results) -> Iterator[Finding]:
+    tasks = results.common('adapters', 'top_layers')
+    size = {recipe.SIZES: results.values('adapters', recipe.SIZES)[0]}
+    layers = {recipe.LAYERS: results.values('top_layers', recipe.LAYERS)[0]}
+    gap = results.gap('adapters', 'top_layers', tasks, size, layers)
+    few, many = (
+        results.best(way, tasks[0], own).trained
+        for way, own in (('adapters', size), ('top_layers', layers))
+    )
+    yield Finding(
+        'with far fewer parameters, adapters beat training the highest layer',
+        'figures 3 and 4',
+        f'{gap}: {few:,} against {many:,} parameters',
+        gap.better,
+    )
+
+
+def _layers(results: Results) -> Iterator[Finding]:
+    spans = list(some(list(results.examined['spans'].values()), 'init'))
+    layers = len(spans[0]['without'])
+
+    def lost(first: int, last: int) -> float:
+        """Return how much is lost without the adapters of these layers."""
+        return statistics.fmean(own['whole'] - own['without'][first][last] for own in spans)
+
+    single, whole = max(lost(i, i) for i in range(layers)), lost(0, layers - 1)
+    yield Finding(
+        'no single layer is needed: without the adapters of one at most 2 points are lost, without '
+        'all of them the score falls to that of the majority class (here: by more than 10)',
+        'figure 6, left',
+        f'at most {100 * single:.1f} points, {100 * whole:.1f} without all',
+        single <= 0.02 and whole > 0.1,
+    )
+    half = layers // 2
+    lower, upper = lost(0, half - 1), lost(half, layers - 1)
+    yield Finding(
+        'lower layers matter less than upper ones',
+        'figure 6, left',
+        f'{100 * lower:.1f} points are lost without the lower half, {100 * upper:.1f} without the '
+        'upper',
+        lower < upper,
+    )
+
+
+def _starts(results: Results) -> Iterator[Finding]:
+    tasks = results.common('init')
+    means = {
+        sigma: results.score('init', tasks, {recipe.SIGMA: sigma})
+        for sigma in results.values('init', recipe.SIGMA)
+    }
+    small = [mean for sigma, mean in means.items() if sigma <= recipe.PAPER_SIGMA]
+    yield Finding(
+        'scores are the same for a sigma of 1e-2 and below (here: within one point), and fall '
+        'above it',
+        'figure 6, right',
+        ', '.join(f'{sigma:g}: {100 * mean:.1f}' for sigma, mean in means.items()),
+        max(small) - min(small) <= 0.01 and means[1.0] < min(small),
+    )
 
 
 def _draw_spans(results: Results, path: Path) -> Path:
@@ -180,15 +182,9 @@ def _draw_spans(results: Results, path: Path) -> Path:
         ]
         for task, own in results.examined['spans'].items()
     }
-    return figures.heat(maps, 'last layer', 'first layer', 'points lost without them', path)
+    return figures.heat(maps, 'last layer', 'first layer', 'points, without their adapters', path)
 
 
 def _draw_starts(results: Results, path: Path) -> Path:
-    series = {
-        task: [
-            (row.settings[recipe.SIGMA], 100 * row.mean, 100 * spread(row.scores))
-            for row in results.of('init', task)
-        ]
-        for task in results.tasks('init')
-    }
+    series = figures.over(results, 'init', recipe.SIGMA)
     return figures.lines(series, "sigma of the adapters' first values", 'score, %', path)

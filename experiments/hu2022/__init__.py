@@ -5,14 +5,14 @@ experiments/papers/command.py. The rows are those of configs/papers/hu2022.py.
 """
 
 import statistics
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import ClassVar
 
 from configs.papers import hu2022 as recipe
 from configs.papers import protocol
 from experiments.papers import figures
-from experiments.papers.study import Cell, Finding, Paper, Results, points, spread
+from experiments.papers.study import Cell, Finding, Paper, Results
 
 _RANK = 'method.r'
 _BY = {'ranks': (_RANK,), 'matrices': ('method',)}
@@ -44,69 +44,68 @@ class Hu2022(Paper):
                 sources = (recipe.START,) if begins else ()
                 yield Cell(task, way, _BY.get(way, ()), 'lora' if begins else '', sources)
 
-    def findings(self, results: Results) -> Iterator[Finding]:
-        """Return what the tables are said to show."""
-        tasks = results.common('lora', 'full')
-        gap = results.score('lora', tasks) - results.score('full', tasks)
-        share = statistics.fmean(results.best('lora', task).share for task in tasks)
-        yield Finding(
-            'LoRA is as good as full fine-tuning, 87.2 to 86.4, with 0.24 % of the parameters '
-            '(held to be so here from one point below on)',
-            'table 2',
-            f'{points(gap)} with {share:.2f} %',
-            gap >= -0.01,
-        )
-        for other, claim in (('bitfit', '2.0'), ('adapter', '2.8')):
-            gap = results.score('lora', tasks) - results.score(other, tasks)
-            yield Finding(
-                f'LoRA beats {self.titles[other]} by {claim} points',
-                'table 2',
-                points(gap),
-                gap > 0,
-            )
-        if results.of('ranks'):
-            yield self._ranks(results)
-        if results.of('matrices'):
-            yield self._matrices(results)
+    def claims(self) -> Sequence[Callable[[Results], Iterator[Finding]]]:
+        """Return what looks at the tables."""
+        return _quality, _others, _ranks, _matrices
 
-    def _ranks(self, results: Results) -> Finding:
-        means = {rank: results.score('ranks', **{_RANK: rank}) for rank in _ranks(results)}
-        return Finding(
-            'a very small rank is enough: r = 1 and r = 64 are within half a point '
-            '(held to be so here within one)',
-            'table 6',
-            ', '.join(f'{rank}: {100 * mean:.1f}' for rank, mean in means.items()),
-            abs(means[1] - means[64]) <= 0.01,
-        )
-
-    def _matrices(self, results: Results) -> Finding:
-        chosen = results.values('matrices', 'method')
-        means = {text: results.score('matrices', method=text) for text in chosen}
-        both, alone = means[_lora('[q,v]')], [means[_lora(f'[{m}]')] for m in 'qk']
-        return Finding(
-            'of the same number of parameters, query and value together are worth more than '
-            'query or key alone',
-            'table 5',
-            ', '.join(f'{_letters(text)}: {100 * mean:.1f}' for text, mean in means.items()),
-            both > max(alone),
-        )
-
-    def draw(self, results: Results, directory: Path) -> list[Path]:
+    def draw(self, results: Results, directory: Path) -> Iterator[Path]:
         """Draw scores over ranks."""
-        if not results.of('ranks'):
-            return []
-        series = {
-            task: [
-                (row.settings[_RANK], 100 * row.mean, 100 * spread(row.scores))
-                for row in results.of('ranks', task)
-            ]
-            for task in results.tasks('ranks')
-        }
-        return [figures.lines(series, 'rank', 'score, %', directory / 'ranks.png')]
+        if results.of('ranks'):
+            series = figures.over(results, 'ranks', _RANK)
+            yield figures.lines(series, 'rank', 'score, %', directory / 'ranks.png')
 
 
-def _ranks(results: Results) -> list[int]:
-    return results.values('ranks', _RANK)
+def _quality(results: Results) -> Iterator[Finding]:
+    tasks = results.common('lora', 'full')
+    gap = results.gap('lora', 'full', tasks)
+    share = statistics.fmean(results.best('lora', task).share for task in tasks)
+    yield Finding(
+        'LoRA is as good as full fine-tuning, 87.2 to 86.4, with 0.24 % of the parameters (here: '
+        'less than one point below)',
+        'table 2',
+        f'{gap} with {share:.2f} %',
+        gap.above(-0.01),
+    )
+
+
+def _others(results: Results) -> Iterator[Finding]:
+    for other, points in (('bitfit', 2.0), ('adapter', 2.8)):
+        gap = results.gap('lora', other, results.common('lora', other))
+        claim = f'LoRA beats {Hu2022.titles[other]}, by {points} points'
+        yield Finding(claim, 'table 2', str(gap), gap.better)
+
+
+def _ranks(results: Results) -> Iterator[Finding]:
+    tasks, ranks = results.common('ranks'), results.values('ranks', _RANK)
+    means = {rank: results.score('ranks', tasks, {_RANK: rank}) for rank in ranks}
+    gap = results.gap('ranks', 'ranks', tasks, {_RANK: ranks[0]}, {_RANK: ranks[-1]})
+    told = ', '.join(f'{rank}: {100 * mean:.1f}' for rank, mean in means.items())
+    yield Finding(
+        'a very small rank is enough: r = 1 is no worse than r = 64 (here: less than one point '
+        'below)',
+        'table 6',
+        f'{told}; {gap}',
+        gap.above(-0.01),
+    )
+
+
+def _matrices(results: Results) -> Iterator[Finding]:
+    tasks, chosen = results.common('matrices'), results.values('matrices', 'method')
+    means = {text: results.score('matrices', tasks, {'method': text}) for text in chosen}
+    told = ', '.join(f'{_letters(text)}: {100 * mean:.1f}' for text, mean in means.items())
+    both = {'method': _lora('[q,v]')}
+    gaps = [
+        results.gap('matrices', 'matrices', tasks, both, {'method': _lora(f'[{letter}]')})
+        for letter in 'qk'
+    ]
+    least = min(gaps, key=lambda gap: gap.mean)
+    yield Finding(
+        'of the same number of parameters, query and value together are worth more than query or '
+        'key alone',
+        'table 5',
+        f'{told}; {least} to the better one',
+        least.better,
+    )
 
 
 def _lora(matrices: str) -> str:

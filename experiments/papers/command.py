@@ -3,10 +3,11 @@
 DATA holds the sets as they are handed out: `sentences` (TREC, CR, Subj, MPQA; see
 configs/text_sets.py) at small scale, `glue` (RTE/train.tsv, ...) at full scale; without it GLUE
 comes from the hub. Writes DIR/runs/ (the workdirs, shared by all papers that are given the same
-DIR), DIR/PAPER/PAPER.json, PAPER.md and the figures. Runs that are finished are not run again.
+DIR), DIR/PAPER_SCALE/PAPER.json, PAPER.md and the figures. Finished runs are not run again.
 
-Many jobs may work on one protocol: `--shard=I/N` trains every N-th cell and writes no report; the
-same command without it trains what is missing, and reports. On SLURM:
+Many jobs may work on one protocol: `--shard=I/N` trains every N-th cell and writes no report; cells
+that begin with the adapters of others wait until those are done. The same command without it trains
+what is missing, and reports. On SLURM:
 
     sbatch --array=0-7 launch/slurm.sbatch experiments.PAPER --shard=%a/8 --scale=full --output=DIR
 """
@@ -40,7 +41,7 @@ def run(paper: Paper) -> None:
         if shard:
             runner.train(grid.Shard.parse(shard))
             return
-        finish(runner, files.make_directory(Path(output) / paper.name))
+        finish(runner, files.make_directory(Path(output) / f'{paper.name}_{scale}'))
 
     entry.run(_define, main)
 
@@ -50,23 +51,27 @@ def finish(runner: Runner, directory: Path) -> None:
     paper, scale = runner.paper, runner.scale
     runner.train(grid.Shard(0, 1))
     rows = [row for cell in runner.cells for row in runner.rows(cell)]
-    results = Results(rows, {})
+    results = Results(rows, {}, scale)
     results.examined = paper.examine(results, runner.runs)
     result = {
         'paper': paper.name,
         'title': paper.title,
         'scale': scale,
         'settings': _SMALL if scale == 'small' else '',
-        'command': f'python -m experiments.{paper.name} --scale={scale}',
+        'command': f'python -m experiments.{paper.name} --scale={scale}{_told(runner)}',
         'titles': dict(paper.titles),
         'expected': report.read_expected(paper.name),
-        'seconds': sum(row.seconds * len(row.seeds) for row in rows),
         'figures': [path.name for path in paper.draw(results, directory)],
         **report.to_json(results, list(paper.findings(results))),
         **describe(),
     }
     write(directory, paper.name, result, report.render)
     print(f'wrote {", ".join(result["figures"])}')
+
+
+def _told(runner: Runner) -> str:
+    tasks = f' --tasks={",".join(runner.tasks)}' * bool(runner.tasks)
+    return tasks + ''.join(f' --option={option}' for option in runner.options)
 
 
 def _define() -> dict[str, flags.FlagHolder]:

@@ -50,6 +50,17 @@ def sizes(paper: Paper, results: Results, ways: Sequence[str], directory: Path) 
         yield lines(series, 'trained parameters', f'{task}, %', path, level)
 
 
+def over(results: Results, way: str, key: str) -> dict[str, Points]:
+    """Return, for each task, a way's scores over a setting by which its rows are told apart."""
+    return {
+        task: [
+            (row.settings[key], 100 * row.mean, 100 * spread(row.scores))
+            for row in results.of(way, task)
+        ]
+        for task in results.tasks(way)
+    }
+
+
 def heat(
     maps: Mapping[str, Sequence[Sequence[float | None]]], x: str, y: str, label: str, path: Path
 ) -> Path:

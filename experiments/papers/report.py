@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.papers.study import Finding, Results, Row
+from experiments.papers.study import Finding, Results, Row, spread
 
 EXPECTED = 'expected.json'
-_VERDICTS = {True: 'confirmed', False: 'not confirmed', None: 'not looked at'}
+VERDICTS = {True: 'confirmed', False: '**not confirmed**', None: 'undecided'}
 
 
 def read_expected(paper: str) -> dict[str, Any]:
@@ -31,24 +31,40 @@ def to_json(results: Results, findings: Sequence[Finding]) -> dict[str, Any]:
 def from_json(values: Mapping[str, Any]) -> tuple[Results, list[Finding]]:
     """Return what `to_json` was given."""
     rows = [Row(**row) for row in values['rows']]
-    return Results(rows, values['examined']), [Finding(**own) for own in values['findings']]
+    findings = [Finding(**own) for own in values['findings']]
+    return Results(rows, values['examined'], values['scale']), findings
 
 
 def render(result: Mapping[str, Any]) -> str:
     """Return the Markdown report: scores, findings, and how they were made."""
     results, findings = from_json(result)
-    minutes = result['seconds'] / 60
+    expected = result['expected']
     note = (
         f'Scores in per cent, mean ± s.d. of {_seeds(results)} seeds, on the splits named; rates '
         'and what else a row leaves open are those with the best mean on the validation split. '
-        'Trained parameters are those of the first task, its head included. Where published '
-        'numbers exist for a row and task, they stand in brackets. '
-        f'{result["settings"]} All runs together: {minutes:.0f} minutes of training on '
-        f'{result["hardware"]}; commit `{result["commit"][:7]}`. Made by `{result["command"]}`.'
+        'Trained parameters are those of the first task, its head included. Differences of scores '
+        'are in points, with the 95 % interval of their mean over tasks and seeds (Student); what '
+        f'the interval leaves open is undecided. {result["settings"]} All runs together: '
+        f'{minutes(results):.0f} minutes of training on {_all(results, "machines")}; commits '
+        f'{_all(results, "commits")}. Made by `{result["command"]}`. Published, in brackets where '
+        f'a row and task are the same: {expected["source"]}.'
     )
+    means = [f'{row} {own["mean"]}' for row, own in expected['rows'].items() if 'mean' in own]
+    note += f' Means: {", ".join(means)}.' if means else ''
+    note += f' Also: {expected["others"]}.' if 'others' in expected else ''
     drawn = [f'![{name.removesuffix(".png")}]({name})' for name in result['figures']]
     parts = [f'**{result["title"]}**', scores(result), told(findings), note, *drawn]
     return '\n\n'.join(parts)
+
+
+def minutes(results: Results) -> float:
+    """Return the time that all runs took together, a cell's once."""
+    return sum(row.spent for row in results.rows) / 60
+
+
+def _all(results: Results, what: str) -> str:
+    found = sorted({name for row in results.rows for name in getattr(row, what)})
+    return ', '.join(f'`{name[:7]}`' if what == 'commits' else name for name in found)
 
 
 def _seeds(results: Results) -> str:
@@ -76,7 +92,8 @@ def _line(rows: Mapping[str, Row], tasks: Sequence[str], result: Mapping[str, An
     first = next(iter(rows.values()))
     own = ', '.join(f'{k.removeprefix("method.")}={_short(v)}' for k, v in first.settings.items())
     name = result['titles'].get(first.way, first.way) + (f', {own}' if own else '')
-    published = result['expected'].get('rows', {}).get(first.way, {})
+    same = result['expected'].get('settings', {}).get(first.way, {}) == first.settings
+    published = result['expected']['rows'].get(first.way, {}) if same else {}
     cells = [name, f'{first.trained:,} ({first.share:.2g} %)']
     for task in tasks:
         cells.append(_score(rows[task]) if task in rows else '')
@@ -92,14 +109,14 @@ def _short(value: Any) -> str:
 
 
 def _score(row: Row) -> str:
-    spread = f' ± {100 * statistics.stdev(row.scores):.1f}' if len(row.scores) > 1 else ''
-    return f'{100 * row.mean:.1f}{spread}'
+    deviation = f' ± {100 * spread(row.scores):.1f}' if len(row.scores) > 1 else ''
+    lost = f', {row.diverged} of all runs diverged' * bool(row.diverged)
+    return f'{100 * row.mean:.1f}{deviation}{lost}'
 
 
 def told(findings: Sequence[Finding]) -> str:
     """Return the table of findings."""
     table = [['the paper finds', 'where', 'here', ''], ['---'] * 4]
     for own in findings:
-        verdict = f'**{_VERDICTS[own.holds]}**' if own.holds is False else _VERDICTS[own.holds]
-        table.append([own.claim, own.where, own.found, verdict])
+        table.append([own.claim, own.where, own.found, VERDICTS[own.holds]])
     return '\n'.join(f'| {" | ".join(cells)} |' for cells in table)

@@ -1,9 +1,9 @@
 """Trains the cells of a protocol, or a part of them, and reads what came of them.
 
 A cell is a sweep, or, where no population can train it, one run after another. Its workdir is
-named by what its numbers depend on, so that papers share what they have in common (full fine-tuning
-at small scale), and whatever is finished is not done again: a protocol may be killed at any moment,
-and many jobs may work on one.
+named by what its numbers depend on, and by no path, so that papers share what they have in common
+(full fine-tuning at small scale), and whatever is finished is not done again: a protocol may be
+killed at any moment, and many jobs may work on one.
 """
 
 import hashlib
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from adapters_jax import config as configs
+from adapters_jax import files
 from adapters_jax.adapters.dropping import Dropped
 from adapters_jax.config import Config, assign
 from adapters_jax.data import glue
@@ -23,14 +24,12 @@ from adapters_jax.sweep import sweep
 from adapters_jax.train import train
 from adapters_jax.training import grid
 from adapters_jax.tuning.populations import MEMBERS
-from adapters_jax.tuning.results import BEST
+from adapters_jax.tuning.results import RESULT as SWEPT
+from configs import text_sets
 from experiments.papers.study import Cell, Paper, Row
 
 _LOG = logging.getLogger('adapters_jax.papers')
-# The folder in that of the data, by task; those of GLUE are all in one.
-FOLDERS = dict.fromkeys(('trec', 'cr', 'subj', 'mpqa'), 'sentences')
-FOLDERS |= {'banking77': 'banking77', 'clinc150': 'clinc150'}
-SEED = 'seed'
+SEED, FUSION = 'seed', 'fusion'
 # Labels of test sets that nobody has: their tasks are reported on these splits.
 SPLITS = dict.fromkeys(glue.TASKS, 'validation') | {'mnli': 'validation_matched'}
 
@@ -55,57 +54,42 @@ class Runner:
         options: Sequence[str] = (),
     ) -> None:
         self.paper, self.scale, self.data, self.runs = paper, scale, data, runs
-        self.options = options
+        self.tasks, self.options = tasks, options
         self.cells = _chosen(list(paper.cells(scale)), tasks)
 
-    def config(self, cell: Cell) -> Config:
-        """Return the sweep of a cell."""
-        config = self.paper.recipe(f'task={cell.task},way={cell.way},scale={self.scale}')
-        plain = cell.task.partition('@')[0]
-        if self.data:
-            config.data.dir = str(Path(self.data) / FOLDERS.get(plain, 'glue'))
-        for option in self.options:
-            key, _, value = option.partition('=')
-            assign(config, key, value)
-        found = {task: str(self._best(cell, task)) for task in cell.sources}
-        if len(found) == 1 and not config.method.startswith('fuse'):
-            (config.start,) = found.values()
-        elif found:
-            config.adapters = ','.join(
-                f'{task.partition("@")[0]}={path}' for task, path in found.items()
-            )
-        return config
-
-    def _best(self, cell: Cell, task: str) -> Path:
-        needed = next(c for c in self.cells if (c.task, c.way) == (task, cell.source))
-        return self.workdir(self.config(needed), needed) / BEST
-
-    def workdir(self, config: Config, cell: Cell) -> Path:
-        """Return the folder of a cell: its name, and a digest of what its numbers depend on."""
-        decisive = configs.decisive(config)
-        digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:10]
-        return self.runs / f'{cell.task}-{cell.way}-{digest}'
-
     def train(self, shard: grid.Shard) -> None:
-        """Train and evaluate every `shard.count`-th cell."""
-        numbers = shard.numbers(len(self.cells))
+        """Train and evaluate every `shard.count`-th cell.
+
+        Raises:
+            NotYetError: cells that wait for others; all the rest is done.
+        """
+        numbers, waiting = shard.numbers(len(self.cells)), []
         for place, number in enumerate(numbers, 1):
             cell = self.cells[number]
             _LOG.info('%d of %d: %s', place, len(numbers), cell.name)
-            self.rows(cell)
+            try:
+                self.rows(cell)
+            except (NotYetError, files.InUseError) as error:
+                _LOG.warning('%s', error)
+                waiting.append(cell.name)
+        if waiting:
+            raise NotYetError(
+                f'{len(waiting)} of {len(numbers)} cells wait for others ({", ".join(waiting)}); '
+                'the same command does them when those are done'
+            )
 
     def rows(self, cell: Cell) -> list[Row]:
         """Return the rows of a cell, trained and evaluated now where they were not.
 
         Raises:
-            FileNotFoundError: it begins with adapters that are not trained yet.
+            NotYetError: it begins with adapters that are not trained yet.
+            InUseError: another job trains it.
         """
         config = self.config(cell)
-        self._check_sources(cell, config)
-        workdir = self.workdir(config, cell)
-        members = grid.expand(config)
+        workdir, members = self.runs / self.name_of(cell), grid.expand(config)
         if config.training.adapter_drop == 'none':
-            sweep(config, workdir)
+            if not (workdir / SWEPT).exists():  # it may have been trained from another folder
+                sweep(config, workdir)
         else:
             for member in members:
                 train(member.config, workdir / MEMBERS / member.name)
@@ -113,42 +97,65 @@ class Runner:
         for member in members:
             own = {key: member.settings[key] for key in cell.by}
             groups.setdefault(json.dumps(own), []).append(member)
-        return [
-            self._row(cell, json.loads(own), group, workdir, len(members))
-            for own, group in groups.items()
-        ]
+        return [self._row(cell, json.loads(own), group, workdir) for own, group in groups.items()]
 
-    def _check_sources(self, cell: Cell, config: Config) -> None:
-        for task in cell.sources:
-            folder = self._best(cell, task)
-            if not folder.exists():
-                raise FileNotFoundError(
-                    f'{cell.name} begins with {cell.source} on {task}, which has not left '
-                    f'{folder}; give the shard that trains it first'
-                )
+    def config(self, cell: Cell) -> Config:
+        """Return the sweep of a cell.
+
+        Raises:
+            NotYetError: it begins with adapters that are not trained yet.
+        """
+        config = self._recipe(cell)
+        if self.data:
+            config.data.dir = str(Path(self.data) / _folder(cell.task))
+        found = {task.partition('@')[0]: self._source(cell, task) for task in cell.sources}
+        if cell.way == FUSION:
+            config.adapters = ','.join(f'{task}={path}' for task, path in found.items())
+        elif found:
+            (config.start,) = map(str, found.values())
+        return config
+
+    def _recipe(self, cell: Cell) -> Config:
+        config = self.paper.recipe(f'task={cell.task},way={cell.way},scale={self.scale}')
+        for option in self.options:
+            key, _, value = option.partition('=')
+            assign(config, key, value)
+        return config
+
+    def _needed(self, cell: Cell, task: str) -> Cell:
+        return next(c for c in self.cells if (c.task, c.way) == (task, cell.source))
+
+    def _source(self, cell: Cell, task: str) -> Path:
+        """Return the adapter that a cell begins with: of the source's first seed."""
+        needed = self._needed(cell, task)
+        workdir = self.runs / self.name_of(needed)
+        if not (workdir / SWEPT).exists():
+            raise NotYetError(f'{cell.name} begins with {needed.name}, which has not ended yet')
+        wanted = dict(cell.source_settings)
+        row = next(row for row in self.rows(needed) if wanted.items() <= row.settings.items())
+        return self.runs / row.workdirs[0] / 'adapter'
+
+    def name_of(self, cell: Cell) -> str:
+        """Return the name of a cell's workdir: a digest of its settings, and of its sources'."""
+        settings = configs.decisive(self._recipe(cell))
+        sources = [self.name_of(self._needed(cell, task)) for task in cell.sources]
+        told = json.dumps([settings, sources, cell.source_settings], sort_keys=True)
+        return f'{cell.task}-{cell.way}-{hashlib.sha256(told.encode()).hexdigest()[:10]}'
 
     def _row(
-        self,
-        cell: Cell,
-        own: Mapping[str, Any],
-        members: Sequence[grid.Member],
-        workdir: Path,
-        count: int,
+        self, cell: Cell, own: Mapping[str, Any], members: Sequence[grid.Member], workdir: Path
     ) -> Row:
         """Choose the other settings by the validation split, and evaluate their runs."""
+        read = {m.name: _read(workdir / MEMBERS / m.name / 'summary.json') for m in members}
         by_rest: dict[str, list[grid.Member]] = {}
         for member in members:
             rest = {k: v for k, v in member.settings.items() if k not in (*own, SEED)}
             by_rest.setdefault(json.dumps(rest), []).append(member)
-        scored = {rest: [_validation(m, workdir) for m in group] for rest, group in by_rest.items()}
-        whole = {rest: own for rest, own in scored.items() if None not in own}
-        if not whole:
-            raise FloatingPointError(f'every setting of {cell.name} has a run that diverged')
-        chosen = max(whole, key=lambda rest: statistics.fmean(whole[rest]))
+        scores = {rest: [_validation(read[m.name]) for m in ms] for rest, ms in by_rest.items()}
+        chosen = max(scores, key=lambda rest: statistics.fmean(scores[rest]))
         found, split = by_rest[chosen], SPLITS.get(cell.task.partition('@')[0], 'test')
-        folders = [workdir / MEMBERS / member.name for member in found]
-        summaries = [_read(folder / 'summary.json') for folder in folders]
-        metric = summaries[0]['primary']
+        summaries = [read[member.name] for member in found]
+        metric, folders = summaries[0]['primary'], [workdir / MEMBERS / m.name for m in found]
         return Row(
             task=cell.task,
             way=cell.way,
@@ -157,13 +164,28 @@ class Runner:
             metric=metric,
             split=split,
             seeds=[member.config.seed for member in found],
-            validation=whole[chosen],
-            scores=[evaluation(folder, split)['metrics'][metric] for folder in folders],
+            validation=scores[chosen],
+            scores=[
+                0.0 if _diverged(summary) else evaluation(folder, split)['metrics'][metric]
+                for folder, summary in zip(folders, summaries, strict=True)
+            ],
             workdirs=[str(folder.relative_to(self.runs)) for folder in folders],
             trained=summaries[0]['trainable_parameters'],
             total=summaries[0]['total_parameters'],
-            seconds=sum(s['seconds'] / s.get('population', 1) for s in summaries) / len(summaries),
+            seconds=statistics.fmean(map(_seconds, summaries)),
+            spent=sum(map(_seconds, read.values())),
+            diverged=sum(map(_diverged, read.values())),
+            machines=sorted({summary['hardware'] for summary in read.values()}),
+            commits=sorted({summary['commit'] for summary in read.values()}),
         )
+
+
+class NotYetError(ValueError):
+    """Something has to be trained before."""
+
+
+def _folder(task: str) -> str:
+    return 'sentences' if task.partition('@')[0] in text_sets.FILES else 'glue'
 
 
 def _chosen(cells: list[Cell], tasks: Sequence[str]) -> list[Cell]:
@@ -182,10 +204,18 @@ def evaluation(workdir: Path, split: str, dropped: Dropped = 0) -> dict[str, Any
     return _read(path) if path.exists() else evaluate(workdir, split, dropped)
 
 
-def _validation(member: grid.Member, workdir: Path) -> float | None:
-    summary = _read(workdir / MEMBERS / member.name / 'summary.json')
+def _validation(summary: Mapping[str, Any]) -> float:
     first = next(iter(summary['metrics'].values()), {})
-    return first.get(summary['primary']) if 'diverged' not in summary['finished'] else None
+    return 0.0 if _diverged(summary) else first[summary['primary']]
+
+
+def _diverged(summary: Mapping[str, Any]) -> bool:
+    return summary['finished'].startswith('diverged')
+
+
+def _seconds(summary: Mapping[str, Any]) -> float:
+    """Return a run's part of the time that its population took."""
+    return summary['seconds'] / summary.get('population', 1)
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -11,13 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from adapters_jax.config import Config
+from experiments.report import significance
+
+Settings = Mapping[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
     """A row of a paper on a task; each value of the keys `by` is a row of its own.
 
-    `sources` are the tasks whose best adapter of the row `source` the config names with `{task}`.
+    It begins with, or fuses, the adapters that the row `source` left on the tasks `sources`: of the
+    settings `source_settings`, and of its first seed, which nobody has chosen.
     """
 
     task: str
@@ -25,6 +29,7 @@ class Cell:
     by: tuple[str, ...] = ()
     source: str = ''
     sources: tuple[str, ...] = ()
+    source_settings: tuple[tuple[str, Any], ...] = ()
 
     @property
     def name(self) -> str:
@@ -37,7 +42,7 @@ class Row:
     """What came of a cell with one value of each key that is told apart.
 
     `chosen` are the other settings, those with the best mean score on the validation split;
-    `scores` are of the split that is reported, one for each seed.
+    `scores` are of the split that is reported, one for each seed. A run that diverged has 0.
     """
 
     task: str
@@ -52,7 +57,11 @@ class Row:
     workdirs: list[str]
     trained: int
     total: int
-    seconds: float  # of the whole cell, over its members
+    seconds: float  # of one of its runs
+    spent: float  # seconds of all runs, those that were not chosen too
+    diverged: int  # of all of them
+    machines: list[str]
+    commits: list[str]
 
     @property
     def mean(self) -> float:
@@ -67,7 +76,7 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """A claim of a paper, what was found here, and whether it holds; None: not looked at."""
+    """A claim of a paper, what was found here, and whether it holds; None: undecided."""
 
     claim: str
     where: str  # in the paper
@@ -75,50 +84,139 @@ class Finding:
     holds: bool | None
 
 
+@dataclasses.dataclass(frozen=True)
+class Gap:
+    """By how much scores differ: the mean over pairs of runs, and its 95 % interval."""
+
+    mean: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        low, high = 100 * self.low, 100 * self.high
+        return f'{100 * self.mean:+.1f} points ({low:+.1f} to {high:+.1f})'
+
+    @property
+    def better(self) -> bool | None:
+        """Whether it is above 0; None where the interval says neither."""
+        return self.above(0.0)
+
+    def above(self, margin: float) -> bool | None:
+        """Whether it is above a margin; None where the interval says neither."""
+        if self.low > margin:
+            return True
+        return False if self.high < margin else None
+
+    def within(self, margin: float) -> bool | None:
+        """Whether it is less than a margin either way; None where the interval does not say."""
+        if -margin < self.low and self.high < margin:
+            return True
+        return False if self.low > margin or self.high < -margin else None
+
+
+class MissingError(LookupError):
+    """Nothing was trained of what is asked for."""
+
+
 class Results:
-    """The rows of a protocol, and what else was found."""
+    """The rows of a protocol at a scale, and what else was found."""
 
-    def __init__(self, rows: Sequence[Row], examined: Mapping[str, Any]) -> None:
-        self.rows, self.examined = list(rows), examined
+    def __init__(self, rows: Sequence[Row], examined: Mapping[str, Any], scale: str) -> None:
+        self.rows, self.examined, self.scale = list(rows), examined, scale
 
-    def of(self, way: str, task: str = '', **settings: Any) -> list[Row]:
-        """Return the rows of a way, in all tasks or one, with these settings (dots as '__')."""
-        wanted = {key.replace('__', '.'): value for key, value in settings.items()}
+    def of(self, way: str, task: str = '', settings: Settings | None = None) -> list[Row]:
+        """Return the rows of a way, in all tasks or one, with these settings."""
         return [
             row
             for row in self.rows
             if row.way == way
             and task in ('', row.task)
-            and all(row.settings.get(key) == value for key, value in wanted.items())
+            and all(row.settings.get(key) == value for key, value in (settings or {}).items())
         ]
 
     def tasks(self, way: str) -> list[str]:
         """Return the tasks that a way was trained on, in order."""
         return list(dict.fromkeys(row.task for row in self.of(way)))
 
-    def score(self, way: str, tasks: Sequence[str] = (), **settings: Any) -> float:
-        """Return the mean over tasks of a way's best score in each, by the validation split."""
-        best = [self.best(way, task, **settings) for task in tasks or self.tasks(way)]
-        return statistics.fmean(row.mean for row in best)
+    def common(self, *ways: str) -> list[str]:
+        """Return the tasks that all these ways were trained on.
 
-    def best(self, way: str, task: str, **settings: Any) -> Row:
+        Raises:
+            MissingError: there are none.
+        """
+        found = [t for t in self.tasks(ways[0]) if all(t in self.tasks(way) for way in ways[1:])]
+        return some(found, ' and '.join(ways))
+
+    def best(self, way: str, task: str, settings: Settings | None = None) -> Row:
         """Return the row with the best mean on the validation split.
 
         Raises:
-            LookupError: there is none.
+            MissingError: there is none.
         """
-        rows = self.of(way, task, **settings)
-        if not rows:
-            raise LookupError(f'nothing was trained as {way!r} on {task!r} with {settings}')
+        rows = some(self.of(way, task, settings), f'{way} on {task} with {settings or {}}')
         return max(rows, key=lambda row: statistics.fmean(row.validation))
 
-    def values(self, way: str, key: str) -> list[Any]:
-        """Return the values of a key that a way's rows are told apart by, in order."""
-        return list(dict.fromkeys(row.settings[key] for row in self.of(way)))
+    def score(self, way: str, tasks: Sequence[str], settings: Settings | None = None) -> float:
+        """Return the mean over tasks of a way's best score in each, by the validation split.
 
-    def common(self, *ways: str) -> list[str]:
-        """Return the tasks that all these ways were trained on."""
-        return [t for t in self.tasks(ways[0]) if all(t in self.tasks(way) for way in ways[1:])]
+        Raises:
+            MissingError: nothing of it was trained.
+        """
+        best = [self.best(way, task, settings) for task in some(tasks, f'{way} on any task')]
+        return statistics.fmean(row.mean for row in best)
+
+    def gap(
+        self,
+        way: str,
+        other: str,
+        tasks: Sequence[str],
+        settings: Settings | None = None,
+        others: Settings | None = None,
+    ) -> Gap:
+        """Return by how much a way is better than another, over pairs of one task and seed.
+
+        The interval is Student's over all pairs, as if tasks, too, were drawn.
+
+        Raises:
+            MissingError: one of them was not trained.
+        """
+        found = []
+        for task in some(tasks, f'{way} and {other} on any task'):
+            row, base = self.best(way, task, settings), self.best(other, task, others)
+            theirs = dict(zip(base.seeds, base.scores, strict=True))
+            pairs = zip(row.seeds, row.scores, strict=True)
+            found += [score - theirs[seed] for seed, score in pairs if seed in theirs]
+        return gap_of(found)
+
+    def values(self, way: str, key: str) -> list[Any]:
+        """Return the values of a key that a way's rows are told apart by, in order.
+
+        Raises:
+            MissingError: it was not trained.
+        """
+        return some(list(dict.fromkeys(row.settings[key] for row in self.of(way))), way)
+
+
+def some(found: Sequence[Any], what: str) -> Sequence[Any]:
+    """Return what was found.
+
+    Raises:
+        MissingError: it is empty.
+    """
+    if not found:
+        raise MissingError(f'nothing was trained as {what}')
+    return found
+
+
+def gap_of(differences: Sequence[float]) -> Gap:
+    """Return the mean of differences and its interval, which is endless for a single one."""
+    low, high, _ = significance.student(differences)
+    endless = float('inf')
+    return Gap(
+        statistics.fmean(differences),
+        -endless if low is None else low,
+        endless if high is None else high,
+    )
 
 
 class Paper:
@@ -128,7 +226,6 @@ class Paper:
     title: str
     titles: Mapping[str, str]  # of its rows
     recipe: Callable[[str], Config]  # `get_config` of configs/papers/NAME.py
-    baseline = 'full'
 
     def cells(self, scale: str) -> Iterator[Cell]:
         """Return the cells of a scale, those first that others need."""
@@ -138,20 +235,23 @@ class Paper:
         """Return what the trained adapters, in the folder of runs, tell beside their scores."""
         return {}
 
-    def findings(self, results: Results) -> Iterator[Finding]:
-        """Return the paper's findings, and what ours say of them."""
+    def claims(self) -> Sequence[Callable[[Results], Iterator[Finding]]]:
+        """Return what looks for the paper's findings."""
         raise NotImplementedError
 
-    def draw(self, results: Results, directory: Path) -> list[Path]:
+    def findings(self, results: Results) -> Iterator[Finding]:
+        """Return the findings, but for those on rows that were not trained."""
+        for claim in self.claims():
+            try:
+                yield from list(claim(results))
+            except MissingError:
+                continue
+
+    def draw(self, results: Results, directory: Path) -> Iterator[Path]:
         """Draw the paper's figures; return their files."""
-        return []
+        raise NotImplementedError
 
 
 def spread(scores: Sequence[float]) -> float:
     """Return the standard deviation, 0 of a single score."""
     return statistics.stdev(scores) if len(scores) > 1 else 0.0
-
-
-def points(difference: float) -> str:
-    """Return a difference of scores in points, with its sign."""
-    return f'{100 * difference:+.1f} points'

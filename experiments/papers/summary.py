@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from experiments.papers import report
+
 FOLDER = Path(__file__).parents[1] / 'results' / 'papers'
 
 
@@ -19,20 +21,25 @@ def render(results: Sequence[Mapping[str, Any]]) -> str:
     head = ('paper', 'finds', 'here', '')
     lines = [f'| {" | ".join(head)} |', '|---' * len(head) + '|']
     for result in results:
-        link = f'experiments/results/papers/{result["paper"]}/{result["paper"]}.md'
+        folder = f'experiments/results/papers/{result["paper"]}_{result["scale"]}'
+        link = f'{folder}/{result["paper"]}.md'
         name = f'[{result["title"].partition(",")[0]}]({link})'
         for finding in result['findings']:
-            verdict = {True: 'yes', False: '**no**', None: '-'}[finding['holds']]
+            verdict = report.VERDICTS[finding['holds']]
             lines.append(f'| {name} | {finding["claim"]} | {finding["found"]} | {verdict} |')
             name = ''
-    minutes = ', '.join(f'{r["paper"]} {r["seconds"] / 60:.0f}' for r in results)
-    commits = ', '.join(sorted({f'`{r["commit"][:7]}`' for r in results}))
-    hardware = '; '.join(sorted({r['hardware'] for r in results}))
-    counts = [finding['holds'] for result in results for finding in result['findings']]
+    minutes = ', '.join(f'{own["paper"]} {_minutes(own):.0f}' for own in results)
+    holds = [finding['holds'] for result in results for finding in result['findings']]
+    told = (f'{holds.count(value)} {word}' for value, word in report.VERDICTS.items())
     note = (
-        f'{counts.count(True)} of {len(counts)} findings hold at small scale; differences are in '
-        f'points of accuracy. Minutes of training: {minutes} (full fine-tuning, which all share, '
-        f'counts in each), on {hardware}; commits {commits}. The reports have the scores, seeds '
-        'and figures.'
+        f'Of {len(holds)} findings: {", ".join(told)}. Differences are in points of accuracy, with '
+        f'their 95 % interval. Minutes of training: {minutes}; what several papers share, such as '
+        'full fine-tuning, counts in each. The reports have scores, seeds, machines, commits and '
+        'figures.'
     )
-    return '\n'.join([*lines, '', note])
+    return '\n'.join([*lines, '', note.replace('**', '')])
+
+
+def _minutes(result: Mapping[str, Any]) -> float:
+    found, _ = report.from_json(result)
+    return report.minutes(found)
