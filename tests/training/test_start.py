@@ -1,12 +1,14 @@
 """`config.start`: training begins with a finished adapter."""
 
 import logging
+import shutil
 
 import numpy as np
 import pytest
 import toy
 
-from adapters_jax.config import assign
+from adapters_jax.config import add_task, assign
+from adapters_jax.evaluate import evaluate
 from adapters_jax.interop import adapter_folder
 from adapters_jax.params import flatten
 from adapters_jax.predict import predict
@@ -100,3 +102,27 @@ def test_an_adapter_that_is_not_there_is_refused(runs, tmp_path):
     missing.start = str(tmp_path / 'none')
     with pytest.raises(FileNotFoundError, match='none'):
         train(missing, tmp_path / 'run')
+
+
+def test_options_of_training_may_differ_and_no_others(runs, tmp_path):
+    other = config(runs, 'pfeiffer[size=4,dropout=0.2,init_weights=zero]', METHODS[0])
+    experiment.build(other)
+    seeded = config(runs, 'pfeiffer[size=4,init_weights_seed=3]', METHODS[0])
+    with pytest.raises(ValueError, match='init_weights_seed=None, but config.method has 3'):
+        experiment.build(seeded)
+
+
+def test_once_trained_the_adapter_needs_its_first_one_no_more(runs, tmp_path):
+    shutil.copytree(runs[0] / METHODS[0] / 'adapter', tmp_path / 'first')
+    own = config(runs, METHODS[0])
+    own.start = str(tmp_path / 'first')
+    train(own, tmp_path / 'run')
+    shutil.rmtree(tmp_path / 'first')
+    assert evaluate(tmp_path / 'run')['examples'] > 0
+
+
+def test_one_adapter_cannot_begin_several_tasks(runs, tmp_path):
+    several = config(runs, METHODS[0])
+    add_task(several, 'topics')
+    with pytest.raises(ValueError, match='config.start is .* a run of several tasks'):
+        train(several, tmp_path / 'run')
