@@ -35,6 +35,10 @@ MISTAKES = (
     flags.Error,
 )
 Define = Callable[[], dict[str, flags.FlagHolder]]
+_DEFAULT_SECONDS = 1.0  # that a program takes to compile which JAX keeps
+# Of transformers a command needs tokenizers, but it imports each framework that it finds: torch and
+# what comes with it for some four seconds. One who wants it all the same says USE_TORCH=1.
+_WITHOUT = ('USE_TORCH', 'USE_TF', 'USE_JAX')
 
 
 def run_on_many(define: Define, main: Callable[..., None]) -> None:
@@ -132,6 +136,8 @@ def run(define: Define, main: Callable[..., None]) -> None:
             signal.signal(number, _end)
         _set_up_logging()
         _keep_programs()
+        for framework in _WITHOUT:
+            os.environ.setdefault(framework, '0')
         with _told(lambda: show.value):
             absent = [f'--{name}' for name, holder in holders.items() if holder.value is None]
             if absent:
@@ -245,6 +251,9 @@ def _keep_programs() -> None:
     if jax.config.jax_compilation_cache_dir is None:
         folder = wheels.cache_directory() / 'programs' / _processor()
         jax.config.update('jax_compilation_cache_dir', str(folder))
+        # Also the small ones, some fifty of which a run compiles before its first step.
+        if jax.config.jax_persistent_cache_min_compile_time_secs == _DEFAULT_SECONDS:
+            jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
 
 
 def _processor() -> str:

@@ -4,17 +4,22 @@ scikit-learn and scipy take two seconds, and transformers as long where torch is
 it; a command is to tell a mistake in its flags before that, and most processes need none of them.
 """
 
+import contextlib
 import importlib
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from typing import Any
 
 
 class Functions:
     """The functions of a module, by their names."""
 
-    def __init__(self, module: str) -> None:
-        """Name the module; nothing is imported."""
-        self._module = module
+    def __init__(self, module: str, without: str = '') -> None:
+        """Name the module; nothing is imported.
+
+        `without` is a library that it imports where there is one, and can do without.
+        """
+        self._module, self._without = module, without
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         """Return a function that imports the module and calls what has this name there."""
@@ -22,6 +27,21 @@ class Functions:
             raise AttributeError(name)
 
         def call(*arguments: Any, **options: Any) -> Any:
-            return getattr(importlib.import_module(self._module), name)(*arguments, **options)
+            with _hidden(self._without):
+                module = importlib.import_module(self._module)
+            return getattr(module, name)(*arguments, **options)
 
         return call
+
+
+@contextlib.contextmanager
+def _hidden(library: str) -> Iterator[None]:
+    """Let imports not find a library, unless somebody has imported it before."""
+    if not library or library in sys.modules:
+        yield
+        return
+    sys.modules[library] = None
+    try:
+        yield
+    finally:
+        del sys.modules[library]

@@ -28,9 +28,11 @@ from adapters_jax import files
 from adapters_jax.lazy import Functions
 
 METRICS, LOG, TENSORBOARD = 'metrics.jsonl', 'log.txt', 'tensorboard'
-# tensorboardX imports torch where there is one.
-_writer, _summary = (Functions(f'tensorboardX.{name}') for name in ('event_file_writer', 'summary'))
-_protocol = Functions('tensorboardX.proto.event_pb2')
+# tensorboardX imports torch where there is one, which takes seconds.
+_writer, _summary, _protocol = (
+    Functions(f'tensorboardX.{name}', without='torch')
+    for name in ('event_file_writer', 'summary', 'proto.event_pb2')
+)
 _START = 1  # SessionLog.START
 
 TRAIN = 'train'

@@ -108,7 +108,7 @@ def test_options_of_training_may_differ_and_no_others(runs, tmp_path):
     other = config(runs, 'pfeiffer[size=4,dropout=0.2,init_weights=zero]', METHODS[0])
     experiment.build(other)
     seeded = config(runs, 'pfeiffer[size=4,init_weights_seed=3]', METHODS[0])
-    with pytest.raises(ValueError, match='init_weights_seed=None, but config.method has 3'):
+    with pytest.raises(ValueError, match=r'init_weights_seed=None, but config\.method has 3'):
         experiment.build(seeded)
 
 
@@ -124,5 +124,5 @@ def test_once_trained_the_adapter_needs_its_first_one_no_more(runs, tmp_path):
 def test_one_adapter_cannot_begin_several_tasks(runs, tmp_path):
     several = config(runs, METHODS[0])
     add_task(several, 'topics')
-    with pytest.raises(ValueError, match='config.start is .* a run of several tasks'):
+    with pytest.raises(ValueError, match=r'config\.start is .* a run of several tasks'):
         train(several, tmp_path / 'run')
