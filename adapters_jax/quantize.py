@@ -10,18 +10,30 @@ automatic differentiation would keep that until the backward pass.
 import functools
 import re
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
-import qwix
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
-from qwix import QArray as Quantized
+
+from adapters_jax.lazy import Functions
+
+if TYPE_CHECKING:
+    from qwix import QArray as Quantized
+else:
+    Quantized = Any
+
+qwix = Functions('qwix')  # which takes half a second, and few runs need
 
 # Patterns of paths, and the axis of which every index is a channel: an output, or a word.
 Channels = Sequence[tuple[str, int]]
+
+
+def is_quantized(leaf: Any) -> bool:
+    """Tell whether a leaf is kept in 8 bits."""
+    return hasattr(leaf, 'qvalue')
 
 
 def channel_axis(path: str, channels: Channels) -> int | None:
@@ -55,7 +67,7 @@ def to_int8(matrix: Float[Array, 'I O'], axis: int) -> Quantized:
 def _where(whole: NamedSharding, axis: int) -> Quantized:
     """Return the shardings of a quantised matrix whose floats lie as `whole` says."""
     spec = P(*(name if i == axis else None for i, name in enumerate(whole.spec)))
-    return Quantized(whole, NamedSharding(whole.mesh, spec), qtype=jnp.int8)
+    return qwix.QArray(whole, NamedSharding(whole.mesh, spec), qtype=jnp.int8)
 
 
 def describe(matrix: Any, axis: int) -> tuple[Quantized, Quantized]:
@@ -66,14 +78,14 @@ def describe(matrix: Any, axis: int) -> tuple[Quantized, Quantized]:
 
 def dequantize(matrix: Float[Array, 'I O'] | Quantized) -> Float[Array, 'I O']:
     """Return the matrix in floating point; one that is in it already stays as it is."""
-    return qwix.dequantize(matrix) if isinstance(matrix, Quantized) else matrix
+    return qwix.dequantize(matrix) if is_quantized(matrix) else matrix
 
 
 def product(
     x: Float[Array, '... I'], matrix: Float[Array, 'I O'] | Quantized
 ) -> Float[Array, '... O']:
     """Return `x @ matrix` in the type of `x`, for a matrix in any number format."""
-    if not isinstance(matrix, Quantized) and matrix.dtype == x.dtype == jnp.float32:
+    if not is_quantized(matrix) and matrix.dtype == x.dtype == jnp.float32:
         return x @ matrix
     return _converted_product(x, matrix)
 
@@ -86,7 +98,7 @@ def product(
 def _converted_product(
     x: Float[Array, '... I'], matrix: Float[Array, 'I O'] | Quantized
 ) -> Float[Array, '... O']:
-    if not isinstance(matrix, Quantized):
+    if not is_quantized(matrix):
         return x @ matrix.astype(x.dtype)
     # Integers up to 127 are exact in bfloat16, too; scales are not.
     y = x @ matrix.qvalue.astype(x.dtype)
@@ -98,7 +110,7 @@ def against_rows(
     x: Float[Array, '... D'], table: Float[Array, 'V D'] | Quantized
 ) -> Float[Array, '... V']:
     """Return the product of `x` with every row of a table, in float32."""
-    if not isinstance(table, Quantized) and table.dtype == x.dtype:
+    if not is_quantized(table) and table.dtype == x.dtype:
         return jnp.einsum('...D,VD->...V', x, table, preferred_element_type=jnp.float32)
     return _converted_against_rows(x, table)
 
@@ -107,7 +119,7 @@ def against_rows(
 def _converted_against_rows(
     x: Float[Array, '... D'], table: Float[Array, 'V D'] | Quantized
 ) -> Float[Array, '... V']:
-    if not isinstance(table, Quantized):
+    if not is_quantized(table):
         return against_rows(x, table.astype(x.dtype))
     y = against_rows(x, table.qvalue.astype(x.dtype))
     return y * table.scale.reshape((1,) * (y.ndim - 1) + (-1,))
@@ -115,6 +127,6 @@ def _converted_against_rows(
 
 def rows(table: Float[Array, 'V D'] | Quantized, ids: Int[Array, '...']) -> Float[Array, '... D']:
     """Return rows of a table in float32."""
-    if not isinstance(table, Quantized):
+    if not is_quantized(table):
         return jnp.take(table, ids, axis=0).astype(jnp.float32)
     return rows(table.qvalue, ids) * rows(table.scale, ids)
