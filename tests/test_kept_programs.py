@@ -91,6 +91,7 @@ def test_what_takes_long_to_import_is_not_imported_to_say_so(tmp_path):
         assert done.stdout == '[]\n'
 
 
+@pytest.mark.slow
 def test_torch_is_imported_by_no_command(toys, tmp_path):
     """Tokenizers and event files come from libraries that import it where they find it."""
     line = [

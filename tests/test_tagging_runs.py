@@ -61,7 +61,7 @@ def test_spans_are_learned_and_evaluated_as_in_training(learned):
 
 def test_predictions_are_written_in_the_format_of_the_input(learned, capsys):
     workdir, _ = learned
-    evaluation.main(str(workdir), 'test', 0)
+    evaluation.main(str(workdir), 'test', '0')
     out = capsys.readouterr().out
     assert 'precision  recall' in out and 'animal' in out
     written = [workdir / f'predictions_test.{kind}' for kind in ('jsonl', 'conll')]
