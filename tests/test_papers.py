@@ -10,6 +10,7 @@ import pytest
 import toy
 from scipy import stats
 
+from adapters_jax import sweep
 from adapters_jax.training import grid
 from configs.papers import protocol
 from experiments.papers import command, report
@@ -102,6 +103,24 @@ def test_published_settings_are_those_of_the_papers():
     assert 'reduction_factor=32' in compacter.method and compacter.training.batch_size == 100
 
 
+# Members and populations of the sweeps that papers published.
+PUBLISHED = {
+    'houlsby2019': (90, [45, 45]),
+    'pfeiffer2021': (9, [3, 3, 3]),
+    'hu2022:task=cola': (5, [5]),
+}
+
+
+@pytest.mark.parametrize('name', PUBLISHED)
+def test_the_published_sweeps_are_grouped_by_what_must_be_equal(name):
+    own, _, argument = name.partition(':')
+    module = importlib.import_module(f'configs.papers.{own}')
+    members = sweep.expand(module.get_config(f'{argument},backbone=x'))
+    count, populations = PUBLISHED[name]
+    assert len(members) == count
+    assert [len(group) for group in grid.populations(members, 0)] == populations
+
+
 @pytest.mark.parametrize(
     ('argument', 'said'),
     [
@@ -184,6 +203,68 @@ def test_findings_on_what_was_not_trained_are_left_out(name):
     found = list(paper(name).findings(results))
     assert all('of' in finding.found or '%' in finding.found for finding in found)
     assert len(found) == {'ruckle2021': 2, 'mahabadi2021': 2}.get(name, 0)
+
+
+def values_of(own, cell):
+    """Return what a cell's rows are told apart by, as its grid has it."""
+    if not cell.by:
+        return [{}]
+    config = own.recipe(f'task={cell.task},way={cell.way},scale=small')
+    (key,) = cell.by
+    found = dict.fromkeys(json.dumps(m.settings[key]) for m in grid.expand(config))
+    return [{key: json.loads(value)} for value in found]
+
+
+def made_up(own, score):
+    """Return results of a whole protocol with `score(way)` everywhere, and a little noise."""
+    rng, rows = np.random.default_rng(0), []
+    for cell in own.cells('small'):
+        for settings in values_of(own, cell):
+            scores = score(cell.way) + 0.001 * rng.standard_normal(3)
+            rows.append(row(cell.task, cell.way, scores.tolist(), settings=settings))
+    tasks = list(dict.fromkeys(cell.task for cell in own.cells('small')))
+    whole = score('init')
+    without = [[whole - 0.01 * (b - a + 1) if a <= b else None for b in range(6)] for a in range(6)]
+    dropped = {
+        way: {task: [score(way) * (1 - n / 50) for n in range(7)] for task in tasks}
+        for way in ('adapter', 'robust')
+    }
+    costs = {'full': 1.0, 'compacter': 0.8, 'compacter++': 0.7, 'bitfit': 0.6}
+    names = ['trec', 'cr', 'mpqa', 'subj']
+    fused = {t: {'adapters': names, 'weights': [[0.25] * 4] * 6} for t in own_targets(own)}
+    examined = {
+        'spans': {task: {'whole': whole, 'without': without} for task in ('trec', 'cr')},
+        'scores': dropped,
+        'times': {'training': np.linspace(1, 0.5, 7), 'inference': np.linspace(1, 0.95, 7)},
+        **{'seconds': costs, 'bytes': costs, 'attention': fused},
+    }
+    return Results(rows, examined, 'small')
+
+
+def own_targets(own):
+    return [cell.task for cell in own.cells('small') if cell.way == 'fusion']
+
+
+# The first finding of each paper that compares adapters with full fine-tuning.
+COMPARED = {
+    **dict.fromkeys(('houlsby2019', 'hu2022', 'he2022', 'mahabadi2021'), 'table'),
+    'pfeiffer2021': 'single-task adapters are as good',
+    'mao2022': 'it beats full fine-tuning',
+}
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_findings_follow_from_the_scores(name, tmp_path):
+    own = paper(name)
+    for better in (True, False):
+        results = made_up(own, lambda way, better=better: 0.8 if (way == 'full') == better else 0.9)
+        found = list(own.findings(results))
+        assert len(found) >= 3 and not any('nan' in finding.found for finding in found)
+        if name in COMPARED:
+            about = [f for f in found if COMPARED[name] in f.claim or COMPARED[name] in f.where]
+            assert about[0].holds is better
+    drawn = list(own.draw(results, tmp_path))
+    assert drawn and all(path.stat().st_size > 4000 for path in drawn)
 
 
 def test_a_report_holds_scores_published_numbers_and_verdicts():

@@ -1,6 +1,5 @@
 """Whole sweeps on toy data: each member is the run done alone, killed or not."""
 
-import importlib.util
 import json
 import re
 import signal
@@ -394,21 +393,3 @@ def test_a_mistake_anywhere_in_the_grid_is_told_before_anything_is_trained(
 def test_a_grid_is_not_for_a_single_run(toys, tmp_path):
     sentence = command.refused('train', *arguments(toys, tmp_path / 'w'), folder=tmp_path)
     assert 'is for `python -m adapters_jax.sweep`' in sentence
-
-
-# Members and populations of the sweeps that papers published.
-PUBLISHED = {
-    'houlsby2019': (90, [45, 45]),
-    'pfeiffer2021': (9, [3, 3, 3]),
-    'hu2022:task=cola': (5, [5]),
-}
-
-
-@pytest.mark.parametrize('name', PUBLISHED)
-def test_the_published_sweeps_are_grouped_by_what_must_be_equal(name):
-    paper, _, argument = name.partition(':')
-    module = importlib.import_module(f'configs.papers.{paper}')
-    members = sweeps.expand(module.get_config(f'{argument},backbone=x'))
-    count, populations = PUBLISHED[name]
-    assert len(members) == count
-    assert [len(group) for group in grid.populations(members, 0)] == populations

@@ -26,7 +26,7 @@ _SEQUENTIAL = (
 )
 WAYS = {
     'mam': Way('mam', {}),
-    'full': Way('full', {RATE: (1e-5, 2e-5, 3e-5)}),
+    'full': protocol.full({RATE: (1e-5, 2e-5, 3e-5)}),
     'bitfit': Way('bitfit', {}),
     'prefix': Way('prefix_tuning[prefix_length=32,bottleneck_size=800]', {}),
     'lora': Way('lora[r=16,alpha=16]', {}),
@@ -42,8 +42,6 @@ WAYS = {
 
 def get_config(argument: str | None = None) -> Config:
     given = protocol.ask(argument, WAYS)
-    if given.scale == 'small' and given.way == 'full':
-        return protocol.baseline(given)
     config = protocol.sweep(given, WAYS[given.way], 'roberta-base', seeds=5)
     if given.scale == 'full':
         config.optimizer.weight_decay = 0.1

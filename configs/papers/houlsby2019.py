@@ -26,7 +26,7 @@ _RATES = {RATE: protocol.SMALL_RATES}
 WAYS = {
     'adapters': Way('houlsby', _SEARCH | {SIZES: (8, 64, 256)}, _RATES | {SIZES: (4, 16, 64)}),
     'adapters64': Way('houlsby[size=64]', _SEARCH),
-    'full': Way('full', {EPOCHS: (3.0,), RATE: _FULL_RATES}),
+    'full': protocol.full({EPOCHS: (3.0,), RATE: _FULL_RATES}),
     'top_layers': Way(
         'top_layers',
         {EPOCHS: (3.0,), RATE: _FULL_RATES, LAYERS: tuple(range(1, 12))},
@@ -43,12 +43,10 @@ WAYS = {
 
 def get_config(argument: str | None = None) -> Config:
     given = protocol.ask(argument, WAYS, protocol.BOTH)
-    if given.scale == 'small' and given.way == 'full':
-        return protocol.baseline(given)
     config = protocol.sweep(given, WAYS[given.way], 'bert-large-uncased', seeds=5)
-    config.training.batch_size = 32
-    config.optimizer.warmup = 0.1
     if given.scale == 'full':
+        config.training.batch_size = 32
+        config.optimizer.warmup = 0.1
         config.head.pooling = 'pooler'
     if given.source == 'code':
         config.optimizer.bias_correction = False

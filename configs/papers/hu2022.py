@@ -40,7 +40,7 @@ _MATRICES = tuple(f'lora[attn_matrices={text},alpha=8]' for text in MATRICES)
 _ONE_RATE = {RATE: (3e-3,)}
 WAYS = {
     'lora': Way('lora[r=8,alpha=8]', {}),
-    'full': Way('full', {RATE: (1e-5, 2e-5, 3e-5)}),
+    'full': protocol.full({RATE: (1e-5, 2e-5, 3e-5)}),
     'bitfit': Way('bitfit', {RATE: (1e-4, 5e-4, 1e-3)}),
     'adapter': Way('pfeiffer[size=16]', {RATE: (1e-4, 3e-4)}),
     'ranks': Way(
@@ -52,8 +52,6 @@ WAYS = {
 
 def get_config(argument: str | None = None) -> Config:
     given = protocol.ask(argument, WAYS, protocol.BOTH)
-    if given.scale == 'small' and given.way == 'full':
-        return protocol.baseline(given)
     way = WAYS[given.way]
     if given.scale == 'full' and given.task not in SETTINGS:
         raise ValueError(f'task is {given.task!r}; the paper has {", ".join(SETTINGS)}')

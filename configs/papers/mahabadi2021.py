@@ -31,14 +31,12 @@ WAYS = {
     'adapter': Way('houlsby[size=24]', _SIZES),
     'pfeiffer': Way(f'pfeiffer[{_NORMS}]', _SIZES),
     'bitfit': Way('bitfit', {RATE: (3e-4,)}),
-    'full': Way('full', {RATE: (2e-5, 5e-5)}),
+    'full': protocol.full({RATE: (2e-5, 5e-5)}),
 }
 
 
 def get_config(argument: str | None = None) -> Config:
     given = protocol.ask(argument, WAYS, protocol.BOTH)
-    if given.scale == 'small' and given.way == 'full':
-        return protocol.baseline(given)
     config = protocol.sweep(given, WAYS[given.way], 'bert-base-uncased', seeds=5)
     if given.source == 'code' and 'compacter' in given.way:
         method = f'{given.way}[reduction_factor=32,train_norms=True]'

@@ -22,7 +22,7 @@ METRICS = {'mrpc': 'accuracy', 'qqp': 'accuracy'}  # as the paper has them
 FULL_SOURCES, SMALL_SOURCES = 'mnli+qqp+sst2+mrpc+rte', 'trec+cr+mpqa+subj'
 WAYS = {
     'adapter': Way('pfeiffer', {SIZES: (2, 16, 64)}),
-    'full': Way('full', {EPOCHS: (3.0,), RATE: (2e-5, 3e-5, 5e-5)}),
+    'full': protocol.full({EPOCHS: (3.0,), RATE: (2e-5, 3e-5, 5e-5)}),
     'head': Way('head', {RATE: (1e-3,)}, {RATE: (1e-2, 3e-2)}),
     'fusion': Way('fuse', {}, {RATE: (5e-4, 2e-3)}),
 }
@@ -30,8 +30,6 @@ WAYS = {
 
 def get_config(argument: str | None = None) -> Config:
     given = protocol.ask(argument, WAYS, sources='')
-    if given.scale == 'small' and given.way == 'full':
-        return protocol.baseline(given)
     config = protocol.sweep(given, WAYS[given.way], 'bert-base-uncased', seeds=3)
     if given.scale == 'full':
         config.training.epochs = 10.0 if given.way == 'fusion' else 30.0

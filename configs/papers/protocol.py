@@ -4,9 +4,9 @@ Each is a sweep: `configs/papers/PAPER.py:task=...,way=...[,scale=small]`. `way`
 paper's tables, `task` one of GLUE or of configs/text_sets.py; `task=rte@100` trains with 100 of its
 examples. At full scale the settings are those published, on the paper's own backbone and data; at
 small scale the same rows are trained on MiniLM and 1,000 examples of short texts (TREC, CR, MPQA),
-200 steps each, with learning rates of MiniLM's own and one recipe for all papers, so that a whole
-protocol takes an hour or less on two cores. Where a paper says one thing and its published code
-another, `source=paper` and `source=code` are both there.
+200 steps each, with learning rates of MiniLM's own and one recipe for all papers, so that two cores
+get through it. Where a paper says one thing and its published code another, `source=paper` and
+`source=code` are both there.
 """
 
 import dataclasses
@@ -36,8 +36,9 @@ class Way:
     small: Axes = dataclasses.field(default_factory=lambda: {RATE: SMALL_RATES})
 
 
-# Of full fine-tuning. At small scale it is the same for all papers, so that it is trained once.
-FULL = Way('full', {}, {RATE: FULL_RATES})
+def full(axes: Axes) -> Way:
+    """Return full fine-tuning; at small scale it is that of all papers, and is trained once."""
+    return Way('full', axes, {RATE: FULL_RATES})
 
 
 def ask(
@@ -56,17 +57,17 @@ def ask(
     return given
 
 
-def sweep(given: Config, way: Way, backbone: str, seeds: int, axes: Axes | None = None) -> Config:
+def sweep(given: Config, way: Way, backbone: str, seeds: int) -> Config:
     """Return the sweep of a row: the task's data, the scale's backbone, and the grid.
 
-    `backbone` and `seeds` are the paper's, `axes` those at full scale where they are not the way's.
+    `backbone` and `seeds` are the paper's. At small scale nothing is left to be set.
     """
     small = given.scale == 'small'
     config = task(given.task, way.method, given.backbone or ('minilm' if small else backbone))
     config.optimizer.schedule, config.training.patience = 'linear', 0
     if small:
         make_small(config)
-    own = way.small if small else (way.axes if axes is None else axes)
+    own = way.small if small else way.axes
     grid = dict(own) | {SEED: tuple(range(given.seeds or (3 if small else seeds)))}
     config.sweep.grid = tuple(f'{key}={",".join(map(str, own))}' for key, own in grid.items())
     return config
@@ -97,8 +98,3 @@ def make_small(config: Config) -> None:
     config.training.steps = SMALL_STEPS
     config.training.evaluate_every = SMALL_STEPS // 4
     config.optimizer.warmup = 0.1
-
-
-def baseline(given: Config) -> Config:
-    """Return full fine-tuning at small scale, as it is for every paper."""
-    return sweep(given, FULL, '', seeds=3)

@@ -24,7 +24,7 @@ def _lowest(count: int) -> str:
 
 WAYS = {
     'adapter': Way('pfeiffer', {}, {RATE: (3e-3,)}),
-    'full': Way('full', {EPOCHS: (3.0,), RATE: (2e-5, 3e-5, 5e-5)}),
+    'full': protocol.full({EPOCHS: (3.0,), RATE: (2e-5, 3e-5, 5e-5)}),
     'specialised': Way(
         'pfeiffer',
         {LEFT_OUT: tuple(map(_lowest, (1, 3, 5, 7, 9, 11)))},
@@ -36,8 +36,6 @@ WAYS = {
 
 def get_config(argument: str | None = None) -> Config:
     given = protocol.ask(argument, WAYS)
-    if given.scale == 'small' and given.way == 'full':
-        return protocol.baseline(given)
     config = protocol.sweep(given, WAYS[given.way], 'roberta-base', seeds=5)
     if given.scale == 'full':
         config.training.epochs = 30.0

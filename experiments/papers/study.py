@@ -197,6 +197,19 @@ class Results:
         return some(list(dict.fromkeys(row.settings[key] for row in self.of(way))), way)
 
 
+def on_a_par(results: Results, way: str, claim: str, where: str) -> Finding:
+    """Look whether a way is less than a point below full fine-tuning, with how many parameters.
+
+    Raises:
+        MissingError: one of the two was not trained.
+    """
+    tasks = results.common(way, 'full')
+    gap = results.gap(way, 'full', tasks)
+    share = statistics.fmean(results.best(way, task).share for task in tasks)
+    said = f'{claim} (here: less than one point below)'
+    return Finding(said, where, f'{gap} with {share:.2g} %', gap.above(-0.01))
+
+
 def some(found: Sequence[Any], what: str) -> Sequence[Any]:
     """Return what was found.
 

@@ -18,6 +18,8 @@ def read() -> list[dict[str, Any]]:
 
 def render(results: Sequence[Mapping[str, Any]]) -> str:
     """Return the Markdown table, a line for each finding, and below it where it comes from."""
+    if not results:
+        return 'No protocol has been run to its end yet, at either scale.'
     head = ('paper', 'finds', 'here', '')
     lines = [f'| {" | ".join(head)} |', '|---' * len(head) + '|']
     for result in results:
