@@ -90,7 +90,12 @@ def _backward(rate, saved, gradient):
     of_scores = of_scores.astype(query.dtype)
     of_query = _product('BHTS,BHSK->BHTK', of_scores, key)
     of_key = _product('BHTK,BHTS->BHKS', query, of_scores).swapaxes(2, 3)
-    of_value = _product('BHTK,BHTS->BHKS', gradient, _dropped(weights, words, rate)).swapaxes(2, 3)
+    # Dropout's scale goes to the gradient: what the forward pass has in the same words, here the
+    # dropped weights, XLA's CPU compiler takes from there and keeps for all that time.
+    if words is not None:
+        weights = jnp.where(functional.kept(words, weights.shape, rate), weights, 0)
+        gradient = functional.scaled(gradient, rate)
+    of_value = _product('BHTK,BHTS->BHKS', gradient, weights).swapaxes(2, 3)
     pairs = (of_query, query), (of_key, key), (of_value, value)
     return *(own.astype(of.dtype) for own, of in pairs), None, None
 

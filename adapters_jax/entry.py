@@ -41,6 +41,12 @@ _DEFAULT_SECONDS = 1.0  # that a program takes to compile which JAX keeps
 _WITHOUT = ('USE_TORCH', 'USE_TF', 'USE_JAX')
 
 
+def without_frameworks() -> None:
+    """Keep transformers, which is not imported yet, from importing torch and the like."""
+    for framework in _WITHOUT:
+        os.environ.setdefault(framework, '0')
+
+
 def run_on_many(define: Define, main: Callable[..., None]) -> None:
     """As `run`, for a command that several processes may run together.
 
@@ -136,8 +142,7 @@ def run(define: Define, main: Callable[..., None]) -> None:
             signal.signal(number, _end)
         _set_up_logging()
         _keep_programs()
-        for framework in _WITHOUT:
-            os.environ.setdefault(framework, '0')
+        without_frameworks()
         with _told(lambda: show.value):
             absent = [f'--{name}' for name, holder in holders.items() if holder.value is None]
             if absent:

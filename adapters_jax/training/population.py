@@ -158,7 +158,7 @@ def jit_population_step(state: State, **fixed: Any) -> PopulationStep:
         step,
         donate_argnames=('state',),
         out_shardings=(shardings, None),
-        compiler_options=xla.options(state, lean=fixed['model'].remat != 'none'),
+        compiler_options=xla.options(state, lean=True),
     )
 
 

@@ -149,7 +149,7 @@ def jit_train_step(trainable: Tree, opt_state: optax.OptState, **fixed: Any) -> 
         step,
         donate_argnames=('trainable', 'opt_state'),
         out_shardings=(*shardings, None),
-        compiler_options=xla.options(trainable, lean=fixed['model'].remat != 'none'),
+        compiler_options=xla.options(trainable, lean=True),
     )
 
 

@@ -11,6 +11,7 @@ about an hour on two cores.
 """
 
 import json
+import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -99,4 +100,6 @@ def _define() -> dict[str, flags.FlagHolder]:
 
 
 if __name__ == '__main__':
+    # The public libraries stand on torch, which our commands keep transformers from importing.
+    os.environ['USE_TORCH'] = '1'
     entry.run(_define, main)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 import time
@@ -65,5 +66,7 @@ def report(job: Mapping[str, Any]) -> dict[str, Any]:
     """Run a job (`workers.JOBS`) in a process of its own; return what it reports."""
     given = json.dumps({**job, 'started': time.time()})
     command = [sys.executable, '-m', 'experiments.bench.workers', given]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    # A side that wants torch says so itself, and the other does without (`adapters_jax.entry`).
+    environment = {name: value for name, value in os.environ.items() if name != 'USE_TORCH'}
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
     return json.loads(done.stdout.splitlines()[-1])

@@ -32,7 +32,15 @@ def matrices(layers):
 def test_recomputed_activations_are_not_kept():
     kept, computed = (measured(3, 'float32', 'float32', remat) for remat in ('none', 'full'))
     assert kept['arguments'] == computed['arguments']
-    assert kept['temporary'] > 1.3 * computed['temporary']
+    assert kept['temporary'] > 1.15 * computed['temporary']
+
+
+def test_what_the_backward_pass_computes_again_is_not_kept():
+    """Of attention's weights and of the feed-forward network one array each, four times as wide as
+    the rest; dropped weights and GELU's distribution function would be another of both."""
+    one, three = (measured(layers, 'float32', 'float32')['temporary'] for layers in (1, 3))
+    wide = 4 * 8 * 64 * 256  # bytes
+    assert three - one < 2 * 4.5 * wide
 
 
 @pytest.mark.parametrize(('stored', 'saved'), [('bfloat16', 2), ('int8', 3)])
