@@ -15,7 +15,7 @@ from adapters_jax.training import grid
 from configs.papers import protocol
 from experiments.papers import command, report
 from experiments.papers.runner import NotYetError, Runner
-from experiments.papers.study import Cell, Finding, MissingError, Results, Row
+from experiments.papers.study import Cell, Finding, MissingError, Results, Row, told_share
 
 NAMES = ('houlsby2019', 'pfeiffer2021', 'ruckle2021', 'hu2022', 'he2022', 'mahabadi2021', 'mao2022')
 QUICK = ('training.steps=2', 'training.evaluate_every=2', 'data.max_length=16')
@@ -155,6 +155,13 @@ def row(task='cr', way='full', scores=(0.5, 0.7), validation=None, settings=None
         list(validation or scores), list(scores), [], 10, 1000, 60.0, 120.0, 0, ['a processor'],
         ['abcdef0123'],
     )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ('share', 'told'), [(100.0, '100 %'), (11.6, '12 %'), (0.334, '0.33 %'), (0.0514, '0.051 %')]
+)
+def test_shares_are_told_to_two_digits(share, told):
+    assert told_share(share) == told
 
 
 def test_the_best_row_is_that_of_the_validation_split():

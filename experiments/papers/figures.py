@@ -29,6 +29,11 @@ def lines(
     for number, (name, score) in enumerate((level or {}).items()):
         axes.axhline(score, ls='--', lw=1.2, color=f'C{7 + number}', label=name)
     axes.set(xscale=scale, xlabel=x, ylabel=y)
+    settings = {tuple(sorted(where for where, *_ in points)) for points in series.values()}
+    if len(settings) == 1:  # and not measured along with the score
+        (values,) = settings
+        axes.set_xticks(values, [f'{value:g}' for value in values])
+        axes.minorticks_off()
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     save(figure, path)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.papers.study import Finding, Results, Row, spread
+from experiments.papers.study import Finding, Results, Row, spread, told_share
 
 EXPECTED = 'expected.json'
 VERDICTS = {True: 'confirmed', False: '**not confirmed**', None: 'undecided'}
@@ -94,7 +94,7 @@ def _line(rows: Mapping[str, Row], tasks: Sequence[str], result: Mapping[str, An
     name = result['titles'].get(first.way, first.way) + (f', {own}' if own else '')
     same = result['expected'].get('settings', {}).get(first.way, {}) == first.settings
     published = result['expected']['rows'].get(first.way, {}) if same else {}
-    cells = [name, f'{first.trained:,} ({first.share:.2g} %)']
+    cells = [name, f'{first.trained:,} ({told_share(first.share)})']
     for task in tasks:
         cells.append(_score(rows[task]) if task in rows else '')
         if task in rows and task in published:

@@ -207,7 +207,7 @@ def on_a_par(results: Results, way: str, claim: str, where: str) -> Finding:
     gap = results.gap(way, 'full', tasks)
     share = statistics.fmean(results.best(way, task).share for task in tasks)
     said = f'{claim} (here: less than one point below)'
-    return Finding(said, where, f'{gap} with {share:.2g} %', gap.above(-0.01))
+    return Finding(said, where, f'{gap} with {told_share(share)}', gap.above(-0.01))
 
 
 def some(found: Sequence[Any], what: str) -> Sequence[Any]:
@@ -268,3 +268,8 @@ class Paper:
 def spread(scores: Sequence[float]) -> float:
     """Return the standard deviation, 0 of a single score."""
     return statistics.stdev(scores) if len(scores) > 1 else 0.0
+
+
+def told_share(share: float) -> str:
+    """Return a share in per cent to two digits, and to the whole per cent above ten."""
+    return f'{share:.0f} %' if share >= 10 else f'{share:.2g} %'
