@@ -25,7 +25,8 @@ def render(results: Sequence[Mapping[str, Any]]) -> str:
     for result in results:
         folder = f'experiments/results/papers/{result["paper"]}_{result["scale"]}'
         link = f'{folder}/{result["paper"]}.md'
-        name = f'[{result["title"].partition(",")[0]}]({link})'
+        sets = dict.fromkeys(row['task'] for row in result['rows'])
+        name = f'[{result["title"].partition(",")[0]}]({link}) on {", ".join(sets)}'
         for finding in result['findings']:
             verdict = report.VERDICTS[finding['holds']]
             lines.append(f'| {name} | {finding["claim"]} | {finding["found"]} | {verdict} |')
