@@ -26,6 +26,7 @@ BENCHES = {
     'products': 'experiments.bench.products',
     'preprocessing': 'experiments.preprocessing',
     'choose': 'experiments.choice',
+    'bench': 'experiments.bench.__main__',
 }
 COLUMNS = (
     *('task', 'method', 'trained parameters', 'metric', 'mean ± s.d.', 'seeds', 'split'),

@@ -38,9 +38,15 @@ class Race:
             'ratio': ratio.value,
             'spread': [ratio.low, ratio.high],
             'rounds': {'ours': list(self.ours.seconds), 'theirs': list(self.theirs.seconds)},
-            'settings': dict(self.settings),
+            'settings': {key: _without_folder(value) for key, value in self.settings.items()},
             **self.more,
         }
+
+
+def _without_folder(setting: Any) -> Any:
+    """Return the name of a file or folder, since where it lies says nothing to others."""
+    absolute = isinstance(setting, str) and os.path.isabs(setting)
+    return os.path.basename(setting) if absolute else setting
 
 
 def of_processes(
