@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from experiments.bench.timing import Times, order
@@ -45,8 +46,8 @@ class Race:
 
 def _without_folder(setting: Any) -> Any:
     """Return the name of a file or folder, since where it lies says nothing to others."""
-    absolute = isinstance(setting, str) and os.path.isabs(setting)
-    return os.path.basename(setting) if absolute else setting
+    is_path = isinstance(setting, str) and Path(setting).is_absolute()
+    return Path(setting).name if is_path else setting
 
 
 def of_processes(
