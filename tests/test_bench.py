@@ -155,3 +155,8 @@ def test_random_weights_are_written_once_and_load(tmp_path, monkeypatch):
     assert (folder / 'model.safetensors').stat().st_mtime_ns == written
     with pytest.raises(ValueError, match="unknown backbone 'huge'; known: minilm, base, large"):
         backbones.folder('huge', tmp_path)
+
+
+def test_the_public_side_of_a_race_finds_torch_where_our_commands_do_without(monkeypatch):
+    monkeypatch.setenv('USE_TORCH', '0')
+    assert race.report({'job': 'imports', 'side': 'theirs'})['seconds'] > 0

@@ -97,13 +97,14 @@ def _scores(results: Results) -> Iterator[Finding]:
     whole = statistics.fmean(scores['adapter'][task][0] for task in tasks)
     for name, kept, share in (('specialised', special, 97.1), ('robust', robust, 95.4)):
         yield Finding(
-            f'without the lowest 5 of 12 adapters {name} AdapterDrop keeps {share} % of the score',
+            f'without the lowest 5 of 12 adapters {name} AdapterDrop keeps {share} % of the score '
+            '(here: means, without a test)',
             'figure 2',
             f'{100 * kept / whole:.1f} % without {count} of {layers}',
             100 * kept / whole >= share,
         )
     yield Finding(
-        'adapters that were not trained for it lose more',
+        'adapters that were not trained for it lose more (here: means, without a test)',
         'figure 2',
         f'{100 * plain / whole:.1f} % without {count} of {layers}',
         plain < min(special, robust),
