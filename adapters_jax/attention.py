@@ -37,21 +37,27 @@ def attend(
     mask: Bool[Array, '#B 1 #T S'] | None,
     rate: float = 0.0,
     rng: PRNGKeyArray | None = None,
+    bias: Float[Array, '#B H T S'] | None = None,
+    scale: float | None = None,
 ) -> Float[Array, 'B T H K']:
     """Multi-head scaled dot-product attention (Vaswani et al. 2017, eq. 1).
 
     Masked scores become the least finite number, not minus infinity: a row with nothing to attend
     to (padding) then gets uniform weights instead of NaN. The softmax runs in float32. With `rng`,
-    weights are dropped at `rate`.
+    weights are dropped at `rate`. `bias` is added to the scores (Raffel et al. 2020, section 2.1),
+    which are multiplied by `scale`, or else divided by the square root of K.
     """
     words = None if rng is None or rate == 0.0 else functional.words_of(rng)
-    if jax.default_backend() == 'gpu' and _KERNELS.get():
+    usual = query.shape[-1] ** -0.5
+    scale = usual if scale is None else scale
+    if jax.default_backend() == 'gpu' and _KERNELS.get() and bias is None and scale == usual:
         from adapters_jax import fused_attention  # late: a CPU does without Pallas
 
         if fused_attention.suits(query, key):
             return fused_attention.mix(rate, query, key, value, mask, words)
-    heads = (x.swapaxes(1, 2) for x in (query / query.shape[-1] ** 0.5, key, value))
-    return _mix(rate, *heads, mask, words).swapaxes(1, 2)
+    scaled = query / query.shape[-1] ** 0.5 if scale == usual else query * scale
+    heads = (x.swapaxes(1, 2) for x in (scaled, key, value))
+    return _mix(rate, *heads, mask, words, bias).swapaxes(1, 2)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -62,17 +68,20 @@ def _mix(
     value: Float[Array, 'B H S K'],
     mask: Bool[Array, '#B 1 #T S'] | None,
     words: UInt32[Array, '2'] | None,
+    bias: Float[Array, '#B H T S'] | None,
 ) -> Float[Array, 'B H T K']:
-    return _forward(rate, query, key, value, mask, words)[0]
+    return _forward(rate, query, key, value, mask, words, bias)[0]
 
 
-def _forward(rate, query, key, value, mask, words):
+def _forward(rate, query, key, value, mask, words, bias):
     scores = _product('BHTK,BHSK->BHTS', query, key)
+    if bias is not None:
+        scores = scores + bias
     if mask is not None:
         scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
     weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
     mixed = _product('BHTS,BHSK->BHTK', _dropped(weights, words, rate), value).astype(value.dtype)
-    return mixed, (query, key, value, mask, words, weights, mixed)
+    return mixed, (query, key, value, mask, words, bias, weights, mixed)
 
 
 def _backward(rate, saved, gradient):
@@ -81,12 +90,16 @@ def _backward(rate, saved, gradient):
     A softmax takes from the gradient of each weight the mean over its row, which is the product of
     the output and its gradient (Dao et al. 2022, appendix B.2, eq. 4).
     """
-    query, key, value, mask, words, weights, mixed = saved
+    query, key, value, mask, words, bias, weights, mixed = saved
     mean = jnp.sum(gradient * mixed, axis=-1, keepdims=True, dtype=jnp.float32)
     of_weights = _product('BHTK,BHSK->BHTS', gradient, value)
     of_scores = weights * (_dropped(of_weights, words, rate) - mean)
     if mask is not None:  # in a row with nothing to attend to, weights of what is masked are not 0
         of_scores = jnp.where(mask, of_scores, 0)
+    of_bias = None
+    if bias is not None:
+        axes = (0,) if bias.shape[0] == 1 else ()
+        of_bias = of_scores.sum(axes, keepdims=True, dtype=jnp.float32).astype(bias.dtype)
     of_scores = of_scores.astype(query.dtype)
     of_query = _product('BHTS,BHSK->BHTK', of_scores, key)
     of_key = _product('BHTK,BHTS->BHKS', query, of_scores).swapaxes(2, 3)
@@ -97,7 +110,7 @@ def _backward(rate, saved, gradient):
         gradient = functional.scaled(gradient, rate)
     of_value = _product('BHTK,BHTS->BHKS', gradient, weights).swapaxes(2, 3)
     pairs = (of_query, query), (of_key, key), (of_value, value)
-    return *(own.astype(of.dtype) for own, of in pairs), None, None
+    return *(own.astype(of.dtype) for own, of in pairs), None, None, of_bias
 
 
 _mix.defvjp(_forward, _backward)

@@ -150,6 +150,15 @@ def _summed(gradient: Array, of: Array) -> Array:
 layer_norm_by_hand.defvjp(_layer_norm_and_moments, _layer_norm_gradients)
 
 
+def rms_norm(
+    x: Float[Array, '... D'], scale: Float[Array, 'D'] | Float[Array, 'B 1 D'], epsilon: float
+) -> Float[Array, '... D']:
+    """Divide by the root mean square of the last axis (Zhang and Sennrich 2019, eq. 4)."""
+    wide = x.astype(jnp.float32)
+    wide = wide * jax.lax.rsqrt(jnp.square(wide).mean(-1, keepdims=True) + epsilon)
+    return (wide * against(scale, x)).astype(x.dtype)
+
+
 def against(vector: Float[Array, 'D'] | Float[Array, 'B 1 D'], x: Array) -> Array:
     """Return one vector for all rows of `x` in a shape that broadcasts; one a row already does."""
     return vector.reshape((1,) * (x.ndim - 1) + (-1,)) if vector.ndim == 1 else vector

@@ -19,7 +19,7 @@ from adapters_jax.adapters.binding import bind
 from adapters_jax.adapters.dropping import Dropped, drop_layers
 from adapters_jax.adapters.method import Method
 from adapters_jax.models import language_head
-from adapters_jax.models.bert import Bert, BertConfig
+from adapters_jax.models.backbone import Backbone, BackboneConfig
 from adapters_jax.models.heads import HeadBank, HeadConfig, PooledHead, init_head
 from adapters_jax.params import Rule, Tree, freeze, train
 from adapters_jax.sites import Place, Sites
@@ -37,7 +37,7 @@ class Model:
     the head of its adapter, and `head_config` and `outputs` are not looked at.
     """
 
-    config: BertConfig
+    config: BackboneConfig
     method: Method
     head_config: HeadConfig
     outputs: int
@@ -126,7 +126,7 @@ class Model:
         if isinstance(self.method, Bank):
             rows = self.method.index(adapter, rows, len(batch['input_ids']))
         sites = bind(self.method, adapter, functional.fold(key, 0), record=record, rows=rows)
-        backbone = Bert(self.config, self.dtype, self.trunk(params), self.remat)
+        backbone = Backbone(self.config, self.dtype, self.trunk(params), self.remat)
         hidden = backbone.apply(
             {'params': params['backbone']},
             batch['input_ids'],
@@ -165,7 +165,7 @@ class Model:
         self, params: Tree, sites: Sites, first: Float[Array, 'B S D']
     ) -> Float[Array, 'B S D']:
         variables = {'params': params['backbone']}
-        return Bert(self.config, self.dtype).apply(variables, first, sites, method='pool')
+        return Backbone(self.config, self.dtype).apply(variables, first, sites, method='pool')
 
     def trunk_outputs(self, params: Tree, batch: Batch) -> Float[Array, 'B T N D']:
         """Return what `apply` may begin with, as the batch's column 'trunk'.
@@ -176,6 +176,11 @@ class Model:
             ValueError: there is no trunk: the lowest layer is adapted.
         """
         place = self.trunk(params)
+        if self.config.decoder is not None:
+            raise ValueError(
+                "the encoder's outputs of a model with a decoder are not stored; "
+                "set training.trunk_cache='none'"
+            )
         if place.layer == 0:
             raise ValueError('the lowest layer is adapted, so there is no trunk to store')
         if getattr(self.method, 'replicas', 1) > 1:
@@ -184,7 +189,7 @@ class Model:
                 "set training.trunk_cache='none'"
             )
         layers = self.config.layers
-        backbone = Bert(self.config, self.dtype, Place(layers))
+        backbone = Backbone(self.config, self.dtype, Place(layers))
         _, sown = backbone.apply(
             {'params': params['backbone']},
             batch['input_ids'],

@@ -9,6 +9,7 @@ The sites are, in the order in which a forward pass meets them:
 ==================================================  ==============================================
 `words`                                             word vectors, before positions and LayerNorm
 `embeddings`                                        after the embedding LayerNorm
+`target`                                            the same of a decoder
 `linear` at query, key, value, output, up, down     each projection; sees input, weights, output
 `key_value`                                         the keys and values of an attention, per head
 `sub_layer` at attention, cross_attention,          a sub-layer's output, before and after the
@@ -33,7 +34,7 @@ SUB_LAYERS = ('attention', 'cross_attention', 'feed_forward')
 PROJECTIONS = {
     'attention': ('query', 'key', 'value', 'output'),
     'cross_attention': ('query', 'key', 'value', 'output'),
-    'feed_forward': ('up', 'down'),
+    'feed_forward': ('up', 'down', 'gate'),  # a gate where the family has one
 }
 
 
@@ -83,7 +84,18 @@ class Dimensions:
     word: int  # width of the word embeddings; differs from `hidden` where they are factorised
     vocabulary: int
     positions: int
-    cross_attention: bool = False
+    inner: int = 0  # width of queries, keys and values; 0: `hidden`
+    decoder_layers: int = 0  # how many of the layers, the last ones, have cross-attention
+    gated: bool = False  # whether the feed-forward networks have a gate
+
+    def projections(self, layer: int) -> dict[str, tuple[str, ...]]:
+        """Return the projections of a layer by sub-layer."""
+        found = dict(PROJECTIONS)
+        if layer < self.layers - self.decoder_layers:
+            del found['cross_attention']
+        if not self.gated:
+            found['feed_forward'] = tuple(n for n in found['feed_forward'] if n != 'gate')
+        return found
 
 
 @struct.dataclass
@@ -101,6 +113,9 @@ class Words:
 class Stream:
     """What flows through the blocks: the hidden states and what every site may look at.
 
+    `bias` is added to the scores of every attention over the sequence itself. `at` is there where
+    tokens are decoded one after another: the number of those before, whose keys and values are
+    kept; the mask then tells which of all keys each of them sees.
     `carry` belongs to the adapter: what it computed at one site for use at a later one.
     """
 
@@ -108,19 +123,23 @@ class Stream:
     mask: Bool[Array, '#B 1 #T T'] | None
     word_vectors: Float[Array, 'B T E']
     tags: Int[Array, 'B T'] | None = None
+    bias: Float[Array, '1 H T S'] | None = None
+    at: Int[Array, ''] | None = None
     carry: dict[str, Any] = struct.field(default_factory=dict)
 
 
 @struct.dataclass
 class LayerNorm:
-    """A LayerNorm's vectors, one for all rows or one a row, as a function."""
+    """A LayerNorm's vectors, one for all rows or one a row, as a function; RMSNorm has no bias."""
 
     scale: Float[Array, 'D'] | Float[Array, 'B 1 D']
-    bias: Float[Array, 'D'] | Float[Array, 'B 1 D']
+    bias: Float[Array, 'D'] | Float[Array, 'B 1 D'] | None
     epsilon: float = struct.field(pytree_node=False)
 
     def __call__(self, x: Float[Array, '... D']) -> Float[Array, '... D']:
         """Normalise the last axis."""
+        if self.bias is None:
+            return functional.rms_norm(x, self.scale, self.epsilon)
         return functional.layer_norm(x, self.scale, self.bias, self.epsilon)
 
 
@@ -192,6 +211,10 @@ class Sites:
 
     def embeddings(self, stream: Stream) -> Stream:
         """Change the embedded input, or prepare what later sites of the adapter share."""
+        return stream
+
+    def target(self, stream: Stream) -> Stream:
+        """Prepare, of a decoder's embedded input, what later sites share; its vectors stay."""
         return stream
 
     def linear(self, layer: int, sub_layer: str, name: str, end: Linear) -> Float[Array, 'B T O']:

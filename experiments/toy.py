@@ -17,7 +17,9 @@ import numpy as np
 import tokenizers
 from safetensors.numpy import save_file
 
-from adapters_jax.models.bert import Bert, BertConfig, tensor_names
+from adapters_jax.models import families
+from adapters_jax.models.backbone import Backbone, BackboneConfig
+from adapters_jax.models.families import tensor_names
 from adapters_jax.params import Tree, flatten, map_with_path
 
 TOPICS = {
@@ -56,7 +58,7 @@ def write_backbone(
         'pad_token_id': 0,
     }
     (folder / 'config.json').write_text(json.dumps(hf))
-    config = BertConfig.from_hf(hf)
+    config = families.read_config(hf)
     leaves = {path: _calm(path, x) for path, x in flatten(random_backbone(config, seed)).items()}
     tensors = {
         theirs: np.ascontiguousarray(leaves[ours].T if transposed else leaves[ours])
@@ -146,16 +148,16 @@ def random_leaf(rng: np.random.Generator, path: str, shape: Sequence[int]) -> np
     return noise.astype(np.float32)
 
 
-def random_backbone(config: BertConfig, seed: int) -> Tree:
+def random_backbone(config: BackboneConfig, seed: int) -> Tree:
     """Return random parameters of a backbone."""
     rng = np.random.default_rng(seed)
     return map_with_path(lambda path, leaf: random_leaf(rng, path, leaf.shape), _shapes(config))
 
 
 @functools.cache
-def _shapes(config: BertConfig) -> Tree:
+def _shapes(config: BackboneConfig) -> Tree:
     """Trace the initialisation, once for all of a process that use the backbone."""
     ids = jnp.ones((1, 1), jnp.int32)
     return jax.eval_shape(
-        lambda: Bert(config).init(jax.random.key(0), ids, method='initialise')['params']
+        lambda: Backbone(config).init(jax.random.key(0), ids, method='initialise')['params']
     )

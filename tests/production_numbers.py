@@ -18,8 +18,7 @@ from adapters_jax import quantize
 from adapters_jax.adapters import registry
 from adapters_jax.interop.backbones import LoadedBackbone, load_backbone
 from adapters_jax.model import Model, attention_mask
-from adapters_jax.models import bert
-from adapters_jax.models.bert import Bert
+from adapters_jax.models.backbone import LAYOUTS, Backbone, BackboneConfig
 from adapters_jax.models.block import REMAT
 from adapters_jax.models.heads import HeadConfig
 from adapters_jax.params import map_with_path
@@ -57,7 +56,7 @@ def parity(backbone: LoadedBackbone) -> float:
             torch.tensor(ids), attention_mask=torch.tensor(mask).long(), output_hidden_states=True
         ).hidden_states
     run = jax.jit(
-        lambda params, ids, mask: Bert(backbone.config).apply(
+        lambda params, ids, mask: Backbone(backbone.config).apply(
             {'params': params}, ids, mask=mask, all_hidden=True
         )
     )
@@ -99,11 +98,11 @@ def rounding(backbone: LoadedBackbone) -> dict[str, float]:
 
     'kept' is by how much those over int8 differ from those over the same numbers in float32.
     """
-    placement = Placement(make_mesh(1), bert.LAYOUTS)
+    placement = Placement(make_mesh(1), LAYOUTS)
     batch = packed_batch()
     mask = attention_mask(batch['segments'], 8)
     run = jax.jit(
-        lambda params: Bert(backbone.config).apply(
+        lambda params: Backbone(backbone.config).apply(
             {'params': params}, batch['input_ids'], positions=batch['positions'], mask=mask
         )
     )
@@ -120,7 +119,7 @@ def rounding(backbone: LoadedBackbone) -> dict[str, float]:
     return {name: float(jnp.linalg.norm(x) / size) for name, x in found.items()}
 
 
-def temporaries(config: bert.BertConfig) -> dict[str, int]:
+def temporaries(config: BackboneConfig) -> dict[str, int]:
     """Return the bytes of a step's temporaries by policy of rematerialisation."""
     settings = {remat: memory.Setting('bitfit', remat=remat) for remat in REMAT}
     return {name: memory.measure(config, s, 8, 64)['temporary'] for name, s in settings.items()}

@@ -14,7 +14,8 @@ import transformers
 from jaxtyping import Array
 
 from adapters_jax import params
-from adapters_jax.models import bert
+from adapters_jax.models import families
+from adapters_jax.models.backbone import BackboneConfig
 from adapters_jax.params import Tree
 
 _FAMILIES = {
@@ -64,15 +65,15 @@ def add_bottleneck(model: torch.nn.Module, name: str, seed: int = 1, **options: 
     model.eval()
 
 
-def our_config(model: torch.nn.Module) -> bert.BertConfig:
+def our_config(model: torch.nn.Module) -> BackboneConfig:
     """Return our config of a torch model."""
-    return bert.BertConfig.from_hf(model.config.to_dict())
+    return families.read_config(model.config.to_dict())
 
 
 def backbone_tree(model: torch.nn.Module) -> Tree:
     """Return the torch model's own weights as our `backbone` tree."""
     tensors = model.state_dict()
-    names = bert.tensor_names(our_config(model))
+    names = families.tensor_names(our_config(model))
     return params.unflatten(
         {ours: to_array(tensors[theirs], flip) for theirs, (ours, flip) in names.items()}
     )

@@ -12,7 +12,7 @@ from adapters_jax.adapters import registry
 from adapters_jax.adapters.baselines import HeadOnly
 from adapters_jax.adapters.method import Change
 from adapters_jax.model import attention_mask
-from adapters_jax.models.bert import Bert
+from adapters_jax.models.backbone import Backbone
 from adapters_jax.models.heads import HeadConfig
 from adapters_jax.sites import Place
 
@@ -62,7 +62,7 @@ def test_a_packed_text_gets_the_outputs_it_has_alone(setup, packed):
 
 def test_a_packed_text_has_the_hidden_states_it_has_alone(packed):
     run = jax.jit(
-        lambda p, ids, types, positions, mask: Bert(tiny.CONFIG).apply(
+        lambda p, ids, types, positions, mask: Backbone(tiny.CONFIG).apply(
             {'params': p}, ids, types, positions, mask, all_hidden=True
         )
     )
@@ -132,7 +132,7 @@ def test_outputs_are_those_of_backbone_adapter_and_head(setup, packed):
     for i in range(2):
         shift = params['adapters']['default'][f'layer_{i}']['feed_forward']['shift']
         backbone[f'layer_{i}']['feed_forward']['down']['bias'] += shift
-    hidden = Bert(tiny.CONFIG).apply(
+    hidden = Backbone(tiny.CONFIG).apply(
         {'params': backbone},
         packed['input_ids'],
         packed['token_type_ids'],

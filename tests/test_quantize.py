@@ -8,7 +8,7 @@ import tiny
 from jax.sharding import PartitionSpec as P
 
 from adapters_jax import functional, params, quantize, sharding
-from adapters_jax.models import bert
+from adapters_jax.models.backbone import LAYOUTS
 from adapters_jax.training.placement import Placement
 
 RNG = np.random.default_rng(0)
@@ -85,7 +85,7 @@ def test_sizes():
 
 
 def placed(mesh):
-    placement = Placement(sharding.make_mesh(*mesh), bert.LAYOUTS)
+    placement = Placement(sharding.make_mesh(*mesh), LAYOUTS)
     return params.flatten(placement.frozen({'backbone': tiny.backbone()}, np.int8))
 
 
@@ -95,9 +95,7 @@ def test_matrices_lie_as_their_floats_would_and_hold_the_same_integers_on_every_
     found, alone = placed(MESHES[mesh]), placed((1, 1, 1))
     assert list(found) == list(exact)
     where = params.flatten(
-        sharding.layouts(
-            {'backbone': tiny.backbone()}, sharding.make_mesh(*MESHES[mesh]), bert.LAYOUTS
-        )
+        sharding.layouts({'backbone': tiny.backbone()}, sharding.make_mesh(*MESHES[mesh]), LAYOUTS)
     )
     quantised = {p for p, leaf in found.items() if quantize.is_quantized(leaf)}
     assert quantised == {

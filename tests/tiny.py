@@ -13,20 +13,22 @@ import numpy as np
 
 from adapters_jax.adapters.method import Change, Method
 from adapters_jax.model import Model
-from adapters_jax.models.bert import BertConfig
+from adapters_jax.models.backbone import BackboneConfig
+from adapters_jax.models.bert import BertStem
 from adapters_jax.models.block import BlockConfig
 from adapters_jax.models.heads import HeadConfig
 from adapters_jax.params import Tree, map_with_path, train
 from experiments.toy import random_backbone, random_leaf
 
-CONFIG = BertConfig(
+CONFIG = BackboneConfig(
     family='bert',
     layers=2,
     vocabulary=40,
     positions=32,
-    token_types=2,
     pad_id=0,
     block=BlockConfig(hidden=16, feed_forward=24, heads=4),
+    stem=BertStem(),
+    pooler=True,
 )
 
 
@@ -55,7 +57,7 @@ class Shift(Method):
         return Change(end.output + shift, shift)
 
 
-def backbone(config: BertConfig = CONFIG, seed: int = 0) -> Tree:
+def backbone(config: BackboneConfig = CONFIG, seed: int = 0) -> Tree:
     """Return random parameters of a backbone."""
     return random_backbone(config, seed)
 

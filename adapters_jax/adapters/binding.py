@@ -225,5 +225,5 @@ class Adapted(Sites):
 
 
 _PROJECTION_NUMBER = {
-    name: i for i, name in enumerate(('query', 'key', 'value', 'output', 'up', 'down'))
+    name: i for i, name in enumerate(('query', 'key', 'value', 'output', 'up', 'down', 'gate'))
 }

@@ -73,16 +73,16 @@ class Bottleneck(Method):
             "residual_before_ln='post_add' needs original_ln_before=True, which adds the residual",
         )
 
-    def sites(self, dimensions: Dimensions) -> list[str]:
-        """Return the sub-layers that get an adapter."""
+    def sites(self, dimensions: Dimensions, layer: int) -> list[str]:
+        """Return the sub-layers that get an adapter in a layer."""
         chosen = {
             'attention': self.mh_adapter,
-            'cross_attention': self.cross_adapter and dimensions.cross_attention,
+            'cross_attention': self.cross_adapter and dimensions.decoder_layers > 0,
             'feed_forward': self.output_adapter,
         }
         names = [name for name, wanted in chosen.items() if wanted]
         self.require(bool(names), 'cross_adapter=True, but the backbone has no cross-attention')
-        return names
+        return [name for name in names if name in dimensions.projections(layer)]
 
     def width(self, layer: int, hidden: int) -> int:
         """Return R, the bottleneck's width, in a layer; at least 1.
@@ -131,7 +131,7 @@ class Bottleneck(Method):
                 name: self._init_one(
                     functional.fold(key, layer, SUB_LAYERS.index(name)), dimensions.hidden, layer
                 )
-                for name in self.sites(dimensions)
+                for name in self.sites(dimensions, layer)
             }
             for layer in adapted_layers(self.leave_out, dimensions)
         }

@@ -169,7 +169,7 @@ class Compacter(Bottleneck):
                         part: {'rule': self._fixed_rule(layer, SUB_LAYERS.index(site), i)}
                         for i, part in enumerate(_PARTS)
                     }
-                    for site in self.sites(dimensions)
+                    for site in self.sites(dimensions, layer)
                 }
                 for layer in adapted_layers(self.leave_out, dimensions)
             }

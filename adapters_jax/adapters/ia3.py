@@ -18,7 +18,7 @@ from adapters_jax.adapters.bottleneck import gate
 from adapters_jax.adapters.low_rank import Place, widen
 from adapters_jax.adapters.method import At, Method, adapted_layers
 from adapters_jax.params import Tree
-from adapters_jax.sites import PROJECTIONS, Dimensions, Linear
+from adapters_jax.sites import Dimensions, Linear
 
 _Names = tuple[Literal['query', 'key', 'value', 'output', 'up', 'down'], ...]
 
@@ -58,14 +58,14 @@ class IA3(Method):
         """
         present = {
             'attention': self.self_attention,
-            'cross_attention': self.cross_attention and dimensions.cross_attention,
+            'cross_attention': self.cross_attention,
             'feed_forward': True,
         }
         chosen = {*self.scale_outputs, *self.scale_inputs}
         found = [
             Place(layer, sub_layer, name)
             for layer in adapted_layers(self.leave_out, dimensions)
-            for sub_layer, names in PROJECTIONS.items()
+            for sub_layer, names in dimensions.projections(layer).items()
             for name in names
             if present[sub_layer] and name in chosen
         ]

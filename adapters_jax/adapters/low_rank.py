@@ -41,8 +41,12 @@ class Place(NamedTuple):
 
     def sizes(self, dimensions: Dimensions) -> tuple[int, int]:
         """Return I and O, the widths of its input and its output."""
-        wide, hidden = dimensions.feed_forward, dimensions.hidden
-        return (wide if self.name == 'down' else hidden), (wide if self.name == 'up' else hidden)
+        d = dimensions
+        if self.sub_layer == 'feed_forward':
+            inward, outward = (d.hidden, d.feed_forward), (d.feed_forward, d.hidden)
+            return outward if self.name == 'down' else inward
+        inner = d.inner or d.hidden
+        return (inner, d.hidden) if self.name == 'output' else (d.hidden, inner)
 
     def key(self, key: PRNGKeyArray) -> PRNGKeyArray:
         """Return the random key that belongs to it."""
@@ -86,7 +90,7 @@ class LowRank(Method, abc.ABC):
         attention = tuple(
             name for letter, name in _ATTENTION.items() if letter in self.attn_matrices
         )
-        crossing = self.crossattn_lora and dimensions.cross_attention
+        crossing = self.crossattn_lora and dimensions.decoder_layers > 0
         chosen = {
             'attention': attention if self.selfattn_lora else (),
             'cross_attention': attention if crossing else (),
@@ -100,6 +104,7 @@ class LowRank(Method, abc.ABC):
             Place(layer, sub_layer, name)
             for layer in adapted_layers(self.leave_out, dimensions)
             for sub_layer, names in chosen.items()
+            if sub_layer in dimensions.projections(layer)
             for name in names
         ]
 

@@ -19,6 +19,9 @@ from adapters_jax.adapters.method import At, Method, adapted_layers
 from adapters_jax.params import Tree
 from adapters_jax.sites import SUB_LAYERS, Dimensions, KeyValue, Words
 
+# What a prefix is called among a site's parameters, and the network that decoders' prefixes share.
+_OWN, _DECODERS = 'prefix', 'decoder_prefix'
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PrefixTuning(Method):
@@ -64,9 +67,9 @@ class PrefixTuning(Method):
         """The positions before the text, where it does not start at 0."""
         return self.prefix_length if self.shift_positions else 0
 
-    def sites(self, dimensions: Dimensions) -> list[str]:
-        """Return the attentions that get a prefix."""
-        cross = self.cross_prefix and dimensions.cross_attention
+    def sites(self, dimensions: Dimensions, layer: int) -> list[str]:
+        """Return the attentions of a layer that get a prefix."""
+        cross = self.cross_prefix and 'cross_attention' in dimensions.projections(layer)
         return ['attention', *(['cross_attention'] if cross else [])]
 
     def init(self, key: PRNGKeyArray, dimensions: Dimensions, backbone: Tree) -> Tree:
@@ -83,20 +86,27 @@ class PrefixTuning(Method):
         )
         if self.init_weights_seed is not None:
             key = jax.random.key(self.init_weights_seed)
-        names, layers = self.sites(dimensions), adapted_layers(self.leave_out, dimensions)
+        layers = adapted_layers(self.leave_out, dimensions)
 
         def at(layer: int, name: str) -> PRNGKeyArray:
             return functional.fold(key, layer + 1, SUB_LAYERS.index(name))
 
-        params = {
-            f'layer_{i}': {
-                name: {'prefix': self._init_one(at(i, name), dimensions.hidden)} for name in names
-            }
-            for i in layers
-        }
+        places = [(i, name) for i in layers for name in self.sites(dimensions, i)]
+        params: Tree = {f'layer_{i}': {} for i, _ in places}
+        for i, name in places:
+            leaf = _DECODERS if _in_decoder(dimensions, i) else _OWN
+            params[f'layer_{i}'][name] = {leaf: self._init_one(at(i, name), dimensions)}
         if self.flat:
             return params
-        shared = {name: self._init_shared(at(-1, name), dimensions.hidden) for name in names}
+        shared = {
+            network: self._init_shared(
+                functional.fold(at(-1, name), *([1] if network == _DECODERS else [])),
+                dimensions.hidden,
+            )
+            for network, name in {
+                _network(name, _in_decoder(dimensions, i)): name for i, name in places
+            }.items()
+        }
         return {'shared': shared} | params
 
     def _init_shared(self, key: PRNGKeyArray, hidden: int) -> Tree:
@@ -106,15 +116,16 @@ class PrefixTuning(Method):
             'down': parts.dense(keys[1], parts.uniform_by_inputs, hidden, self.bottleneck_size),
         }
 
-    def _init_one(self, key: PRNGKeyArray, hidden: int) -> Tree:
+    def _init_one(self, key: PRNGKeyArray, dimensions: Dimensions) -> Tree:
+        hidden, inner = dimensions.hidden, dimensions.inner or dimensions.hidden
         *keys, gate_key = jax.random.split(key, 3)
         params: Tree = {}
         for name, own in zip(('key', 'value'), keys, strict=True):
             if self.flat:
-                params[name] = jax.random.normal(own, (self.prefix_length, hidden))
+                params[name] = jax.random.normal(own, (self.prefix_length, inner))
             else:
                 width = self.bottleneck_size
-                params[name] = parts.dense(own, parts.uniform_by_inputs, width, hidden)
+                params[name] = parts.dense(own, parts.uniform_by_inputs, width, inner)
         if self.use_gating:
             gates = 1 if self.shared_gating else 2
             params['gate'] = parts.dense(gate_key, parts.normal(0.02), hidden, gates)
@@ -130,8 +141,9 @@ class PrefixTuning(Method):
         Every query may look at it, whatever else the mask hides. A gate scales the keys, so that
         the prefix gets another share of the attention, and the values (Mao et al. 2022, sec. 3.2).
         """
-        own = params['prefix']
-        key, value = self.vectors(own, at.shared.get(at.name, {}))
+        in_decoder = _DECODERS in params
+        own = params[_DECODERS if in_decoder else _OWN]
+        key, value = self.vectors(own, at.shared.get(_network(at.name, in_decoder), {}))
         gates = (None, None)
         if self.use_gating:
             opened = bottleneck.gate(own['gate'], seen.inputs, _row(seen.text_mask))
@@ -175,6 +187,15 @@ class PrefixTuning(Method):
         return jnp.concatenate([own, x], axis=1)
 
 
+def _in_decoder(dimensions: Dimensions, layer: int) -> bool:
+    return layer >= dimensions.layers - dimensions.decoder_layers
+
+
+def _network(name: str, in_decoder: bool) -> str:
+    """Return the name of the shared network: encoder and decoder have their own."""
+    return _DECODERS if in_decoder and name == 'attention' else name
+
+
 def _row(mask: Bool[Array, '#B 1 #T T'] | None) -> Bool[Array, '#B 1 1 T'] | None:
     """Return which tokens belong to the one text of each row.
 
@@ -201,7 +222,8 @@ def flat_from_reparametrised(method: PrefixTuning, params: Tree) -> tuple[Prefix
             continue
         flat[layer] = {}
         for name, entry in names.items():
-            own = entry['prefix']
-            key, value = method.vectors(own, params['shared'][name])
-            flat[layer][name] = {'prefix': own | {'key': key, 'value': value}}
+            ((leaf, own),) = entry.items()
+            network = params['shared'][_network(name, leaf == _DECODERS)]
+            key, value = method.vectors(own, network)
+            flat[layer][name] = {leaf: own | {'key': key, 'value': value}}
     return dataclasses.replace(method, flat=True), flat

@@ -21,64 +21,21 @@ from jax.typing import DTypeLike
 from adapters_jax import params as trees
 from adapters_jax.interop import hub
 from adapters_jax.interop.tensors import WEIGHT_FILES, contents, read_tensors
-from adapters_jax.models import bert
+from adapters_jax.models import families
+from adapters_jax.models.backbone import BackboneConfig, shapes
 
 _LOG = logging.getLogger(__name__)
 
-# What comes with a checkpoint and is no part of the encoder: constants, and the heads of whatever
-# it was trained for.
-_IGNORED = re.compile(
-    r'embeddings\.(position_ids|token_type_ids)|(cls|lm_head|classifier|qa_outputs)\..*'
-)
 _POOLER = 'pooler.'
 # BERT's first checkpoints came out of TensorFlow and kept its names.
 _LEGACY_NAMES = {'LayerNorm.gamma': 'LayerNorm.weight', 'LayerNorm.beta': 'LayerNorm.bias'}
-
-
-@dataclasses.dataclass(frozen=True)
-class Family:
-    """What this module needs to know about a family of models."""
-
-    model_type: str  # the family's own; another model type of the same architecture uses it too
-    prefix: str  # precedes the encoder's names in a checkpoint of a model with a head
-    read_config: Callable[[Mapping[str, Any]], bert.BertConfig]
-    tensor_names: Callable[[bert.BertConfig], dict[str, tuple[str, bool]]]
-    shapes: Callable[[bert.BertConfig], dict[str, tuple[int, ...]]]
-
-
-def _bert_shapes(config: bert.BertConfig) -> dict[str, tuple[int, ...]]:
-    ids = jax.ShapeDtypeStruct((1, 1), jnp.int32)
-    model = bert.Bert(config)
-    variables = jax.eval_shape(
-        lambda ids: model.init(jax.random.key(0), ids, method='initialise'), ids
-    )
-    return {path: leaf.shape for path, leaf in trees.flatten(variables['params']).items()}
-
-
-def _bert_family(model_type: str) -> Family:
-    return Family(
-        model_type=model_type,
-        prefix=f'{model_type}.',
-        read_config=bert.BertConfig.from_hf,
-        tensor_names=bert.tensor_names,
-        shapes=_bert_shapes,
-    )
-
-
-# XLM-RoBERTa and CamemBERT are RoBERTa with another vocabulary.
-FAMILIES = {
-    'bert': _bert_family('bert'),
-    'roberta': _bert_family('roberta'),
-    'xlm-roberta': _bert_family('roberta'),
-    'camembert': _bert_family('roberta'),
-}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class LoadedBackbone:
     """A pretrained model: config, parameters (the tree below 'backbone') and identity."""
 
-    config: bert.BertConfig
+    config: BackboneConfig
     params: trees.Tree  # arrays in memory, or parts of mapped files (`load_backbone`)
     directory: Path  # where the tokenizer's files are
     name: str
@@ -114,11 +71,11 @@ def load_backbone(name: str, dtype: DTypeLike | None = np.float32) -> LoadedBack
     """
     directory = hub.locate(name)
     family, hf_config = _read_config(directory)
-    tensors = _standard_names(read_tensors(directory), family.prefix, directory)
-    config = family.read_config({**hf_config, 'model_type': family.model_type})
-    if not any(tensor.startswith(_POOLER) for tensor in tensors):
-        config = dataclasses.replace(config, pooler=False)
-    stored = trees.unflatten(_translate(tensors, family, config, directory))
+    tensors = _standard_names(read_tensors(directory), family, directory)
+    config = families.read_config(hf_config)
+    has_pooler = any(tensor.startswith(_POOLER) for tensor in tensors)
+    config = dataclasses.replace(config, pooler=config.pooler and has_pooler)
+    stored = trees.unflatten(_translate(tensors, config, directory))
     params = stored if dtype is None else jax.tree.map(lambda x: _copy(x, dtype), stored)
     return LoadedBackbone(config, params, directory, name, trees.fingerprint(stored))
 
@@ -140,19 +97,15 @@ def describe_backbone(name: str) -> LoadedBackbone:
     """
     directory = hub.locate(name)
     family, hf_config = _read_config(directory)
-    config = family.read_config({**hf_config, 'model_type': family.model_type})
+    config = families.read_config(hf_config)
     if any((directory / file).is_file() for file in WEIGHT_FILES):
-        names = _standard_names(read_tensors(directory), family.prefix, directory)
+        names = _standard_names(read_tensors(directory), family, directory)
         has_pooler = any(tensor.startswith(_POOLER) for tensor in names)
-        config = dataclasses.replace(config, pooler=has_pooler)
-    shapes = {
-        path: jax.ShapeDtypeStruct(shape, np.float32)
-        for path, shape in family.shapes(config).items()
-    }
-    return LoadedBackbone(config, trees.unflatten(shapes), directory, name, fingerprint='')
+        config = dataclasses.replace(config, pooler=config.pooler and has_pooler)
+    return LoadedBackbone(config, shapes(config), directory, name, fingerprint='')
 
 
-def _read_config(directory: Path) -> tuple[Family, dict[str, Any]]:
+def _read_config(directory: Path) -> tuple[families.Family, dict[str, Any]]:
     path = directory / hub.CONFIG
     if not path.is_file():
         raise FileNotFoundError(f'{directory} has no {hub.CONFIG}; it holds {contents(directory)}')
@@ -162,30 +115,31 @@ def _read_config(directory: Path) -> tuple[Family, dict[str, Any]]:
         raise ValueError(f'{path} is not JSON: {error}') from error
     if not isinstance(config, dict):
         raise ValueError(f'{path} holds a {type(config).__name__}, expected an object')
-    model_type = config.get('model_type', 'bert')  # the first BERT configs do not say
-    if not isinstance(model_type, str) or model_type not in FAMILIES:
-        raise ValueError(
-            f'{path} has model_type {model_type!r}, which is not supported; expected one of '
-            f'{", ".join(FAMILIES)}'
-        )
-    return FAMILIES[model_type], config
+    try:
+        return families.find(config), config
+    except ValueError as error:
+        raise ValueError(f'{path}: {error}') from error
 
 
 def _standard_names(
-    tensors: Mapping[str, np.ndarray], prefix: str, directory: Path
+    tensors: Mapping[str, np.ndarray], family: families.Family, directory: Path
 ) -> dict[str, Callable[[], np.ndarray]]:
     """Return how to read each of the encoder's tensors, by its name in the bare model."""
     readers: dict[str, Callable[[], np.ndarray]] = {}
     ignored = []
     for name in tensors:
-        standard = name.removeprefix(prefix)
+        standard = name.removeprefix(family.prefix)
         for legacy, current in _LEGACY_NAMES.items():
             if standard.endswith(legacy):
                 standard = standard.removesuffix(legacy) + current
-        if _IGNORED.fullmatch(standard):
+        if re.fullmatch(family.ignored, standard):
             ignored.append(name)
             continue
+        standard = family.aliases.get(standard, standard)
         if standard in readers:
+            tied = standard in family.aliases.values()
+            if tied and np.array_equal(readers[standard](), tensors[name]):
+                continue
             raise ValueError(f'{directory} has two tensors for {standard}: {name} is the second')
         readers[standard] = lambda name=name: tensors[name]
     if ignored:
@@ -195,12 +149,12 @@ def _standard_names(
 
 def _translate(
     tensors: Mapping[str, Callable[[], np.ndarray]],
-    family: Family,
-    config: bert.BertConfig,
+    config: BackboneConfig,
     directory: Path,
 ) -> dict[str, np.ndarray]:
     """Return leaves by path, as parts of what they are read from, having accounted for each."""
-    table, shapes = family.tensor_names(config), family.shapes(config)
+    table = families.tensor_names(config)
+    expected_shapes = {path: leaf.shape for path, leaf in trees.flatten(shapes(config)).items()}
     problems = [f'{name} is missing' for name in table if name not in tensors]
     problems += [f'{name} is unexpected' for name in tensors if name not in table]
     leaves = {}
@@ -208,7 +162,7 @@ def _translate(
         if name not in tensors:
             continue
         tensor = tensors[name]()
-        expected = shapes[path][::-1] if transpose else shapes[path]
+        expected = expected_shapes[path][::-1] if transpose else expected_shapes[path]
         if tensor.shape != expected:
             problems.append(f'{name} has shape {tensor.shape}, expected {expected}')
         elif not jnp.issubdtype(tensor.dtype, jnp.floating):

@@ -18,7 +18,8 @@ from adapters_jax import files, params
 from adapters_jax.interop import hf_heads, hub
 from adapters_jax.interop.backbones import LoadedBackbone
 from adapters_jax.interop.tensors import SAFETENSORS
-from adapters_jax.models import bert
+from adapters_jax.models import families
+from adapters_jax.models.backbone import BackboneConfig
 from adapters_jax.params import Tree
 
 _LOG = logging.getLogger(__name__)
@@ -110,15 +111,15 @@ def _config(
 
 
 def _tensors(
-    backbone: Tree, config: bert.BertConfig, classifier: Mapping[str, np.ndarray] | None
+    backbone: Tree, config: BackboneConfig, classifier: Mapping[str, np.ndarray] | None
 ) -> dict[str, np.ndarray]:
     """Return the tensors of the bare model, or of the model with a classifier."""
     leaves = params.flatten(backbone)
-    names = bert.tensor_names(config)
+    names = families.tensor_names(config)
     expected = {path for path, _ in names.values()}
     if differing := sorted(expected ^ set(leaves)):
         raise ValueError(
-            f'the parameters are not those of a {config.family} model with {config.layers} '
+            f'the parameters are not those of a {config.family} model with {config.depth} '
             f'layers; missing or unexpected: {", ".join(differing[:5])}'
         )
     prefix = '' if classifier is None else f'{config.family}.'

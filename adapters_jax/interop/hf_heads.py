@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from adapters_jax.models.bert import BertConfig
+from adapters_jax.models.backbone import BackboneConfig
 from adapters_jax.models.heads import HeadConfig
 from adapters_jax.params import Tree
 
@@ -29,7 +29,7 @@ def tensor_names(family: str) -> dict[str, tuple[str, bool]]:
     return names
 
 
-def read(tensors: Mapping[str, np.ndarray], config: BertConfig) -> tuple[HeadConfig, Tree, int]:
+def read(tensors: Mapping[str, np.ndarray], config: BackboneConfig) -> tuple[HeadConfig, Tree, int]:
     """Return our head of a classifier's tensors: its description, parameters and outputs.
 
     Raises:
@@ -63,7 +63,7 @@ def read(tensors: Mapping[str, np.ndarray], config: BertConfig) -> tuple[HeadCon
     return head, tree, outputs
 
 
-def _check_shapes(tensors: Mapping[str, np.ndarray], config: BertConfig) -> int:
+def _check_shapes(tensors: Mapping[str, np.ndarray], config: BackboneConfig) -> int:
     """Return the number of outputs."""
     hidden, layers = config.block.hidden, _LAYERS[config.family]
     last = tensors[f'{CLASSIFIER}.{layers[-1]}weight']
@@ -80,7 +80,9 @@ def _check_shapes(tensors: Mapping[str, np.ndarray], config: BertConfig) -> int:
     return outputs
 
 
-def write(head: Mapping[str, Any], tree: Tree, config: BertConfig) -> dict[str, np.ndarray] | None:
+def write(
+    head: Mapping[str, Any], tree: Tree, config: BackboneConfig
+) -> dict[str, np.ndarray] | None:
     """Return the tensors that compute our head in a Hugging Face model, or None where none do.
 
     `head` is the description of a `HeadConfig` as JSON values. BERT's pooler is a dense layer and

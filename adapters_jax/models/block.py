@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from adapters_jax import functional
 from adapters_jax.attention import attend
@@ -39,32 +39,46 @@ class BlockConfig:
     causal: bool = False
     dropout: float = 0.1
     attention_dropout: float = 0.1
+    activation_dropout: float = 0.0  # within the feed-forward network
+    head_size: int = 0  # 0: the hidden size over the number of heads
+    scaled: bool = True  # scores over the square root of the head size (T5 does without)
+    centred: bool = True  # LayerNorm; else RMSNorm (Zhang and Sennrich 2019)
+    unbiased: tuple[str, ...] = ()  # projections without a bias
+    gated: bool = False  # the feed-forward network has a gate (Shazeer 2020, eq. 6)
 
     def __post_init__(self) -> None:
         """Refuse sizes that do not fit together, and rates that are none."""
-        if self.heads < 1 or self.hidden % self.heads:
+        if self.heads < 1 or (not self.head_size and self.hidden % self.heads):
             raise ValueError(
                 f'hidden size {self.hidden} is not a multiple of the number of heads {self.heads}'
             )
-        for rate in (self.dropout, self.attention_dropout):
+        for rate in (self.dropout, self.attention_dropout, self.activation_dropout):
             if not 0 <= rate < 1:
                 raise ValueError(f'the dropout rate {rate} is not a number in [0, 1)')
         functional.activation(self.activation)
+
+    @property
+    def inner(self) -> int:
+        """The width of queries, keys and values of all heads together."""
+        return self.heads * (self.head_size or self.hidden // self.heads)
 
 
 class Norm(nn.Module):
     """A LayerNorm handed out as a function, since a site may apply it twice or not at all."""
 
     epsilon: float
-    owner: str  # the path of the module that it belongs to, below 'backbone'
+    where: str  # its path, below 'backbone'
+    centred: bool = True
 
     @nn.compact
     def __call__(self, features: int, sites: Sites) -> LayerNorm:
         """Return the LayerNorm of vectors of that many features."""
         scale = self.param('scale', nn.initializers.ones, (features,))
-        bias = self.param('bias', nn.initializers.zeros, (features,))
-        scale = sites.vector(f'{self.owner}/norm/scale', scale)
-        return LayerNorm(scale, sites.vector(f'{self.owner}/norm/bias', bias), self.epsilon)
+        scale, bias = sites.vector(f'{self.where}/scale', scale), None
+        if self.centred:
+            bias = self.param('bias', nn.initializers.zeros, (features,))
+            bias = sites.vector(f'{self.where}/bias', bias)
+        return LayerNorm(scale, bias, self.epsilon)
 
 
 class Dense(nn.Module):
@@ -89,6 +103,7 @@ class Projection(nn.Module):
     features: int
     layer: int
     sub_layer: str
+    biased: bool = True
 
     @nn.compact
     def __call__(
@@ -96,8 +111,10 @@ class Projection(nn.Module):
     ) -> Float[Array, 'B T O']:
         """Return what the `linear` site makes of `x @ kernel + bias`."""
         kernel = self.param('kernel', nn.initializers.normal(0.02), (x.shape[-1], self.features))
-        bias = self.param('bias', nn.initializers.zeros, (self.features,))
-        bias = sites.vector(f'layer_{self.layer}/{self.sub_layer}/{self.name}/bias', bias)
+        bias = None
+        if self.biased:
+            bias = self.param('bias', nn.initializers.zeros, (self.features,))
+            bias = sites.vector(f'layer_{self.layer}/{self.sub_layer}/{self.name}/bias', bias)
         y = checkpoint_name(functional.dense(x, kernel, bias), _PROJECTED)
         end = Linear(inputs=x, kernel=kernel, bias=bias, output=y, mask=mask)
         return sites.linear(self.layer, self.sub_layer, self.name, end)
@@ -127,27 +144,62 @@ class Attention(nn.Module):
 
         `known` is the attention's output where that has been computed before.
         """
-        c = self.config
-        norm = Norm(c.norm_epsilon, f'layer_{self.layer}/{self.kind}', name='norm')(c.hidden, sites)
+        c, itself = self.config, memory is None
+        norm = _norm(self, sites)
         if known is not None:
             return _finish(self, known, norm, stream, sites, True)
         x = norm(stream.hidden) if c.pre_norm else stream.hidden
         own = stream.mask
-        memory, memory_mask = (x, own) if memory is None else (memory, mask)
+        memory, memory_mask = (x, own) if itself else (memory, mask)
 
         def project(name: str, inputs: Array, mask: Array | None) -> Array:
-            y = Projection(c.hidden, self.layer, self.kind, name=name)(inputs, mask, sites)
-            return y.reshape(*y.shape[:-1], c.heads, c.hidden // c.heads)
+            y = _projection(self, c.inner, name)(inputs, mask, sites)
+            return y.reshape(*y.shape[:-1], c.heads, c.inner // c.heads)
+
+        def keys_and_values() -> tuple[Array, Array]:
+            return project('key', memory, memory_mask), project('value', memory, memory_mask)
 
         query = project('query', x, own)
-        key, value = (project(name, memory, memory_mask) for name in ('key', 'value'))
+        if stream.at is None:
+            key, value = keys_and_values()
+        elif itself:
+            key, value = self._extended(*keys_and_values(), stream.at, mask.shape[-1])
+        else:
+            key, value = self._kept(keys_and_values)
         seen = KeyValue(inputs=x, key=key, value=value, mask=mask, text_mask=own)
         seen = sites.key_value(self.layer, self.kind, seen)
         rng = None if deterministic else self.make_rng('dropout')
-        mixed = attend(query, seen.key, seen.value, seen.mask, c.attention_dropout, rng)
-        mixed = mixed.reshape(*x.shape[:-1], c.hidden)
-        y = Projection(c.hidden, self.layer, self.kind, name='output')(mixed, own, sites)
+        bias = _widened(stream.bias, seen.key.shape[1]) if itself else None
+        scale = seen.key.shape[-1] ** -0.5 if c.scaled else 1.0
+        mixed = attend(
+            query, seen.key, seen.value, seen.mask, c.attention_dropout, rng, bias, scale
+        )
+        mixed = mixed.reshape(*x.shape[:-1], c.inner)
+        y = _projection(self, c.hidden, 'output')(mixed, own, sites)
         return _finish(self, y, norm, stream, sites, deterministic)
+
+    def _extended(
+        self,
+        key: Float[Array, 'B T H K'],
+        value: Float[Array, 'B T H K'],
+        at: Int[Array, ''],
+        length: int,
+    ) -> tuple[Float[Array, 'B L H K'], Float[Array, 'B L H K']]:
+        """Write these tokens' keys and values behind those of the tokens before, and return all."""
+        found = []
+        for name, new in (('key', key), ('value', value)):
+            shape = (new.shape[0], length, *new.shape[2:])
+            kept = self.variable('cache', name, jnp.zeros, shape, new.dtype)
+            kept.value = jax.lax.dynamic_update_slice_in_dim(kept.value, new, at, axis=1)
+            found.append(kept.value)
+        return found[0], found[1]
+
+    def _kept(self, compute: Callable[[], tuple[Array, Array]]) -> tuple[Array, Array]:
+        """Return the keys and values of the memory, computed at the first token only."""
+        if not self.has_variable('cache', 'key'):
+            for name, computed in zip(('key', 'value'), compute(), strict=True):
+                self.put_variable('cache', name, computed)
+        return self.get_variable('cache', 'key'), self.get_variable('cache', 'value')
 
 
 class FeedForward(nn.Module):
@@ -170,14 +222,37 @@ class FeedForward(nn.Module):
         `known` is the network's output where that has been computed before.
         """
         c = self.config
-        norm = Norm(c.norm_epsilon, f'layer_{self.layer}/{self.kind}', name='norm')(c.hidden, sites)
+        norm = _norm(self, sites)
         if known is not None:
             return _finish(self, known, norm, stream, sites, True)
         x = norm(stream.hidden) if c.pre_norm else stream.hidden
-        up = Projection(c.feed_forward, self.layer, self.kind, name='up')(x, stream.mask, sites)
-        up = functional.activation(c.activation)(up)
-        y = Projection(c.hidden, self.layer, self.kind, name='down')(up, stream.mask, sites)
+        up = _projection(self, c.feed_forward, 'up')(x, stream.mask, sites)
+        if c.gated:
+            gate = _projection(self, c.feed_forward, 'gate')(x, stream.mask, sites)
+            up = functional.activation(c.activation)(gate) * up
+        else:
+            up = functional.activation(c.activation)(up)
+        if c.activation_dropout and not deterministic:
+            up = functional.dropout(up, c.activation_dropout, self.make_rng('dropout'))
+        y = _projection(self, c.hidden, 'down')(up, stream.mask, sites)
         return _finish(self, y, norm, stream, sites, deterministic)
+
+
+def _norm(module: Attention | FeedForward, sites: Sites) -> LayerNorm:
+    c, path = module.config, f'layer_{module.layer}/{module.kind}/norm'
+    return Norm(c.norm_epsilon, path, c.centred, name='norm')(c.hidden, sites)
+
+
+def _projection(module: Attention | FeedForward, features: int, name: str) -> Projection:
+    biased = name not in module.config.unbiased
+    return Projection(features, module.layer, module.kind, biased, name=name)
+
+
+def _widened(bias: Float[Array, '1 H T S'] | None, keys: int) -> Float[Array, '1 H T P+S'] | None:
+    """Return the bias of scores with zeros for what a site put before the keys."""
+    if bias is None or bias.shape[-1] == keys:
+        return bias
+    return jnp.pad(bias, ((0, 0), (0, 0), (0, 0), (keys - bias.shape[-1], 0)))
 
 
 def _finish(
@@ -233,7 +308,7 @@ class Block(nn.Module):
                 f'the block has cross_attention={c.cross_attention}, but its memory is '
                 f'{"missing" if memory is None else "given"}'
             )
-        if c.causal:
+        if c.causal and stream.at is None:
             # In the stream, so that an adapter that looks along the sequence looks back only, too.
             stream = stream.replace(mask=causal(stream.mask, stream.hidden.shape[1]))
         if known is not None and trunk.stage == 'block_end':

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from adapters_jax import functional, quantize
-from adapters_jax.models.bert import BertConfig
+from adapters_jax.models.backbone import BackboneConfig
 
 Tree = dict[str, Any]
 Undo = Callable[[Float[Array, 'B M D']], Float[Array, 'B M D']]
@@ -37,7 +37,7 @@ def apply(
     hidden: Float[Array, 'B T D'],
     places: Int[Array, 'B M'],
     table: Float[Array, 'V D'] | quantize.Quantized,
-    config: BertConfig,
+    config: BackboneConfig,
     undo: Undo = lambda x: x,
 ) -> Float[Array, 'B M V']:
     """Return the logits of every word in M places of each row, in float32.

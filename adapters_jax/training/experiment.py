@@ -25,7 +25,7 @@ from adapters_jax.data.preprocess.chain import Chain
 from adapters_jax.interop.adapter_folder import AdapterFolder
 from adapters_jax.interop.backbones import LoadedBackbone, load_backbone
 from adapters_jax.model import Model
-from adapters_jax.models import bert
+from adapters_jax.models.backbone import CHANNELS
 from adapters_jax.models.block import REMAT
 from adapters_jax.models.heads import HeadConfig
 from adapters_jax.params import Tree, flatten, merge, partition, unflatten
@@ -275,7 +275,7 @@ def check_frozen_matrices(model: Model, backbone: Tree) -> None:
         ValueError: every matrix of the backbone is trained.
     """
     _, frozen = partition(jax.eval_shape(model.init, jax.random.key(0), backbone), model.rules)
-    if not quantize.any_matrix(flatten(frozen), bert.CHANNELS):
+    if not quantize.any_matrix(flatten(frozen), CHANNELS):
         raise ValueError(
             "training.frozen_dtype is 'int8', but the method trains every matrix of the backbone "
             "and none is left to be kept in 8 bits; set training.frozen_dtype='float32'"
@@ -341,7 +341,7 @@ def bind(
         ValueError: layers that there are not, or an adapter from which none can be dropped.
     """
     method = registry.from_json(folder.method)
-    _check_dropped(dropped, backbone.config.layers)
+    _check_dropped(dropped, backbone.config.depth)
     if dropped:
         dropping.check_droppable(method, folder.adapter_params, '--drop_layers=0')
     return Model(

@@ -11,7 +11,7 @@ from jax.typing import DTypeLike
 
 from adapters_jax import quantize, sharding
 from adapters_jax.config import Config
-from adapters_jax.models import bert
+from adapters_jax.models.backbone import CHANNELS, LAYOUTS
 from adapters_jax.params import Tree
 from adapters_jax.sharding import Layout
 
@@ -49,7 +49,7 @@ class Placement:
             )
         given = tuple(Layout.parse(text) for text in mesh_config.rules)
         whole = mesh_config.frozen == 'replicated'
-        return cls(mesh or make_mesh(config), (*given, *bert.LAYOUTS), whole)
+        return cls(mesh or make_mesh(config), (*given, *LAYOUTS), whole)
 
     @property
     def everywhere(self) -> NamedSharding:
@@ -78,7 +78,7 @@ class Placement:
     def _place_in_8_bits(self, path: Any, leaf: Any, where: NamedSharding) -> Any:
         """Place a leaf; a matrix is in float32 only until it is there."""
         placed = self._place(leaf, np.float32, where)
-        axis = quantize.channel_axis(sharding.name_of(path), bert.CHANNELS)
+        axis = quantize.channel_axis(sharding.name_of(path), CHANNELS)
         return placed if axis is None else self._quantize(placed, axis)
 
     def _place(self, tree: Any, dtype: DTypeLike, where: Any) -> Any:

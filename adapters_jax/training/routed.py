@@ -14,7 +14,7 @@ from adapters_jax.adapters.bank import Bank
 from adapters_jax.adapters.dropping import Dropped, drop_layers
 from adapters_jax.adapters.method import Method
 from adapters_jax.model import Batch, Model
-from adapters_jax.models.bert import BertConfig
+from adapters_jax.models.backbone import BackboneConfig
 from adapters_jax.models.heads import HeadBank
 from adapters_jax.params import Rule, Tree, freeze
 from adapters_jax.sites import Place
@@ -47,7 +47,7 @@ class Routed:
         return self.members[0].method
 
     @property
-    def config(self) -> BertConfig:
+    def config(self) -> BackboneConfig:
         """The backbone's."""
         return self.members[0].config
 

@@ -256,7 +256,7 @@ class Run(abc.ABC):
 
     def _announce_trunk(self, trainable: params.Tree) -> None:
         end = self.experiment.model.trunk(trainable)
-        layers = self.experiment.backbone.config.layers
+        layers = self.experiment.backbone.config.depth
         self.monitor.message(
             f'layers 0 to {end.layer - 1} of {layers} are never differentiated'
             if end.layer

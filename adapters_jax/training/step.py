@@ -164,7 +164,7 @@ class RobustStep:
     def __init__(
         self, trainable: Tree, opt_state: optax.OptState, seed: int, model: Model, **fixed: Any
     ) -> None:
-        self._seed, self._layers = seed, model.config.layers
+        self._seed, self._layers = seed, model.config.depth
         self._steps = [
             jit_train_step(
                 trainable, opt_state, model=dataclasses.replace(model, dropped=dropped), **fixed

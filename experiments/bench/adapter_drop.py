@@ -33,7 +33,7 @@ def measure(
     batch = programs.random_batch(rows, length, config.vocabulary)
     found = {}
     for mode in MODES:
-        models = [dataclasses.replace(whole, dropped=n) for n in range(config.layers + 1)]
+        models = [dataclasses.replace(whole, dropped=n) for n in range(config.depth + 1)]
         make = getattr(programs, mode)
         made = {str(n): make(model, params, batch) for n, model in enumerate(models)}
         times = compare({name: program.call for name, program in made.items()}, repeats)

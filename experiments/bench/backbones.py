@@ -12,7 +12,9 @@ from safetensors.numpy import save_file
 
 from adapters_jax import files
 from adapters_jax.interop.backbones import load_backbone
-from adapters_jax.models.bert import Bert, BertConfig, tensor_names
+from adapters_jax.models import families
+from adapters_jax.models.backbone import Backbone
+from adapters_jax.models.families import tensor_names
 from adapters_jax.params import flatten
 
 # Layers, hidden size, feed-forward size, heads (Devlin et al. 2019, section 3).
@@ -51,8 +53,8 @@ def _write(name: str, tokenizer: Path, target: Path) -> None:
         'type_vocab_size': 2,
         'pad_token_id': 0,
     }
-    config = BertConfig.from_hf(hf)
-    init = functools.partial(Bert(config).init, method='initialise')
+    config = families.read_config(hf)
+    init = functools.partial(Backbone(config).init, method='initialise')
     leaves = flatten(jax.jit(init)(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))['params'])
     tensors = {
         theirs: np.ascontiguousarray(leaves[ours].T if transposed else leaves[ours])

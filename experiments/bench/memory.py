@@ -19,8 +19,8 @@ from absl import flags
 from adapters_jax import entry, files, params, quantize, tasks, xla
 from adapters_jax.adapters import registry
 from adapters_jax.model import Batch, Model
-from adapters_jax.models import bert
-from adapters_jax.models.bert import Bert, BertConfig
+from adapters_jax.models.backbone import CHANNELS, Backbone, BackboneConfig
+from adapters_jax.models.bert import BertStem
 from adapters_jax.models.block import BlockConfig
 from adapters_jax.models.heads import HeadConfig
 from adapters_jax.params import Tree
@@ -63,10 +63,12 @@ SETTINGS = (
 )
 
 
-def backbone_config(shape: str) -> BertConfig:
+def backbone_config(shape: str) -> BackboneConfig:
     """Return the config of BERT-base or BERT-large, uncased."""
     layers, *sizes = SHAPES[shape]
-    return BertConfig('bert', layers, 30522, 512, 2, 0, BlockConfig(*sizes))
+    return BackboneConfig(
+        'bert', layers, 30522, 512, 0, BlockConfig(*sizes), BertStem(), pooler=True
+    )
 
 
 def abstract(tree: Any) -> Any:
@@ -81,7 +83,7 @@ def stored_as(tree: Tree, name: str) -> Tree:
         return jax.eval_shape(functools.partial(params.cast, dtype=FROZEN_DTYPES[name]), tree)
 
     def kept(path: str, leaf: Any) -> Any:
-        axis = quantize.channel_axis(path, bert.CHANNELS)
+        axis = quantize.channel_axis(path, CHANNELS)
         to_int8 = functools.partial(quantize.to_int8, axis=axis)
         return leaf if axis is None else jax.eval_shape(to_int8, leaf)
 
@@ -96,7 +98,7 @@ def batch_of(rows: int, tokens: int) -> Batch:
     return batch | {name: jax.ShapeDtypeStruct((rows, 1), kind) for name, kind in one.items()}
 
 
-def compiled_step(config: BertConfig, setting: Setting, batch: Batch) -> tuple[Any, Tree, Tree]:
+def compiled_step(config: BackboneConfig, setting: Setting, batch: Batch) -> tuple[Any, Tree, Tree]:
     """Return the compiled step, and the shapes of trainable and frozen leaves."""
     model = Model(
         config,
@@ -108,7 +110,7 @@ def compiled_step(config: BertConfig, setting: Setting, batch: Batch) -> tuple[A
     )
     key = jax.eval_shape(lambda: jax.random.key(0))
     ids = jax.ShapeDtypeStruct((1, 1), jnp.int32)
-    init = functools.partial(Bert(config).init, method='initialise')
+    init = functools.partial(Backbone(config).init, method='initialise')
     backbone = jax.eval_shape(init, key, ids)['params']
     tree = jax.eval_shape(model.init, key, backbone)
     trainable, frozen = params.partition(tree, model.rules)
@@ -121,7 +123,7 @@ def compiled_step(config: BertConfig, setting: Setting, batch: Batch) -> tuple[A
     return lowered.compile(compiler_options=xla.options(lean=True)), trainable, frozen
 
 
-def measure(config: BertConfig, setting: Setting, rows: int, tokens: int) -> dict[str, Any]:
+def measure(config: BackboneConfig, setting: Setting, rows: int, tokens: int) -> dict[str, Any]:
     """Return a step's bytes: of its arguments, of new outputs, of temporaries, and their sum."""
     compiled, trainable, frozen = compiled_step(config, setting, batch_of(rows, tokens))
     found = compiled.memory_analysis()

@@ -64,7 +64,7 @@ def measure(
     config: Config, layers: int, members: int, repeats: int, backbone: LoadedBackbone, folder: Path
 ) -> dict[str, Any]:
     """Return the times of a step of `members` members, done in each way, and what they are of."""
-    depth = backbone.config.layers
+    depth = backbone.config.depth
     runs = make_runs(adapted_at_the_top(config, layers, depth), members, backbone, folder)
 
     def repeated(run: Run, times: int) -> Callable[[], Any]:
@@ -211,7 +211,7 @@ def main(output: str, layers: Sequence[str], members: int, repeats: int, epochs:
     config.data.cache_dir = str(directory / 'cache')
     counts = [int(count) for count in layers]
     result = benchmark(config, counts, members, repeats, directory)
-    depth = load_backbone(config.backbone).config.layers
+    depth = load_backbone(config.backbone).config.depth
     result['commands'] = [
         measure_commands(count, depth, members, epochs, directory / f'commands{count}')
         for count in counts

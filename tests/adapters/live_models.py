@@ -12,7 +12,8 @@ import transformers
 
 from adapters_jax import params
 from adapters_jax.adapters.binding import bind
-from adapters_jax.models.bert import Bert, tensor_names
+from adapters_jax.models.backbone import Backbone
+from adapters_jax.models.families import tensor_names
 
 PLAIN = {
     'bert': (transformers.BertConfig, transformers.BertModel),
@@ -130,7 +131,7 @@ def our_hidden(method, tree, model, ids, mask, **inputs):
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _apply(config, method, tree, backbone, ids, mask, inputs):
-    return Bert(config).apply(
+    return Backbone(config).apply(
         {'params': backbone},
         ids,
         mask=mask[:, None, None, :],

@@ -10,7 +10,8 @@ import transformers
 
 from adapters_jax import params
 from adapters_jax.adapters.binding import bind
-from adapters_jax.models import bert
+from adapters_jax.models import families
+from adapters_jax.models.backbone import Backbone
 from adapters_jax.sites import Dimensions
 
 SIZES = {
@@ -103,7 +104,7 @@ def backbone_tree(model):
         re.sub(r'^base_model\.model\.|base_layer\.', '', name): tensor
         for name, tensor in model.state_dict().items()
     }
-    names = bert.tensor_names(reference.our_config(model))
+    names = families.tensor_names(reference.our_config(model))
     return params.unflatten(
         {ours: reference.to_array(tensors[name], flip) for name, (ours, flip) in names.items()}
     )
@@ -116,7 +117,7 @@ def difference(method, tree, model, padded=True):
     check_shapes(method, config.dimensions, backbone, tree)
     ids, mask = reference.texts(model, padded=padded)
     expected = reference.torch_hidden(model, ids, mask)
-    found = bert.Bert(config).apply(
+    found = Backbone(config).apply(
         {'params': backbone},
         ids,
         mask=mask[:, None, None, :],

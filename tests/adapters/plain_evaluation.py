@@ -9,7 +9,7 @@ import tiny
 
 from adapters_jax.adapters.binding import bind
 from adapters_jax.adapters.composition import Average, BatchSplit, Fuse, Parallel, Split, Stack
-from adapters_jax.models.bert import Bert
+from adapters_jax.models.backbone import Backbone
 from adapters_jax.sites import Sites
 
 CONFIG = tiny.CONFIG
@@ -33,7 +33,7 @@ def texts():
 def hidden(sites, ids, mask=None):
     """Return the last hidden states."""
     mask = None if mask is None else mask[:, None, None]
-    return Bert(CONFIG).apply({'params': tiny.backbone()}, ids, mask=mask, sites=sites)
+    return Backbone(CONFIG).apply({'params': tiny.backbone()}, ids, mask=mask, sites=sites)
 
 
 def composed(method, tree):

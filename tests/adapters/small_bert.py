@@ -7,18 +7,20 @@ import jax.numpy as jnp
 import numpy as np
 
 from adapters_jax.adapters.binding import Adapted
-from adapters_jax.models.bert import Bert, BertConfig
+from adapters_jax.models.backbone import Backbone, BackboneConfig
+from adapters_jax.models.bert import BertStem
 from adapters_jax.models.block import BlockConfig
 from adapters_jax.params import flatten, map_with_path
 
-CONFIG = BertConfig(
+CONFIG = BackboneConfig(
     family='bert',
     layers=3,
     vocabulary=50,
     positions=40,
-    token_types=2,
     pad_id=0,
     block=BlockConfig(hidden=24, feed_forward=52, heads=3),
+    stem=BertStem(),
+    pooler=True,
 )
 DIMENSIONS = CONFIG.dimensions
 
@@ -28,7 +30,7 @@ def backbone(seed=0):
     """Return a backbone whose leaves are all random; LayerNorm scales lie around 1."""
     ids = jnp.zeros((1, 2), jnp.int32)
     shapes = jax.eval_shape(
-        lambda: Bert(CONFIG).init(jax.random.key(0), ids, method='initialise')['params']
+        lambda: Backbone(CONFIG).init(jax.random.key(0), ids, method='initialise')['params']
     )
     rng = np.random.default_rng(seed)
 
@@ -56,7 +58,7 @@ def fresh(method, seed=0, sigma=0.0):
 def forward(method, tree, weights, ids, *, key=None, model=None, **inputs):
     """Return the last hidden states with the adapter bound; `key` is for the adapter's dropout."""
     sites = Adapted(params=tree, key=key, method=method)
-    return (model or Bert(CONFIG)).apply({'params': weights}, ids, sites=sites, **inputs)
+    return (model or Backbone(CONFIG)).apply({'params': weights}, ids, sites=sites, **inputs)
 
 
 # Compiling is nearly all of the time that these tests take.
@@ -65,7 +67,7 @@ _QUICKLY = {'xla_backend_optimization_level': 0}
 
 def run(method, tree, weights, ids, *, model=None, **inputs):
     """Return what `forward` does, compiled; not for use inside of a transformation."""
-    return _run(method, model or Bert(CONFIG), tree, weights, ids, inputs)
+    return _run(method, model or Backbone(CONFIG), tree, weights, ids, inputs)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1), compiler_options=_QUICKLY)

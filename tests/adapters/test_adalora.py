@@ -18,7 +18,7 @@ from adapters_jax import params
 from adapters_jax.adapters import adalora, merging, rank_schedule
 from adapters_jax.adapters.adalora import AdaLoRA
 from adapters_jax.adapters.binding import bind
-from adapters_jax.models import bert
+from adapters_jax.models.backbone import Backbone
 from adapters_jax.sites import Dimensions
 
 PROJECTIONS = {
@@ -93,7 +93,7 @@ def difference(method, model, backbone, tree):
     ids, mask = reference.texts(model)
     expected = reference.torch_hidden(model, ids, mask)
     config = reference.our_config(model)
-    found = bert.Bert(config).apply(
+    found = Backbone(config).apply(
         {'params': backbone},
         ids,
         mask=mask[:, None, None, :],

@@ -12,7 +12,7 @@ import small_bert as small
 from adapters_jax.adapters.attention import AttentionAdapter, SideAttentionAdapter
 from adapters_jax.adapters.binding import Adapted
 from adapters_jax.adapters.method import At
-from adapters_jax.models.bert import Bert
+from adapters_jax.models.backbone import Backbone
 from adapters_jax.sites import Stream, SubLayer
 
 FORMS = [AttentionAdapter, SideAttentionAdapter]
@@ -134,7 +134,9 @@ def test_zero_scale_is_the_plain_backbone_to_the_bit(form):
     method = form(init_scale=0, **SMALL)
     ids, inputs = batch()
     weights, tree = small.backbone(), small.fresh(method)
-    expected = jax.jit(lambda w: Bert(small.CONFIG).apply({'params': w}, ids, **inputs))(weights)
+    expected = jax.jit(lambda w: Backbone(small.CONFIG).apply({'params': w}, ids, **inputs))(
+        weights
+    )
     found = jax.jit(lambda w, t: small.forward(method, t, w, ids, **inputs))(weights, tree)
     np.testing.assert_array_equal(found, expected)
     near = small.fresh(dataclasses.replace(method, init_scale=1e-3))
@@ -216,7 +218,7 @@ def test_side_form_trains_at_the_price_of_its_own_backward_pass():
         return small.forward(method, t, w, ids, **inputs).sum()
 
     def backbone(w):
-        return Bert(small.CONFIG).apply({'params': w}, ids, **inputs).sum()
+        return Backbone(small.CONFIG).apply({'params': w}, ids, **inputs).sum()
 
     alone, forward = flops(backbone, weights), flops(loss, tree, weights)
     step = flops(jax.value_and_grad(loss), tree, weights)
@@ -267,7 +269,7 @@ def test_dropout_needs_a_key(form):
 
     def run(key, method=method):
         found = small.run(
-            method, tree, small.backbone(), ids, key=key, model=Bert(ONE_LAYER), **inputs
+            method, tree, small.backbone(), ids, key=key, model=Backbone(ONE_LAYER), **inputs
         )
         return np.asarray(found)
 
@@ -283,7 +285,7 @@ def test_bfloat16(form):
     method, tree = method_and_tree(form)
     ids, inputs = batch()
     exact = small.run(method, tree, small.backbone(), ids, **inputs)
-    half = Bert(small.CONFIG, dtype=jnp.bfloat16)
+    half = Backbone(small.CONFIG, dtype=jnp.bfloat16)
     found = small.run(method, tree, small.backbone(), ids, model=half, **inputs)
     assert found.dtype == jnp.bfloat16
     assert np.abs(found.astype(jnp.float32) - exact).max() < 0.03 * np.abs(exact).max()
@@ -295,7 +297,7 @@ def test_remat_changes_no_gradient(form):
     ids, inputs = batch()
 
     def gradient(remat):
-        model = Bert(ONE_LAYER, remat=remat)
+        model = Backbone(ONE_LAYER, remat=remat)
         return small.gradient(
             lambda t: small.forward(method, t, small.backbone(), ids, model=model, **inputs)[
                 :, 0, 0

@@ -14,7 +14,7 @@ from adapters_jax.adapters import registry
 from adapters_jax.adapters.binding import Adapted
 from adapters_jax.adapters.bottleneck import Bottleneck, gate, skip_examples
 from adapters_jax.adapters.method import At
-from adapters_jax.models.bert import Bert
+from adapters_jax.models.backbone import Backbone
 from adapters_jax.models.block import Block, BlockConfig
 from adapters_jax.sites import IDENTITY, Dimensions, Stream, SubLayer
 
@@ -42,7 +42,7 @@ def test_zero_start_is_the_plain_backbone_to_the_bit(name):
     method = registry.create(f'{name}[init_weights=zero]')
     weights, (ids, inputs) = small.backbone(), small.padded(small.texts([9, 4]), 12)
     tree = small.fresh(method)
-    plain = jax.jit(lambda w: Bert(small.CONFIG).apply({'params': w}, ids, **inputs))(weights)
+    plain = jax.jit(lambda w: Backbone(small.CONFIG).apply({'params': w}, ids, **inputs))(weights)
     ours = jax.jit(lambda w, t: small.forward(method, t, w, ids, **inputs))(weights, tree)
     np.testing.assert_array_equal(ours, plain)
     moved = small.run(method, small.perturb(tree, 1, 0.1), weights, ids, **inputs)
@@ -195,7 +195,7 @@ def test_bfloat16(name):
     method = registry.create(f'{name}[use_gating=True]')
     weights, tree = small.backbone(), small.fresh(method, sigma=0.1)
     ids, inputs = small.padded(small.texts([9, 4]), 12)
-    half = Bert(small.CONFIG, dtype=jnp.bfloat16)
+    half = Backbone(small.CONFIG, dtype=jnp.bfloat16)
     found = small.run(method, tree, weights, ids, model=half, **inputs)
     exact = small.run(method, tree, weights, ids, **inputs)
     assert found.dtype == jnp.bfloat16
@@ -210,7 +210,7 @@ def test_remat_changes_no_gradient():
     one_layer = dataclasses.replace(small.CONFIG, layers=1)
 
     def gradient(remat):
-        model, key = Bert(one_layer, remat=remat), jax.random.key(1)
+        model, key = Backbone(one_layer, remat=remat), jax.random.key(1)
 
         def loss(t):
             hidden = small.forward(method, t, weights, ids, key=key, model=model, **inputs)
@@ -258,7 +258,7 @@ def test_train_norms_covers_the_layer_norms_and_nothing_else():
 
 def test_cross_attention():
     config = BlockConfig(hidden=24, feed_forward=52, heads=3, cross_attention=True)
-    dimensions = Dimensions(1, 24, 52, 3, 24, 50, 40, cross_attention=True)
+    dimensions = Dimensions(1, 24, 52, 3, 24, 50, 40, decoder_layers=1)
     method = seq_bn(cross_adapter=True, init_weights='zero')
     tree = method.init(jax.random.key(0), dimensions, {})
     assert set(tree['layer_0']) == {'attention', 'cross_attention', 'feed_forward'}

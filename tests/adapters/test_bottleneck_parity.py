@@ -13,7 +13,7 @@ from adapters_jax import params
 from adapters_jax.adapters import registry
 from adapters_jax.adapters.binding import Adapted
 from adapters_jax.adapters.bottleneck import Bottleneck
-from adapters_jax.models import bert
+from adapters_jax.models.backbone import Backbone
 from adapters_jax.sites import Dimensions
 
 BASE = {'mh_adapter': True, 'output_adapter': True, 'reduction_factor': 4, 'non_linearity': 'relu'}
@@ -74,7 +74,7 @@ def difference(options, family='bert', seed=0):
     ours = reference.bottleneck_tree(model, 'a')
     config = reference.our_config(model)
     check_shapes(method, config.dimensions, ours)
-    found = bert.Bert(config).apply(
+    found = Backbone(config).apply(
         {'params': reference.backbone_tree(model)},
         ids,
         mask=mask[:, None, None, :],

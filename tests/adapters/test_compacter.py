@@ -20,7 +20,7 @@ from adapters_jax.adapters.baselines import HeadOnly
 from adapters_jax.adapters.binding import bind
 from adapters_jax.adapters.compacter import Compacter, kronecker_sum
 from adapters_jax.model import Model
-from adapters_jax.models.bert import Bert
+from adapters_jax.models.backbone import Backbone
 from adapters_jax.models.heads import HeadConfig
 from adapters_jax.sites import Dimensions
 
@@ -95,7 +95,7 @@ def compacter_tree(model, method):
 def hidden(method, tree, model, ids, mask):
     """Return our hidden states with the torch model's backbone."""
     config = reference.our_config(model)
-    return Bert(config).apply(
+    return Backbone(config).apply(
         {'params': reference.backbone_tree(model)},
         ids,
         mask=mask[:, None, None, :],
@@ -336,7 +336,7 @@ def test_left_out_layers():
 def test_bfloat16():
     method = compacter()
     tree, (ids, inputs) = small.fresh(method, sigma=0.3), small.padded(small.texts([9, 4]), 12)
-    half = Bert(small.CONFIG, dtype=jnp.bfloat16)
+    half = Backbone(small.CONFIG, dtype=jnp.bfloat16)
     found = small.run(method, tree, small.backbone(), ids, model=half, **inputs)
     exact = small.run(method, tree, small.backbone(), ids, **inputs)
     assert found.dtype == jnp.bfloat16

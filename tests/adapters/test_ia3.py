@@ -139,7 +139,7 @@ def test_a_stack_of_adapters_equals_one_at_a_time():
 
 
 def test_computes_in_the_type_of_its_input():
-    model = dataclasses.replace(small_bert.Bert(small_bert.CONFIG), dtype=jnp.bfloat16)
+    model = dataclasses.replace(small_bert.Backbone(small_bert.CONFIG), dtype=jnp.bfloat16)
     method = dataclasses.replace(BOTH, use_gating=True)
     tree = small_bert.fresh(method, sigma=0.1)
     narrow = small_bert.run(method, tree, small_bert.backbone(), IDS, model=model)
@@ -158,7 +158,7 @@ def test_gates_are_drawn_from_the_key():
 
 
 def test_leave_out_and_sites():
-    cross = dataclasses.replace(small_bert.DIMENSIONS, cross_attention=True)
+    cross = dataclasses.replace(small_bert.DIMENSIONS, decoder_layers=3)
 
     def places(dimensions, **options):
         tree = IA3(leave_out=[0, 2], **options).init(jax.random.key(0), dimensions, {})

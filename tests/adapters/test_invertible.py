@@ -19,7 +19,7 @@ from adapters_jax.adapters.bottleneck import Bottleneck
 from adapters_jax.adapters.invertible import Invertible
 from adapters_jax.adapters.method import At
 from adapters_jax.adapters.union import Union
-from adapters_jax.models.bert import Bert
+from adapters_jax.models.backbone import Backbone
 from adapters_jax.sites import Dimensions, Stream
 
 BERT_BASE = Dimensions(
@@ -84,7 +84,7 @@ def test_nice_as_in_adapters(config, family):
     ours = reference.our_config(model)
     fresh = jax.eval_shape(lambda: method.init(jax.random.key(0), ours.dimensions, {}))
     assert shapes(fresh) == shapes(tree)
-    found = Bert(ours).apply(
+    found = Backbone(ours).apply(
         {'params': reference.backbone_tree(model)},
         ids,
         mask=mask[:, None, None, :],

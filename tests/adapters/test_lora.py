@@ -289,7 +289,7 @@ def test_a_column_of_zeros_has_finite_gradients():
 def test_computes_in_the_type_of_its_input():
     for method in (LoRA(use_gating=True), DoRA()):
         tree = fresh(method, sigma=0.1)
-        model = dataclasses.replace(small_bert.Bert(small_bert.CONFIG), dtype=jnp.bfloat16)
+        model = dataclasses.replace(small_bert.Backbone(small_bert.CONFIG), dtype=jnp.bfloat16)
         wide = small_bert.run(method, tree, small_bert.backbone(), IDS)
         narrow = small_bert.run(method, tree, small_bert.backbone(), IDS, model=model)
         assert narrow.dtype == jnp.bfloat16
@@ -322,7 +322,7 @@ def test_patterns_name_the_most_specific_place_first():
 
 
 def test_leave_out_and_sites():
-    cross = dataclasses.replace(live.BERT_BASE, layers=2, cross_attention=True)
+    cross = dataclasses.replace(live.BERT_BASE, layers=2, decoder_layers=2)
 
     def places(dimensions: Dimensions, **options):
         method = LoRA(attn_matrices=['v', 'q'], **options)

@@ -19,7 +19,7 @@ from adapters_jax.adapters.lora import DoRA, LoRA
 from adapters_jax.adapters.method import At
 from adapters_jax.adapters.union import Union
 from adapters_jax.adapters.vera import DVoRA, VeRA
-from adapters_jax.models.bert import Bert
+from adapters_jax.models.backbone import Backbone
 
 EVERY = {'attn_matrices': ['q', 'k', 'v', 'o'], 'intermediate_lora': True, 'output_lora': True}
 BOTTLENECK = Bottleneck(mh_adapter=False, output_adapter=True, non_linearity='relu', size=4)
@@ -60,7 +60,7 @@ def noisy(method, seed=0):
 def hidden(method, tree, backbone):
     """Return every layer's hidden states."""
     sites = bind(method, tree, None)
-    model = Bert(small_bert.CONFIG)
+    model = Backbone(small_bert.CONFIG)
     return jnp.stack(model.apply({'params': backbone}, IDS, sites=sites, all_hidden=True))
 
 

@@ -12,7 +12,7 @@ from adapters_jax import params
 from adapters_jax.adapters import registry
 from adapters_jax.adapters.binding import Adapted
 from adapters_jax.adapters.method import Method
-from adapters_jax.models.bert import Bert
+from adapters_jax.models.backbone import Backbone
 from adapters_jax.params import train
 
 
@@ -69,15 +69,15 @@ def test_the_base_method_is_the_identity_at_every_site():
     ids, inputs = small.padded(small.texts([9, 4]), 12)
     sites = Adapted(params=full_tree(), key=None, method=registry.create('head'))
     weights = {'params': small.backbone()}
-    found = Bert(small.CONFIG).apply(weights, ids, sites=sites, **inputs)
-    np.testing.assert_array_equal(found, Bert(small.CONFIG).apply(weights, ids, **inputs))
+    found = Backbone(small.CONFIG).apply(weights, ids, sites=sites, **inputs)
+    np.testing.assert_array_equal(found, Backbone(small.CONFIG).apply(weights, ids, **inputs))
 
 
 def test_every_call_of_a_site_has_its_own_key():
     Recorder.calls.clear()
     ids, inputs = small.padded(small.texts([9, 4]), 12)
     sites = Adapted(params=full_tree(), key=jax.random.key(0), method=Recorder())
-    Bert(small.CONFIG).apply({'params': small.backbone()}, ids, sites=sites, **inputs)
+    Backbone(small.CONFIG).apply({'params': small.backbone()}, ids, sites=sites, **inputs)
     places = [(layer, name) for layer, name, _ in Recorder.calls]
     assert len(places) == len(set(places)) == 3 * (4 + 2 + 1 + 2 + 1) + 3
     keys = {jax.random.key_data(key).tobytes() for *_, key in Recorder.calls}

@@ -13,7 +13,7 @@ from adapters_jax import params
 from adapters_jax.adapters import merging
 from adapters_jax.adapters.binding import bind
 from adapters_jax.adapters.mtl_lora import MTLLoRA
-from adapters_jax.models import bert
+from adapters_jax.models.backbone import Backbone
 from adapters_jax.sites import Dimensions
 
 TENSOR = re.compile(
@@ -70,7 +70,7 @@ def difference(model, method, tree, backbone=None, padded=True):
     """Return the largest difference of any hidden state between the library and ours."""
     ids, mask = reference.texts(model, padded=padded)
     expected = reference.torch_hidden(model, ids, mask)
-    found = bert.Bert(reference.our_config(model)).apply(
+    found = Backbone(reference.our_config(model)).apply(
         {'params': backbone or reference.backbone_tree(model)},
         ids,
         mask=mask[:, None, None, :],

@@ -18,7 +18,7 @@ from adapters_jax import attention, params
 from adapters_jax.adapters.method import At
 from adapters_jax.adapters.prefix import PrefixTuning, flat_from_reparametrised
 from adapters_jax.model import attention_mask
-from adapters_jax.models.bert import Bert
+from adapters_jax.models.backbone import Backbone
 from adapters_jax.models.block import Block, BlockConfig, causal
 from adapters_jax.sites import IDENTITY, Dimensions, KeyValue, Stream
 
@@ -199,7 +199,7 @@ def test_cross_attention_has_a_prefix_of_its_own():
     memory, mask = draw(2, 2, 7, 24), np.arange(7)[None] < np.array([[7], [4]])
     arguments = (memory, mask[:, None, None, :])
     weights = block.init(jax.random.key(0), stream, IDENTITY, True, *arguments)
-    dimensions = dataclasses.replace(small_bert.DIMENSIONS, cross_attention=True, layers=1)
+    dimensions = dataclasses.replace(small_bert.DIMENSIONS, decoder_layers=1, layers=1)
 
     @functools.partial(jax.jit, static_argnums=0)
     def run(method, tree):
@@ -207,10 +207,12 @@ def test_cross_attention_has_a_prefix_of_its_own():
 
     method = PrefixTuning(**SMALL)
     tree = method.init(jax.random.key(1), dimensions, {})
-    assert set(tree['layer_0']) == set(tree['shared']) == {'attention', 'cross_attention'}
+    assert set(tree['layer_0']) == {'attention', 'cross_attention'}
+    assert set(tree['shared']) == {'decoder_prefix', 'cross_attention'}
     without = PrefixTuning(**SMALL, cross_prefix=False)
     alone = without.init(jax.random.key(1), dimensions, {})
-    assert set(alone['layer_0']) == set(alone['shared']) == {'attention'}
+    assert set(alone['layer_0']) == {'attention'}
+    assert set(alone['shared']) == {'decoder_prefix'}
     assert np.abs(run(method, tree) - run(without, alone)).max() > 1e-3
     gradients = jax.grad(lambda tree: jnp.square(run(method, tree)).sum())(tree)
     assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(gradients))
@@ -265,7 +267,7 @@ def test_it_computes_in_the_type_of_the_activations():
     method = PrefixTuning(**SMALL, use_gating=True)
     tree, weights = small_bert.fresh(method, sigma=0.2), small_bert.backbone()
     (text,) = small_bert.texts([6])
-    model = Bert(small_bert.CONFIG, jnp.bfloat16)
+    model = Backbone(small_bert.CONFIG, jnp.bfloat16)
     found = small_bert.run(method, tree, weights, text[None], model=model)
     assert found.dtype == jnp.bfloat16
     wide = small_bert.run(method, tree, weights, text[None])

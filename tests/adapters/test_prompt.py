@@ -25,7 +25,7 @@ from adapters_jax.adapters.prompt import PromptTuning
 from adapters_jax.adapters.union import Union
 from adapters_jax.data import tokenize
 from adapters_jax.model import Model
-from adapters_jax.models.bert import Bert
+from adapters_jax.models.backbone import Backbone
 from adapters_jax.models.heads import HeadConfig
 
 TOLERANCE = 2e-5
@@ -250,7 +250,7 @@ def layouts(text, layout):
 @functools.partial(jax.jit, static_argnums=(0, 6))
 def run(method, tree, backbone, ids, mask, tags=None, config=small_bert.CONFIG):
     sites = bind(method, tree, None)
-    return Bert(config).apply({'params': backbone}, ids, mask=mask, tags=tags, sites=sites)
+    return Backbone(config).apply({'params': backbone}, ids, mask=mask, tags=tags, sites=sites)
 
 
 @pytest.mark.parametrize('combine', ['prefix', 'prefix_after_bos'])
@@ -297,7 +297,7 @@ def test_heads_take_the_first_vector_or_the_mean_of_the_text(site, combine):
     params = tiny.params(heads['cls'])
     sites = bind(method, params['adapters']['default'], None)
     hidden = jax.jit(
-        lambda: Bert(tiny.CONFIG).apply(
+        lambda: Backbone(tiny.CONFIG).apply(
             {'params': params['backbone']},
             columns['input_ids'],
             columns['token_type_ids'],

@@ -19,7 +19,7 @@ from adapters_jax import params
 from adapters_jax.adapters.binding import Adapted
 from adapters_jax.adapters.method import At
 from adapters_jax.adapters.reft import ReFT, neighbours, orthonormal, torch_parametrization
-from adapters_jax.models.bert import Bert
+from adapters_jax.models.backbone import Backbone
 from adapters_jax.sites import Dimensions, Stream
 
 BERT_BASE = Dimensions(
@@ -83,7 +83,7 @@ def compare(kind, options, family='bert', seed=0, padded=True, length=9):
     ours = reference.our_config(model)
     fresh = jax.eval_shape(lambda: method.init(jax.random.key(0), ours.dimensions, {}))
     assert shapes(fresh) == shapes(tree)
-    found = Bert(ours).apply(
+    found = Backbone(ours).apply(
         {'params': reference.backbone_tree(model)},
         ids,
         mask=mask[:, None, None, :],
@@ -371,7 +371,7 @@ def test_bfloat16_and_json():
     method = ReFT(**KINDS['loreft'], r=2, suffix_positions=1, layers=[0, 2])
     tree = small.fresh(method, sigma=0.1)
     ids, inputs = small.padded(small.texts([9, 4]), 12)
-    half = Bert(small.CONFIG, dtype=jnp.bfloat16)
+    half = Backbone(small.CONFIG, dtype=jnp.bfloat16)
     found = small.run(method, tree, small.backbone(), ids, model=half, **inputs)
     exact = small.run(method, tree, small.backbone(), ids, **inputs)
     assert found.dtype == jnp.bfloat16

@@ -18,7 +18,7 @@ from adapters_jax.adapters import registry
 from adapters_jax.adapters.bank import BACKBONE, Bank
 from adapters_jax.adapters.binding import bind
 from adapters_jax.model import attention_mask
-from adapters_jax.models.bert import Bert
+from adapters_jax.models.backbone import Backbone
 
 LENGTHS = [[9], [12], [5], [7], [3], [10]]
 TOKENS = 12
@@ -49,7 +49,7 @@ def hidden(bank, tree, batch, rows):
     if bank is not None:
         numbers = bank.index(tree, rows, len(batch['input_ids']))
         sites = {'sites': bind(bank, tree, None, rows=numbers)}
-    return Bert(tiny.CONFIG).apply(
+    return Backbone(tiny.CONFIG).apply(
         {'params': tiny.backbone()},
         *(batch[name] for name in ('input_ids', 'token_type_ids', 'positions')),
         mask=attention_mask(batch['segments'], batch['starts'].shape[1]),
@@ -113,7 +113,7 @@ def test_groups_draw_their_own_dropout():
     bank, tree = noisy_bank([method] * 2)
     row = {k: np.repeat(v[:1], 6, axis=0) for k, v in tiny.batch([[12]], TOKENS).items()}
     sites = bind(bank, tree, jax.random.key(0), rows=np.array([0, 0, 0, 1, -1, -1], np.int32))
-    found = Bert(tiny.CONFIG).apply(
+    found = Backbone(tiny.CONFIG).apply(
         {'params': tiny.backbone()},
         *(row[name] for name in ('input_ids', 'token_type_ids', 'positions')),
         mask=attention_mask(row['segments'], 1),

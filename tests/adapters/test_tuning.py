@@ -12,7 +12,8 @@ import transformers
 
 from adapters_jax import params
 from adapters_jax.adapters.tuning import BitFit, LayerNormTuning
-from adapters_jax.models.bert import BertConfig, tensor_names
+from adapters_jax.models import families
+from adapters_jax.models.families import tensor_names
 
 NORMS = ['embeddings', *(f'layer_{i}/{s}' for i in range(3) for s in ('attention', 'feed_forward'))]
 
@@ -29,7 +30,7 @@ def bert_base():
     theirs = transformers.BertConfig()
     with torch.device('meta'):
         model = transformers.BertModel(theirs)
-    config = BertConfig.from_hf(theirs.to_dict())
+    config = families.read_config(theirs.to_dict())
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     leaves = {
         ours: jax.ShapeDtypeStruct(shapes[name], np.float32)
@@ -86,7 +87,7 @@ def test_layer_norm_tuning_trains_what_peft_does():
         for name, parameter in model.named_parameters()
         if parameter.requires_grad
     }
-    names = tensor_names(BertConfig.from_hf(config.to_dict()))
+    names = tensor_names(families.read_config(config.to_dict()))
     assert {names[name][0] for name in theirs} == set(tuned(LayerNormTuning()))
 
 

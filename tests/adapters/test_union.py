@@ -21,7 +21,7 @@ from adapters_jax.adapters.lora import LoRA
 from adapters_jax.adapters.prefix import PrefixTuning, flat_from_reparametrised
 from adapters_jax.adapters.prompt import PromptTuning
 from adapters_jax.adapters.union import Union
-from adapters_jax.models.bert import Bert
+from adapters_jax.models.backbone import Backbone
 from adapters_jax.sites import Dimensions
 
 TOLERANCE = 2e-5
@@ -208,7 +208,7 @@ def test_members_draw_apart_and_a_prompt_and_a_prefix_may_both_move_the_text():
         # Past the table's end `take` gives NaN, so this also says that positions stay within.
         positions = np.arange(6)[None] + 40 - union.reserved_positions - 6
         hidden = jax.jit(
-            lambda tree, union=union, positions=positions: Bert(small_bert.CONFIG).apply(
+            lambda tree, union=union, positions=positions: Backbone(small_bert.CONFIG).apply(
                 {'params': weights}, text[None], positions=positions, sites=bind(union, tree, None)
             )
         )(tree)

@@ -9,14 +9,14 @@ import pytest
 
 from adapters_jax import params as trees
 from adapters_jax import quantize
-from adapters_jax.models import bert
+from adapters_jax.models.backbone import CHANNELS
 
 # They read kernels' norms, kernels, keys, values and outputs.
 FAST = {'dora', 'ia3', 'unipelt'}
 
 
 def in_8_bits(path, leaf):
-    axis = quantize.channel_axis(path, bert.CHANNELS)
+    axis = quantize.channel_axis(path, CHANNELS)
     return leaf if axis is None else quantize.to_int8(leaf, axis)
 
 

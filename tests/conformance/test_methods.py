@@ -22,7 +22,7 @@ from adapters_jax import params as trees
 from adapters_jax.adapters import arithmetic, merging, registry
 from adapters_jax.interop import adapter_folder
 from adapters_jax.interop.adapter_folder import AdapterFolder
-from adapters_jax.models.bert import Bert
+from adapters_jax.models.backbone import Backbone
 from adapters_jax.sites import Dimensions
 
 BACKBONE = {'name': 'org/name', 'family': 'bert', 'layers': 2, 'hidden': 16, 'fingerprint': 'f00d'}
@@ -46,7 +46,7 @@ def shapes_at_bert_base(method):
 
     def init():
         ids = jnp.ones((1, 1), jnp.int32)
-        backbone = Bert(config).init(jax.random.key(0), ids, method='initialise')['params']
+        backbone = Backbone(config).init(jax.random.key(0), ids, method='initialise')['params']
         return model.init(jax.random.key(0), backbone)
 
     trainable, _ = trees.partition(jax.eval_shape(init), model.rules)

@@ -18,7 +18,7 @@ from adapters_jax.adapters import registry
 from adapters_jax.adapters.binding import bind
 from adapters_jax.interop.backbones import load_backbone
 from adapters_jax.model import Model
-from adapters_jax.models.bert import Bert
+from adapters_jax.models.backbone import Backbone
 from adapters_jax.models.heads import HeadConfig
 
 # A LayerNorm is no layer that it knows, an empty projection looks damaged to it, and it looks for
@@ -133,7 +133,7 @@ def our_outputs(folder, loaded, ids, mask, types):
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _hidden(method, config, tree, ids, types, positions, mask):
     sites = bind(method, next(iter(tree['adapters'].values())), None)
-    found = Bert(config).apply(
+    found = Backbone(config).apply(
         {'params': tree['backbone']},
         ids,
         types,

@@ -14,7 +14,7 @@ from adapters_jax.adapters import registry
 from adapters_jax.adapters.binding import bind
 from adapters_jax.interop import formats
 from adapters_jax.interop.adapterhub import setup
-from adapters_jax.models.bert import Bert
+from adapters_jax.models.backbone import Backbone
 
 ROWS, TOKENS = 3, 9
 # The library crashes where a part of a batch has no adapter at a place, so there all have both.
@@ -87,7 +87,7 @@ def ours(source, method, tree, padded=True):
 
     def run(tree):
         sites = bind(method, tree, None, record=record)
-        hidden = Bert(loaded.config).apply(
+        hidden = Backbone(loaded.config).apply(
             {'params': loaded.params}, ids, mask=mask[:, None, None, :], sites=sites
         )
         return hidden, record

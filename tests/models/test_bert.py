@@ -10,8 +10,11 @@ import torch
 import transformers
 from flax import struct
 
-from adapters_jax.models.bert import Bert, BertConfig, default_positions, tensor_names
+from adapters_jax.models import families
+from adapters_jax.models.backbone import Backbone
+from adapters_jax.models.bert import BertStem, default_positions
 from adapters_jax.models.block import REMAT
+from adapters_jax.models.families import tensor_names
 from adapters_jax.params import flatten, size_bytes, unflatten
 from adapters_jax.sites import Place, Sites
 
@@ -26,7 +29,7 @@ def torch_model(family, hf_options, seed):
     make_config, make_model = CLASSES[family]
     hf = make_config(**hf_options, attn_implementation='eager')
     torch_bert = make_model(hf).eval()
-    config = BertConfig.from_hf(json.loads(hf.to_json_string()))
+    config = families.read_config(json.loads(hf.to_json_string()))
     rng, leaves = np.random.default_rng(seed), {}
     state = torch_bert.state_dict()
     for name, (path, transpose) in tensor_names(config).items():
@@ -50,7 +53,7 @@ def odd_inputs(config, rows, length, seed, padding):
         real[0, : length // 3] = False  # leading
         real[-1] = np.arange(length) == length // 2  # all but one
         ids[~real] = config.pad_id
-    types = rng.integers(0, config.token_types, (rows, length)).astype(np.int32)
+    types = rng.integers(0, config.stem.token_types, (rows, length)).astype(np.int32)
     return ids, types, real
 
 
@@ -94,7 +97,7 @@ def test_every_hidden_state_is_that_of_transformers(
 
     @jax.jit
     def ours(params, ids, types, mask):
-        model, variables = Bert(config), {'params': params}
+        model, variables = Backbone(config), {'params': params}
         hidden = model.apply(variables, ids, types, mask=mask, all_hidden=True)
         return hidden, model.apply(variables, hidden[-1][:, 0], method='pool')
 
@@ -120,7 +123,7 @@ def test_minilm_is_that_of_transformers():
             attention_mask=torch.from_numpy(real).long(),
             output_hidden_states=True,
         )
-    states = Bert(loaded.config).apply(
+    states = Backbone(loaded.config).apply(
         {'params': loaded.params}, ids, types, mask=real[:, None, None], all_hidden=True
     )
     for state, reference in zip(states, expected.hidden_states, strict=True):
@@ -129,7 +132,7 @@ def test_minilm_is_that_of_transformers():
 
 def test_default_positions_are_those_of_the_families():
     ids = np.array([[0, 5, 0, 7, 8]])
-    roberta = dataclasses.replace(tiny.CONFIG, family='roberta', pad_id=0, position_offset=1)
+    roberta = dataclasses.replace(tiny.CONFIG, family='roberta', pad_id=0, stem=BertStem(1, 1))
     np.testing.assert_array_equal(default_positions(tiny.CONFIG, ids), [[0, 1, 2, 3, 4]])
     np.testing.assert_array_equal(default_positions(roberta, ids), [[-1, 0, -1, 1, 2]])
 
@@ -139,7 +142,8 @@ def test_what_no_table_holds_gives_nan_and_not_a_neighbours_vector(params, wrong
     right = {'input_ids': 39, 'positions': 31}
     for values, fine in ((right, True), (right | wrong, False)):
         given = {name: np.full((1, 2), value) for name, value in values.items()}
-        hidden = Bert(tiny.CONFIG).apply({'params': params}, **given)
+        ids = given.pop('input_ids')
+        hidden = Backbone(tiny.CONFIG).apply({'params': params}, ids, **given)
         assert np.isfinite(hidden).all() == fine
 
 
@@ -159,7 +163,7 @@ def hidden_states(params):
 
     def states(params, trunk, key):
         rngs = {} if key is None else {'dropout': key}
-        model = Bert(tiny.CONFIG, trunk=Place(trunk))
+        model = Backbone(tiny.CONFIG, trunk=Place(trunk))
         return model.apply(
             {'params': params}, IDS, deterministic=key is None, all_hidden=True, rngs=rngs
         )
@@ -194,7 +198,7 @@ def remat_gradients(params):
     params = {name: params[name] for name in ('embeddings', 'layer_0', 'layer_1')}
 
     def loss(params, remat):
-        model = Bert(config, trunk=Place(1), remat=remat)
+        model = Backbone(config, trunk=Place(1), remat=remat)
         rngs = {'dropout': jax.random.key(1)}
         hidden = model.apply({'params': params}, IDS, deterministic=False, rngs=rngs)
         return jnp.square(hidden - 0.5).mean()
@@ -226,7 +230,7 @@ def test_each_policy_keeps_less_than_the_one_before(remat_gradients):
 
 def test_bfloat16_is_near_float32(params):
     run = jax.jit(
-        lambda params, dtype: Bert(tiny.CONFIG, dtype).apply({'params': params}, IDS),
+        lambda params, dtype: Backbone(tiny.CONFIG, dtype).apply({'params': params}, IDS),
         static_argnums=1,
     )
     wide, narrow = run(params, jnp.float32), run(params, jnp.bfloat16)
@@ -257,7 +261,7 @@ class Tagged(Sites):
 @pytest.mark.parametrize('remat', REMAT)
 def test_adapters_see_words_and_tags_and_carry_what_they_like(params, remat):
     tags = np.arange(12).reshape(2, 6)
-    model = Bert(tiny.CONFIG, remat=remat)
+    model = Backbone(tiny.CONFIG, remat=remat)
     hidden = model.apply({'params': params}, IDS, tags=tags, sites=Tagged())
     words = params['embeddings']['word']['embedding'][IDS]
     np.testing.assert_allclose(hidden, words + tags.sum(1).reshape(2, 1, 1), atol=1e-6)
@@ -281,7 +285,7 @@ HF = {
 
 
 def test_a_config_is_translated():
-    assert BertConfig.from_hf(HF) == tiny.CONFIG
+    assert families.read_config(HF) == tiny.CONFIG
     options = {
         'model_type': 'roberta',
         'pad_token_id': 1,
@@ -290,8 +294,8 @@ def test_a_config_is_translated():
         'hidden_dropout_prob': 0.2,
         'attention_probs_dropout_prob': 0.3,
     }
-    roberta = BertConfig.from_hf(HF | options)
-    assert (roberta.positions, roberta.position_offset, roberta.pad_id) == (30, 2, 1)
+    roberta = families.read_config(HF | options)
+    assert (roberta.positions, roberta.stem.position_offset, roberta.pad_id) == (30, 2, 1)
     block = roberta.block
     assert (block.activation, block.norm_epsilon) == ('relu', 1e-5)
     assert (block.dropout, block.attention_dropout) == (0.2, 0.3)
@@ -307,7 +311,9 @@ def test_dimensions_are_those_of_the_backbone():
         'word': 16,
         'vocabulary': 40,
         'positions': 32,
-        'cross_attention': False,
+        'inner': 16,
+        'decoder_layers': 0,
+        'gated': False,
     }
 
 
@@ -325,19 +331,19 @@ def test_dimensions_are_those_of_the_backbone():
 )
 def test_a_config_this_module_does_not_compute_is_refused(change, expected):
     with pytest.raises(ValueError, match=expected):
-        BertConfig.from_hf(HF | change)
+        families.read_config(HF | change)
 
 
 @pytest.mark.parametrize('key', ['hidden_size', 'num_hidden_layers', 'vocab_size'])
 def test_a_config_without_a_size_is_refused(key):
     with pytest.raises(ValueError, match=f"config.json lacks the key '{key}', which bert needs"):
-        BertConfig.from_hf({k: v for k, v in HF.items() if k != key})
+        families.read_config({k: v for k, v in HF.items() if k != key})
 
 
 def test_a_checkpoint_without_a_pooler_has_none():
     config = dataclasses.replace(tiny.CONFIG, pooler=False)
     shapes = jax.eval_shape(
-        lambda: Bert(config).init(jax.random.key(0), jnp.asarray(IDS), method='initialise')
+        lambda: Backbone(config).init(jax.random.key(0), jnp.asarray(IDS), method='initialise')
     )
     assert 'pooler' not in shapes['params']
     assert not any('pooler' in name for name in tensor_names(config))

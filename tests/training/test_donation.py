@@ -15,7 +15,7 @@ import tiny
 from adapters_jax import params as trees
 from adapters_jax import sharding, tasks
 from adapters_jax.adapters import registry
-from adapters_jax.models import bert
+from adapters_jax.models.backbone import LAYOUTS
 from adapters_jax.training import population
 from adapters_jax.training import step as steps
 from adapters_jax.training.optimizer import OptimizerConfig, make_optimizer
@@ -38,7 +38,7 @@ def program(case):
     """Return the arguments of a step, the jitted step, and its compiled program."""
     text, stored, shape = CASES[case]
     model = tiny.model(registry.create(text))
-    placement = Placement(sharding.make_mesh(*shape), bert.LAYOUTS)
+    placement = Placement(sharding.make_mesh(*shape), LAYOUTS)
     trainable, frozen = trees.partition(tiny.params(model), model.rules)
     trainable = placement.trainable(trainable)
     optimizer = make_optimizer(OptimizerConfig(), 10)

@@ -19,7 +19,7 @@ from adapters_jax.interop.peft.places import (
     turned,
 )
 from adapters_jax.interop.peft.tensors import Tensors, expect_shapes
-from adapters_jax.models.bert import BertConfig
+from adapters_jax.models.backbone import BackboneConfig
 from adapters_jax.params import Tree
 
 _SCHEDULE = {  # our option by PEFT's setting
@@ -83,7 +83,7 @@ def adalora_leaves(adapted: Adapted, module: str) -> Tree:
 
 
 def write_adalora(
-    method: AdaLoRA, tree: Tree, config: BertConfig, prefix: str
+    method: AdaLoRA, tree: Tree, config: BackboneConfig, prefix: str
 ) -> tuple[dict[str, Any], Tensors]:
     """Return the settings and tensors of an AdaLoRA.
 

@@ -11,7 +11,7 @@ from adapters_jax import tasks
 from adapters_jax.interop import hf_heads
 from adapters_jax.interop.peft import names
 from adapters_jax.interop.peft.tensors import Contents, listed
-from adapters_jax.models.bert import BertConfig
+from adapters_jax.models.backbone import BackboneConfig
 from adapters_jax.params import Tree
 
 CLASSIFICATION, FEATURES = 'SEQ_CLS', 'FEATURE_EXTRACTION'
@@ -19,7 +19,7 @@ MODULES = ('classifier', 'score')  # what PEFT stores whole for a classification
 
 
 def read(
-    settings: Mapping[str, Any], contents: Contents, config: BertConfig
+    settings: Mapping[str, Any], contents: Contents, config: BackboneConfig
 ) -> tuple[dict[str, Any], dict[str, Any], Tree]:
     """Return the head's and the task's descriptions and the head's parameters; empty without one.
 

@@ -19,7 +19,7 @@ from adapters_jax.interop.peft.places import (
     turned,
 )
 from adapters_jax.interop.peft.tensors import Tensors, expect_shapes
-from adapters_jax.models.bert import BertConfig
+from adapters_jax.models.backbone import BackboneConfig
 from adapters_jax.params import Tree
 
 
@@ -63,7 +63,7 @@ def lora_leaves(adapted: Adapted, module: str) -> Tree:
     return leaves
 
 
-def write_lora(method: LoRA, tree: Tree, config: BertConfig) -> tuple[dict[str, Any], Tensors]:
+def write_lora(method: LoRA, tree: Tree, config: BackboneConfig) -> tuple[dict[str, Any], Tensors]:
     """Return the settings and tensors of a LoRA or DoRA.
 
     Raises:

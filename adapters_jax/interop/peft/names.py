@@ -11,7 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from adapters_jax.interop.peft.configs import Names
-from adapters_jax.models import bert
+from adapters_jax.models import families
+from adapters_jax.models.backbone import BackboneConfig
 
 ALL_LINEAR = 'all-linear'
 POOLER = 'pooler.dense'
@@ -20,14 +21,14 @@ _DEFAULT_TARGETS = {'IA3': ('key', 'value', 'output.dense')}
 _DEFAULT_FEED_FORWARD = ('output.dense',)
 
 
-def projections(config: bert.BertConfig) -> dict[str, str]:
+def projections(config: BackboneConfig) -> dict[str, str]:
     """Return our path of each dense layer by its torch name: those of the blocks, and the pooler's.
 
     The path is 'layer_{i}/{sub_layer}/{name}' or 'pooler'.
     """
     return {
         name.removesuffix('.weight'): path.removesuffix('/kernel')
-        for name, (path, _) in bert.tensor_names(config).items()
+        for name, (path, _) in families.tensor_names(config).items()
         if path.endswith('/kernel')
     }
 
@@ -38,7 +39,7 @@ def place(path: str) -> tuple[int, str, str]:
     return int(layer.removeprefix('layer_')), sub_layer, name
 
 
-def module_of(layer: int, sub_layer: str, name: str, config: bert.BertConfig) -> str:
+def module_of(layer: int, sub_layer: str, name: str, config: BackboneConfig) -> str:
     """Return the torch name of a projection, without prefix."""
     path = f'layer_{layer}/{sub_layer}/{name}'
     return next(module for module, ours in projections(config).items() if ours == path)
@@ -122,7 +123,7 @@ def of_pattern(pattern: Mapping[str, Any] | None, name: str, default: Any) -> An
         ) from error
 
 
-def shortest(chosen: Sequence[str], config: bert.BertConfig) -> list[str]:
+def shortest(chosen: Sequence[str], config: BackboneConfig) -> list[str]:
     """Return target modules that choose exactly these, as ends of names where that suffices."""
     ends = _ends(chosen, config)
     blocks = [module for module, path in projections(config).items() if path != 'pooler']
@@ -131,7 +132,7 @@ def shortest(chosen: Sequence[str], config: bert.BertConfig) -> list[str]:
 
 
 def shortest_pair(
-    chosen: Sequence[str], feed_forward: Sequence[str], config: bert.BertConfig
+    chosen: Sequence[str], feed_forward: Sequence[str], config: BackboneConfig
 ) -> tuple[list[str], list[str]]:
     """Return target modules as `shortest` does, and among them the feed-forward ones."""
     targets_, inputs = shortest(chosen, config), _ends(feed_forward, config)
@@ -142,7 +143,7 @@ def shortest_pair(
     return sorted(chosen), sorted(feed_forward)
 
 
-def _ends(modules: Sequence[str], config: bert.BertConfig) -> list[str]:
+def _ends(modules: Sequence[str], config: BackboneConfig) -> list[str]:
     paths = projections(config)
     return sorted({_END[place(paths[module])[2]] for module in modules})
 

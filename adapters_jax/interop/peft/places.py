@@ -17,7 +17,7 @@ from adapters_jax.adapters.low_rank import Place
 from adapters_jax.adapters.method import Method
 from adapters_jax.interop.peft import names
 from adapters_jax.interop.peft.tensors import Tensors
-from adapters_jax.models.bert import BertConfig
+from adapters_jax.models.backbone import BackboneConfig
 from adapters_jax.params import Tree
 from adapters_jax.sites import Dimensions
 
@@ -32,7 +32,7 @@ class Adapted:
     prefix: str
     modules: Mapping[str, Tensors]  # by torch name without prefix
     whole: Tensors
-    config: BertConfig
+    config: BackboneConfig
 
     def places(self) -> dict[Place, str]:
         """Return the torch name of each adapted projection of the blocks, in their order."""

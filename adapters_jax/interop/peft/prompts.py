@@ -14,14 +14,14 @@ from adapters_jax.adapters.prefix import PrefixTuning, flat_from_reparametrised
 from adapters_jax.adapters.prompt import PromptTuning
 from adapters_jax.interop.peft.places import refuse_gates
 from adapters_jax.interop.peft.tensors import Tensors, expect_shapes
-from adapters_jax.models.bert import BertConfig
+from adapters_jax.models.backbone import BackboneConfig
 from adapters_jax.params import Tree
 
 STORED = 'prompt_embeddings'
 
 
 def read_prefix(
-    settings: Mapping[str, Any], whole: Tensors, config: BertConfig
+    settings: Mapping[str, Any], whole: Tensors, config: BackboneConfig
 ) -> tuple[PrefixTuning, Tree]:
     """Return the method and parameters of a PREFIX_TUNING folder.
 
@@ -31,7 +31,7 @@ def read_prefix(
     length = settings['num_virtual_tokens']
     _check_sizes(settings, config)
     method = PrefixTuning(flat=True, prefix_length=length, shift_positions=True)
-    layers, hidden = config.layers, config.block.hidden
+    layers, hidden = config.depth, config.block.hidden
     expect_shapes('the folder', whole, {STORED: (length, 2 * layers * hidden)})
     stored = whole[STORED].reshape(length, layers, 2, hidden)
     tree = {
@@ -49,7 +49,7 @@ def read_prefix(
 
 
 def read_prompt(
-    settings: Mapping[str, Any], whole: Tensors, config: BertConfig
+    settings: Mapping[str, Any], whole: Tensors, config: BackboneConfig
 ) -> tuple[PromptTuning, Tree]:
     """Return the method and parameters of a PROMPT_TUNING or P_TUNING folder.
 
@@ -63,11 +63,11 @@ def read_prompt(
     return method, {'embeddings': {'prompt': whole[STORED]}}
 
 
-def _check_sizes(settings: Mapping[str, Any], config: BertConfig) -> None:
+def _check_sizes(settings: Mapping[str, Any], config: BackboneConfig) -> None:
     """Refuse sizes that are not the backbone's; PEFT leaves them out where it takes the model's."""
     expected = {
         'num_transformer_submodules': 1,
-        'num_layers': config.layers,
+        'num_layers': config.depth,
         'num_attention_heads': config.block.heads,
         'token_dim': config.block.hidden,
     }
@@ -80,7 +80,7 @@ def _check_sizes(settings: Mapping[str, Any], config: BertConfig) -> None:
 
 
 def write_prefix(
-    method: PrefixTuning, tree: Tree, config: BertConfig
+    method: PrefixTuning, tree: Tree, config: BackboneConfig
 ) -> tuple[dict[str, Any], Tensors]:
     """Return the settings and tensors of a prefix; a network is replaced by its outputs.
 
@@ -97,14 +97,14 @@ def write_prefix(
         )
     method, tree = flat_from_reparametrised(method, tree)
     hidden, length = config.block.hidden, method.prefix_length
-    prefixes = [tree[f'layer_{i}']['attention']['prefix'] for i in range(config.layers)]
+    prefixes = [tree[f'layer_{i}']['attention']['prefix'] for i in range(config.depth)]
     stored = np.stack([np.asarray(p[leaf]) for p in prefixes for leaf in ('key', 'value')], axis=1)
     settings = _settings(length, config) | {'encoder_hidden_size': hidden}
     return settings, {STORED: stored.reshape(length, -1)}
 
 
 def write_prompt(
-    method: PromptTuning, tree: Tree, config: BertConfig
+    method: PromptTuning, tree: Tree, config: BackboneConfig
 ) -> tuple[dict[str, Any], Tensors]:
     """Return the settings and tensors of a prompt.
 
@@ -122,10 +122,10 @@ def write_prompt(
     }
 
 
-def _settings(length: int, config: BertConfig) -> dict[str, Any]:
+def _settings(length: int, config: BackboneConfig) -> dict[str, Any]:
     return {
         'num_attention_heads': config.block.heads,
-        'num_layers': config.layers,
+        'num_layers': config.depth,
         'num_transformer_submodules': 1,
         'num_virtual_tokens': length,
         'token_dim': config.block.hidden,

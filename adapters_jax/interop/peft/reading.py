@@ -33,7 +33,8 @@ from adapters_jax.interop.peft import (
 )
 from adapters_jax.interop.peft.places import Adapted
 from adapters_jax.interop.peft.tensors import Contents, listed
-from adapters_jax.models.bert import BertConfig, tensor_names
+from adapters_jax.models.backbone import BackboneConfig
+from adapters_jax.models.families import tensor_names
 from adapters_jax.params import Tree
 
 _LOG = logging.getLogger(__name__)
@@ -135,7 +136,7 @@ def _read_method(
     return method, tree
 
 
-def _check_targets(settings: Mapping[str, Any], contents: Contents, config: BertConfig) -> None:
+def _check_targets(settings: Mapping[str, Any], contents: Contents, config: BackboneConfig) -> None:
     """Refuse modules that are not those which the settings choose.
 
     Raises:

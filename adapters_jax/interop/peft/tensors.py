@@ -16,7 +16,8 @@ from safetensors.numpy import save as to_bytes
 
 from adapters_jax.interop import hf_heads, torch_pickle
 from adapters_jax.interop.tensors import SafetensorsFile, check_is_weights, contents
-from adapters_jax.models import bert
+from adapters_jax.models import families
+from adapters_jax.models.backbone import BackboneConfig
 
 SAFETENSORS, TORCH = 'adapter_model.safetensors', 'adapter_model.bin'
 Tensors = dict[str, np.ndarray]
@@ -53,7 +54,7 @@ class Contents:
     classifier: Tensors
 
 
-def read(directory: Path, kind: str, config: bert.BertConfig) -> Contents:
+def read(directory: Path, kind: str, config: BackboneConfig) -> Contents:
     """Read and sort the tensors of a folder.
 
     Raises:
@@ -118,10 +119,10 @@ def _is_magnitude(name: str) -> bool:
 
 
 def _sort(
-    tensors: Tensors, prefix: str, kind: str, config: bert.BertConfig, directory: Path
+    tensors: Tensors, prefix: str, kind: str, config: BackboneConfig, directory: Path
 ) -> Contents:
     sorted_ = Contents(prefix, {}, {}, {}, {})
-    leaves = bert.tensor_names(config)
+    leaves = families.tensor_names(config)
     unknown = []
     for name, tensor in tensors.items():
         ending = next((p for p in PARAMETERS.get(kind, ()) if name.endswith(f'.{p}')), None)

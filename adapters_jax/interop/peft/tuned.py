@@ -15,14 +15,15 @@ from adapters_jax.adapters.tuning import BitFit, LayerNormTuning
 from adapters_jax.interop.peft import names
 from adapters_jax.interop.peft.heads import MODULES
 from adapters_jax.interop.peft.tensors import Contents, Tensors, listed
-from adapters_jax.models import bert
+from adapters_jax.models import families
+from adapters_jax.models.backbone import BackboneConfig
 from adapters_jax.params import Tree
 
 NORM, POOLER = 'LayerNorm', 'pooler'
 
 
 def read(
-    settings: Mapping[str, Any], contents: Contents, config: bert.BertConfig, backbone: Tree
+    settings: Mapping[str, Any], contents: Contents, config: BackboneConfig, backbone: Tree
 ) -> dict[str, np.ndarray]:
     """Return the tuned leaves by our path, having accounted for every tensor.
 
@@ -39,7 +40,7 @@ def read(
     problems += [f'{name} is unexpected' for name in tensors if name not in wanted]
     if problems:
         raise ValueError(f'the tensors are not those of the config: {listed(problems)}')
-    leaves, table, own = {}, bert.tensor_names(config), params.flatten(backbone)
+    leaves, table, own = {}, families.tensor_names(config), params.flatten(backbone)
     for name, tensor in tensors.items():
         path, transpose = table[name]
         leaf = np.ascontiguousarray(tensor.T) if transpose else tensor
@@ -49,9 +50,9 @@ def read(
     return leaves
 
 
-def _wanted(settings: Mapping[str, Any], contents: Contents, config: bert.BertConfig) -> set[str]:
+def _wanted(settings: Mapping[str, Any], contents: Contents, config: BackboneConfig) -> set[str]:
     """Return the tensors of the backbone that the settings ask for."""
-    everything = [n for n in bert.tensor_names(config) if _exists(n, contents.prefix, config)]
+    everything = [n for n in families.tensor_names(config) if _exists(n, contents.prefix, config)]
     found = set()
     for entry in names.saved_modules(settings):
         if entry in MODULES:
@@ -89,7 +90,7 @@ def _norms(settings: Mapping[str, Any], contents: Contents, everything: Iterable
     return {f'{module}.{leaf}' for module in chosen for leaf in ('weight', 'bias')}
 
 
-def _exists(name: str, prefix: str, config: bert.BertConfig) -> bool:
+def _exists(name: str, prefix: str, config: BackboneConfig) -> bool:
     """Tell whether the adapted model had the tensor: RoBERTa's with a head have no pooler."""
     return not (name.startswith(POOLER) and config.family == 'roberta' and prefix)
 
@@ -106,7 +107,7 @@ def is_norm(name: str) -> bool:
 
 
 def methods(
-    leaves: Mapping[str, np.ndarray], config: bert.BertConfig, backbone: Tree
+    leaves: Mapping[str, np.ndarray], config: BackboneConfig, backbone: Tree
 ) -> tuple[list[Method], dict[str, np.ndarray]]:
     """Return the methods that train these leaves, and all leaves that they train.
 
@@ -129,17 +130,17 @@ def methods(
     return members, trained | dict(leaves)
 
 
-def _around(paths: Iterable[str], config: bert.BertConfig) -> dict[str, Any]:
+def _around(paths: Iterable[str], config: BackboneConfig) -> dict[str, Any]:
     """Return the options of a tuning method that cover these leaves; it cannot leave out all."""
     parts = {path.partition('/')[0] for path in paths}
-    left_out = [i for i in range(config.layers) if f'layer_{i}' not in parts]
-    if len(left_out) == config.layers:
+    left_out = [i for i in range(config.depth) if f'layer_{i}' not in parts]
+    if len(left_out) == config.depth:
         left_out = []
     return {'leave_out': tuple(left_out), 'embedding_norm': 'embeddings' in parts}
 
 
 def write(
-    kind: str, leaves: Mapping[str, Any], backbone: Tree, config: bert.BertConfig, prefix: str
+    kind: str, leaves: Mapping[str, Any], backbone: Tree, config: BackboneConfig, prefix: str
 ) -> tuple[dict[str, Any], list[str], Tensors]:
     """Return how PEFT stores tuned leaves: settings, modules to store whole, and tensors.
 
@@ -148,8 +149,8 @@ def write(
     Raises:
         ValueError: leaves that PEFT does not train beside an adapter of this type.
     """
-    theirs = {path: name for name, (path, _) in bert.tensor_names(config).items()}
-    everything = [n for n in bert.tensor_names(config) if _exists(n, prefix, config)]
+    theirs = {path: name for name, (path, _) in families.tensor_names(config).items()}
+    everything = [n for n in families.tensor_names(config) if _exists(n, prefix, config)]
     left = {theirs[path] for path in leaves} & set(everything)
     current = params.flatten(backbone) | dict(leaves)
     if kind == 'LN_TUNING':
@@ -173,7 +174,7 @@ def write(
 
 
 def _write_norms(
-    left: set[str], current: Mapping[str, Any], config: bert.BertConfig
+    left: set[str], current: Mapping[str, Any], config: BackboneConfig
 ) -> tuple[dict[str, Any], list[str], Tensors]:
     others = sorted(n for n in left if not is_norm(n))
     if others:
@@ -182,7 +183,7 @@ def _write_norms(
             'with --format=merged'
         )
     chosen = sorted({name.rpartition('.')[0] for name in left})
-    everything = {n.rpartition('.')[0] for n in bert.tensor_names(config) if is_norm(n)}
+    everything = {n.rpartition('.')[0] for n in families.tensor_names(config) if is_norm(n)}
     tensors = _tensors({f'{m}.{x}' for m in chosen for x in ('weight', 'bias')}, current, config)
     settings = {'target_modules': [NORM] if set(chosen) == everything else chosen}
     return (
@@ -196,8 +197,8 @@ def _write_norms(
     )
 
 
-def _tensors(chosen: Iterable[str], current: Mapping[str, Any], config: bert.BertConfig) -> Tensors:
-    table = bert.tensor_names(config)
+def _tensors(chosen: Iterable[str], current: Mapping[str, Any], config: BackboneConfig) -> Tensors:
+    table = families.tensor_names(config)
     found = {}
     for name in sorted(chosen):
         path, transpose = table[name]

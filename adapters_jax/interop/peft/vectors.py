@@ -18,7 +18,7 @@ from adapters_jax.interop.peft.places import (
     turned,
 )
 from adapters_jax.interop.peft.tensors import Tensors, expect_shapes
-from adapters_jax.models.bert import BertConfig
+from adapters_jax.models.backbone import BackboneConfig
 from adapters_jax.params import Tree
 
 
@@ -92,7 +92,7 @@ def ia3_leaves(adapted: Adapted, module: str) -> Tree:
     return {'input_scale' if at_input else 'scale': found['ia3_l'].reshape(-1)}
 
 
-def write_vera(method: VeRA, tree: Tree, config: BertConfig) -> tuple[dict[str, Any], Tensors]:
+def write_vera(method: VeRA, tree: Tree, config: BackboneConfig) -> tuple[dict[str, Any], Tensors]:
     """Return the settings and tensors of a VeRA, with its random matrices.
 
     Raises:
@@ -121,7 +121,7 @@ def write_vera(method: VeRA, tree: Tree, config: BertConfig) -> tuple[dict[str, 
     return settings, tensors
 
 
-def write_ia3(method: IA3, tree: Tree, config: BertConfig) -> tuple[dict[str, Any], Tensors]:
+def write_ia3(method: IA3, tree: Tree, config: BackboneConfig) -> tuple[dict[str, Any], Tensors]:
     """Return the settings and tensors of an (IA)³.
 
     Raises:

@@ -31,7 +31,7 @@ from adapters_jax.interop.peft import (
     vectors,
 )
 from adapters_jax.interop.peft.tensors import Tensors
-from adapters_jax.models.bert import BertConfig
+from adapters_jax.models.backbone import BackboneConfig
 
 _LOG = logging.getLogger(__name__)
 
@@ -121,7 +121,7 @@ def _names_of(members: Iterable[Mapping[str, Any]]) -> list[str]:
 
 
 def _write_method(
-    main: Mapping[str, Any], folder: AdapterFolder, config: BertConfig, prefix: str
+    main: Mapping[str, Any], folder: AdapterFolder, config: BackboneConfig, prefix: str
 ) -> tuple[str, dict[str, Any], Tensors]:
     values = dict(main)
     architecture = values.pop('architecture')
@@ -136,7 +136,7 @@ def _write_method(
     return kind, settings, own
 
 
-def _classifier(folder: AdapterFolder, config: BertConfig) -> Tensors | None:
+def _classifier(folder: AdapterFolder, config: BackboneConfig) -> Tensors | None:
     if not folder.head:
         return None
     classifier = hf_heads.write(folder.head, folder.head_params, config)
