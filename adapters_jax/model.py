@@ -19,7 +19,7 @@ from adapters_jax.adapters.binding import bind
 from adapters_jax.adapters.dropping import Dropped, drop_layers
 from adapters_jax.adapters.method import Method
 from adapters_jax.models import language_head
-from adapters_jax.models.backbone import Backbone, BackboneConfig
+from adapters_jax.models.backbone import Backbone, BackboneConfig, Inputs
 from adapters_jax.models.heads import HeadBank, HeadConfig, PooledHead, init_head
 from adapters_jax.params import Rule, Tree, freeze, train
 from adapters_jax.sites import Place, Sites
@@ -71,6 +71,8 @@ class Model:
 
     def _init_head(self, key: PRNGKeyArray) -> Tree:
         hidden = self.config.dimensions.hidden
+        if self.config.decoder is not None:
+            return language_head.init_of_decoder(key, hidden, self.outputs, self.config.decoder)
         if self.head_config.scores_words:
             return language_head.init(key, hidden, self.outputs)
         return (
@@ -121,24 +123,24 @@ class Model:
         `record` is filled with the weights of AdapterFusion by place. For a bank the batch has the
         column `adapter`: the number of each row's adapter, or of each group of rows on end.
         """
-        adapter = self._adapter(params)
-        rows = batch.get('adapter')
-        if isinstance(self.method, Bank):
-            rows = self.method.index(adapter, rows, len(batch['input_ids']))
-        sites = bind(self.method, adapter, functional.fold(key, 0), record=record, rows=rows)
+        sites, rows = self.sites(params, batch, functional.fold(key, 0), record)
         backbone = Backbone(self.config, self.dtype, self.trunk(params), self.remat)
         hidden = backbone.apply(
             {'params': params['backbone']},
-            batch['input_ids'],
-            batch['token_type_ids'],
-            batch['positions'],
-            mask=attention_mask(batch['segments'], batch['starts'].shape[1]),
+            inputs_of(batch),
+            batch.get('token_type_ids'),
+            batch.get('positions'),
+            mask=_mask(batch),
             tags=batch.get('tags'),
             sites=sites,
             deterministic=key is None,
             known=batch.get('trunk'),
+            **_target(batch),
             rngs={} if key is None else {'dropout': functional.fold(key, 1)},
         )
+        if self.config.decoder is not None:
+            return self.score_words(params, hidden)
+        batch = _with_places(batch, hidden)
         copies = getattr(self.method, 'replicas', 1)
         segments = self.method.lengthen(batch['segments'], rows)
         if (self.heads or self.head_config).per_token:
@@ -160,6 +162,27 @@ class Model:
         return self.head.apply(
             own, *pooled, key is None, rngs={} if key is None else {'dropout': key}
         )
+
+    def sites(
+        self,
+        params: Tree,
+        batch: Batch,
+        key: PRNGKeyArray | None = None,
+        record: dict[str, Array] | None = None,
+    ) -> tuple[Sites, Array | None]:
+        """Return the adapter as the backbone meets it, and which of a bank's each row has."""
+        adapter, rows = self._adapter(params), batch.get('adapter')
+        if isinstance(self.method, Bank):
+            rows = self.method.index(adapter, rows, len(inputs_of(batch)))
+        return bind(self.method, adapter, key, record=record, rows=rows), rows
+
+    def score_words(self, params: Tree, hidden: Float[Array, 'B T D']) -> Float[Array, 'B T V']:
+        """Return a decoder's score of each word in each place, in float32."""
+        table = Backbone(self.config, self.dtype).apply(
+            {'params': params['backbone']}, method='table'
+        )
+        given = params['heads'][self.name], hidden, table, self.config.decoder
+        return language_head.apply_to_decoder(*given)
 
     def _pool(
         self, params: Tree, sites: Sites, first: Float[Array, 'B S D']
@@ -220,6 +243,42 @@ def _own_places(
         return hidden
     order = jnp.argsort(present == 0, axis=1, stable=True)[:, :length]
     return jnp.take_along_axis(hidden, order[:, :, None], axis=1)
+
+
+def inputs_of(batch: Batch) -> Array:
+    """Return what a batch has for the backbone to read: tokens, pixels or sound."""
+    return next(batch[name] for name in ('input_ids', 'pixels', 'sound') if name in batch)
+
+
+def _mask(batch: Batch) -> Bool[Array, 'B 1 #T T'] | None:
+    if 'segments' not in batch:
+        return None
+    return attention_mask(batch['segments'], batch['starts'].shape[1])
+
+
+def _target(batch: Batch) -> dict[str, Any]:
+    """Return what a decoder reads: the texts so far, and who sees what of them and the input."""
+    if 'target_ids' not in batch:
+        return {}
+    own, examples = batch['target_segments'], batch['starts'].shape[1]
+    target = Inputs(
+        batch['target_ids'],
+        positions=batch['target_positions'],
+        mask=attention_mask(own, examples),
+    )
+    if 'segments' not in batch or examples == 1:
+        return {'target': target, 'target_mask': _mask(batch)}
+    across = own[:, None, :, None] == batch['segments'][:, None, None, :]
+    return {'target': target, 'target_mask': across}
+
+
+def _with_places(batch: Batch, hidden: Float[Array, 'B T D']) -> Batch:
+    """Return the batch with one example a row where it does not say what a row holds."""
+    if 'segments' in batch:
+        return batch
+    rows = len(hidden)
+    segments = jnp.ones(hidden.shape[:2], jnp.int32)
+    return {**batch, 'segments': segments, 'starts': jnp.zeros((rows, 1), jnp.int32)}
 
 
 def attention_mask(segments: Int[Array, 'B T'], examples: int) -> Bool[Array, 'B 1 #T T']:

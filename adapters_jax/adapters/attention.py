@@ -43,6 +43,11 @@ class _Attention(Method):
     leave_out: tuple[int, ...] = ()
     tags: int = 0  # how many tags a word may have, none being one; 0: they are not looked at
 
+    @property
+    def stepwise(self) -> bool:
+        """No: it attends to the words before by itself, whose vectors nobody keeps."""
+        return False
+
     def __post_init__(self) -> None:
         """Refuse sizes that do not fit together."""
         super().__post_init__()
@@ -67,6 +72,10 @@ class _Attention(Method):
             not self.tags or stream.tags is not None,
             f'tags={self.tags}, but the batch has no tags; tag the texts or set tags=0',
         )
+        return self.target(params, stream, at)
+
+    def target(self, params: Tree, stream: Stream, at: At) -> Stream:
+        """Compute the adapter vectors of a decoder's words, which nobody tags."""
         words = embed(at.shared['embedding'], stream.word_vectors, stream.tags)
         return stream.replace(carry=stream.carry | {_WORDS: words.astype(stream.hidden.dtype)})
 
@@ -200,7 +209,11 @@ class SideAttentionAdapter(_Attention):
 
     def embeddings(self, params: Tree, stream: Stream, at: At) -> Stream:
         """Compute the adapter vectors, which are also the state's beginning."""
-        stream = super().embeddings(params, stream, at)
+        return self.target(params, super().embeddings(params, stream, at), at)
+
+    def target(self, params: Tree, stream: Stream, at: At) -> Stream:
+        """Begin the state of a decoder, too, with the vectors of its words."""
+        stream = super().target(params, stream, at)
         return stream.replace(carry=stream.carry | {_STATE: stream.carry[_WORDS]})
 
     def block(self, params: Tree, stream: Stream, at: At) -> Stream:
@@ -229,7 +242,7 @@ def embed(
     No gradient goes to the word vectors, even where a method trains the backbone's embeddings.
     """
     x = parts.apply_dense(params['projection'], jax.lax.stop_gradient(word_vectors))
-    if 'tags' in params:
+    if 'tags' in params and tags is not None:
         x = x + jnp.take(params['tags']['embedding'].astype(x.dtype), tags, axis=0)
     return parts.apply_norm(params['norm'], x)
 

@@ -153,6 +153,11 @@ class Bank(Method):
         return tuple(found)
 
     @property
+    def stepwise(self) -> bool:
+        """Whether every member is."""
+        return all(member.stepwise for member in self.members.values())
+
+    @property
     def packable(self) -> bool:
         """Whether every member is; each row then holds texts of one member."""
         return all(member.packable for member in self.members.values())

@@ -150,6 +150,11 @@ class Adapted(Sites):
         at = self._at(-1, 'embeddings', 0)
         return self._scoped(stream, lambda s: self.method.embeddings(self.params, s, at))
 
+    def target(self, stream):
+        """Let the method look at a decoder's embedded input."""
+        at = self._at(-1, 'target', 50)
+        return self._scoped(stream, lambda s: self.method.target(self.params, s, at))
+
     def linear(self, layer, sub_layer, name, end):
         """Let the method change a projection's output."""
         params = self._find(f'layer_{layer}', sub_layer, name)

@@ -40,6 +40,12 @@ class Stack(Sites):
             stream = member.embeddings(stream)
         return stream
 
+    def target(self, stream):
+        """Let each member look at a decoder's embedded input."""
+        for member in self.members:
+            stream = member.target(stream)
+        return stream
+
     def undo(self, x):
         """Let each member take back what it did, the last one first."""
         for member in reversed(self.members):
@@ -133,6 +139,10 @@ class Mean(Stack):
     def embeddings(self, stream):
         """Average the embedded inputs."""
         return self._stream(stream, lambda member, s: member.embeddings(s))
+
+    def target(self, stream):
+        """Let each member look at a decoder's embedded input."""
+        return self._stream(stream, lambda member, s: member.target(s))
 
     def linear(self, layer, sub_layer, name, end):
         """Average the projections' outputs."""

@@ -121,6 +121,12 @@ class Composed(Method):
         return max((len(b.children) for b in blocks if isinstance(b, Parallel)), default=1)
 
     @property
+    def stepwise(self) -> bool:
+        """Whether every member is."""
+        cut = {block.kind for block in blocks_of(self.tree)} & {'split', 'batch_split', 'parallel'}
+        return not cut and all(member.stepwise for member in self.members.values())
+
+    @property
     def packable(self) -> bool:
         """Whether every member is, and nothing divides the sequence or the batch by numbers."""
         cut = {block.kind for block in blocks_of(self.tree)} & {'split', 'batch_split', 'parallel'}

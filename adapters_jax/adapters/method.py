@@ -91,6 +91,12 @@ class Method:
         return True
 
     @property
+    def stepwise(self) -> bool:
+        """Whether what it does to a token of a decoder hangs on no token after it, nor on those
+        before in another way than attention does: it may then be computed token by token."""
+        return not getattr(self, 'use_gating', False)
+
+    @property
     def known_tags(self) -> int:
         """How many tags a word may have (none is one, 0); 0 where the method looks at no tags."""
         return 0
@@ -166,6 +172,10 @@ class Method:
 
     def embeddings(self, params: Tree, stream: Stream, at: At) -> Stream:
         """Site `embeddings`; `params` is the whole tree of the adapter."""
+        return stream
+
+    def target(self, params: Tree, stream: Stream, at: At) -> Stream:
+        """Site `target`; `params` is the whole tree of the adapter."""
         return stream
 
     def linear(self, params: Tree, end: Linear, at: At) -> Float[Array, 'B T O']:

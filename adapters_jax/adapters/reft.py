@@ -44,6 +44,11 @@ class ReFT(Method):
     leave_out: tuple[int, ...] = ()
     init_weights_seed: int | None = None
 
+    @property
+    def stepwise(self) -> bool:
+        """No: positions are counted from the ends of the whole text."""
+        return False
+
     def __post_init__(self) -> None:
         """Refuse values out of range."""
         super().__post_init__()

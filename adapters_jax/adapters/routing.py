@@ -155,6 +155,10 @@ class Routed(Sites):
         found = self._rows(found, stream)
         return _choose(self, found, stream, found.hidden.shape[1] - stream.hidden.shape[1])
 
+    def target(self, stream):
+        """Let the members look at the own rows of a decoder's embedded input."""
+        return self._stream(stream, -1, lambda s, x: s.target(x))
+
     def _rows(self, found: Any, given: Any) -> Any:
         """Return a struct of [G, g, ...] as one of rows; masks of all rows alike stay so."""
         rows = len(given.vectors if isinstance(given, Words) else given.hidden)
@@ -248,7 +252,7 @@ def _stream_axes(stream: Stream) -> Stream:
     """Return 0 for each leaf of a stream that has rows."""
     rows = len(stream.hidden)
     return jax.tree.map(lambda x: 0, stream).replace(
-        mask=None if stream.mask is None or len(stream.mask) != rows else 0
+        mask=None if stream.mask is None or len(stream.mask) != rows else 0, bias=None, at=None
     )
 
 

@@ -108,6 +108,10 @@ class SplitRows(Stack):
         """Let each member change its rows of the embedded input."""
         return self._stream(stream, lambda member, s: member.embeddings(s))
 
+    def target(self, stream):
+        """Let each member look at its rows of a decoder's embedded input."""
+        return self._stream(stream, lambda member, s: member.target(s))
+
     def linear(self, layer, sub_layer, name, end):
         """Let each member change its rows of a projection's output."""
 
@@ -214,6 +218,10 @@ class Tiled(Sites):
             stream = self._copied(stream, len(stream.hidden))
         return self.inner.embeddings(stream)
 
+    def target(self, stream):
+        """Hand on to the adapters."""
+        return self.inner.target(stream)
+
     def linear(self, layer, sub_layer, name, end):
         """Hand on to the adapters above the trunk."""
         below = layer < self.before
@@ -248,8 +256,8 @@ def _rows(x: Array | None, part: slice) -> Array | None:
     return x if x is None or len(x) == 1 else x[part]
 
 
-def _vector_rows(x: Array, part: slice) -> Array:
-    return x if x.ndim == 1 or len(x) == 1 else x[part]
+def _vector_rows(x: Array | None, part: slice) -> Array | None:
+    return x if x is None or x.ndim == 1 or len(x) == 1 else x[part]
 
 
 def _rows_of_words(words: Words, part: slice) -> Words:

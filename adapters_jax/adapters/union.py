@@ -47,6 +47,11 @@ class Union(Method):
         return named
 
     @property
+    def stepwise(self) -> bool:
+        """Whether every member is."""
+        return all(member.stepwise for member in self.members)
+
+    @property
     def packable(self) -> bool:
         """Whether every member is."""
         return all(member.packable for member in self.members)

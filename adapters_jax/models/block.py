@@ -171,6 +171,7 @@ class Attention(nn.Module):
         rng = None if deterministic else self.make_rng('dropout')
         bias = _widened(stream.bias, seen.key.shape[1]) if itself else None
         scale = seen.key.shape[-1] ** -0.5 if c.scaled else 1.0
+        query = query.reshape(len(seen.key), -1, *query.shape[2:])  # the beams of a memory
         mixed = attend(
             query, seen.key, seen.value, seen.mask, c.attention_dropout, rng, bias, scale
         )
@@ -189,17 +190,17 @@ class Attention(nn.Module):
         found = []
         for name, new in (('key', key), ('value', value)):
             shape = (new.shape[0], length, *new.shape[2:])
-            kept = self.variable('cache', name, jnp.zeros, shape, new.dtype)
+            kept = self.variable('cache', f'{name}s', jnp.zeros, shape, new.dtype)
             kept.value = jax.lax.dynamic_update_slice_in_dim(kept.value, new, at, axis=1)
             found.append(kept.value)
         return found[0], found[1]
 
     def _kept(self, compute: Callable[[], tuple[Array, Array]]) -> tuple[Array, Array]:
         """Return the keys and values of the memory, computed at the first token only."""
-        if not self.has_variable('cache', 'key'):
+        if not self.has_variable('cache', 'keys'):
             for name, computed in zip(('key', 'value'), compute(), strict=True):
-                self.put_variable('cache', name, computed)
-        return self.get_variable('cache', 'key'), self.get_variable('cache', 'value')
+                self.put_variable('cache', f'{name}s', computed)
+        return self.get_variable('cache', 'keys'), self.get_variable('cache', 'values')
 
 
 class FeedForward(nn.Module):

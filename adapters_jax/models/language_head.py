@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from adapters_jax import functional, quantize
-from adapters_jax.models.backbone import BackboneConfig
+from adapters_jax.models.backbone import BackboneConfig, Decoder
 
 Tree = dict[str, Any]
 Undo = Callable[[Float[Array, 'B M D']], Float[Array, 'B M D']]
@@ -54,3 +54,31 @@ def apply(
     x = undo(functional.layer_norm(x, norm['scale'], norm['bias'], config.block.norm_epsilon))
     scores = quantize.against_rows(x.astype(hidden.dtype), table)
     return scores + params['words']['bias'].astype(jnp.float32).reshape(1, 1, -1)
+
+
+def init_of_decoder(key: PRNGKeyArray, hidden: int, vocabulary: int, decoder: Decoder) -> Tree:
+    """Return a decoder's own scores of words: nothing where they are products with its words."""
+    if decoder.tied:
+        return {}
+    return {'words': {'kernel': 0.02 * jax.random.normal(key, (hidden, vocabulary))}}
+
+
+def apply_to_decoder(
+    params: Mapping[str, Any],
+    hidden: Float[Array, 'B T D'],
+    table: Float[Array, 'V D'] | quantize.Quantized,
+    decoder: Decoder,
+) -> Float[Array, 'B T V']:
+    """Return the logits of every word in every place, in float32.
+
+    `params` may have `words/kernel` instead of the table, and `words/bias`.
+    """
+    own = params.get('words', {})
+    hidden = hidden * decoder.scale
+    if 'kernel' in own:
+        scores = functional.dense(hidden, own['kernel']).astype(jnp.float32)
+    else:
+        scores = quantize.against_rows(hidden, table)
+    if 'bias' in own:
+        scores = scores + own['bias'].astype(jnp.float32).reshape(1, 1, -1)
+    return scores

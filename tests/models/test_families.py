@@ -30,7 +30,7 @@ def test_every_family_is_tried_here():
 @pytest.mark.parametrize('seed', [0, 1])
 @pytest.mark.parametrize('name', of_kind('text'))
 def test_hidden_states_of_encoders(name, seed):
-    theirs, loaded = models(name, seed)
+    theirs, loaded, _ = models(name, seed)
     ids, real = texts(4, 13, loaded.config.pad_id, seed)
     with torch.no_grad():
         expected = theirs(
@@ -47,7 +47,7 @@ def test_hidden_states_of_encoders(name, seed):
 @pytest.mark.parametrize('seed', [0, 1])
 @pytest.mark.parametrize('name', of_kind('images'))
 def test_hidden_states_of_images(name, seed):
-    theirs, loaded = models(name, seed)
+    theirs, loaded, _ = models(name, seed)
     pixels = inputs(name, seed=seed)
     with torch.no_grad():
         expected = theirs(torch.from_numpy(pixels), output_hidden_states=True)
@@ -62,7 +62,7 @@ def test_hidden_states_of_images(name, seed):
 @pytest.mark.parametrize('seed', [0, 1])
 @pytest.mark.parametrize('name', of_kind('pairs', 'sound'))
 def test_hidden_states_of_encoders_and_decoders(name, seed):
-    theirs, loaded = models(name, seed)
+    theirs, loaded, _ = models(name, seed)
     pad = loaded.config.pad_id
     target, written = texts(4, 9, pad, seed + 10)
     sound = CASES[name].kind == 'sound'
@@ -96,7 +96,7 @@ def test_hidden_states_of_encoders_and_decoders(name, seed):
 
 
 def test_a_tied_tensor_may_be_written_twice_but_not_with_two_contents(tmp_path):
-    model, loaded = models('bart')
+    model, loaded, _ = models('bart')
     model.save_pretrained(tmp_path)
     file = tmp_path / 'model.safetensors'
     tensors = safetensors.torch.load_file(file)

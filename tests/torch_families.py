@@ -13,7 +13,9 @@ import numpy as np
 import torch
 import transformers
 
+from adapters_jax.interop import decoder_heads
 from adapters_jax.interop.backbones import LoadedBackbone, load_backbone
+from adapters_jax.params import Tree
 
 _ENCODER = {
     'vocab_size': 61,
@@ -32,6 +34,7 @@ _STACKS = {
     'encoder_ffn_dim': 52,
     'decoder_ffn_dim': 52,
     'vocab_size': 61,
+    'forced_eos_token_id': None,
 }
 _BART = _STACKS | {'max_position_embeddings': 40, 'scale_embedding': False}
 _SPECIAL = {'pad_token_id': 1, 'bos_token_id': 0, 'eos_token_id': 2, 'decoder_start_token_id': 2}
@@ -47,8 +50,8 @@ _T5 = {
     'd_model': 32,
     'd_kv': 8,
     'd_ff': 52,
-    'num_layers': 2,
-    'num_decoder_layers': 3,
+    'num_layers': 3,
+    'num_decoder_layers': 2,
     'num_heads': 4,
     'vocab_size': 61,
     'relative_attention_num_buckets': 8,
@@ -129,15 +132,17 @@ CASES = {
 @functools.cache
 def models(
     name: str, seed: int = 0, headed: bool = False
-) -> tuple[torch.nn.Module, LoadedBackbone]:
-    """Return a torch model in evaluation mode, and ours as loaded from its checkpoint."""
+) -> tuple[torch.nn.Module, LoadedBackbone, Tree]:
+    """Return a torch model in evaluation mode, and our backbone and head of its checkpoint."""
     case = CASES[name]
     config = case.config(**case.options, attn_implementation='eager')
     model = (case.headed if headed else case.bare)(config).eval()
+    model.generation_config = transformers.GenerationConfig()
     randomise(model, seed)
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
-        return model, load_backbone(folder)
+        loaded = load_backbone(folder)
+        return model, loaded, decoder_heads.read(loaded) if headed else {}
 
 
 def randomise(model: torch.nn.Module, seed: int) -> None:

@@ -1,0 +1,270 @@
+"""Looking for the texts that a model gives high scores: one word after another, or with beams.
+
+A search knows of the model only a function `step(tokens, written, cache) -> (logits, cache)`: what
+it says of the next word of each row, given all tokens [N, L] and how many of them are written
+beyond the start. Everything has a fixed shape, so that a whole search is one compiled program.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from adapters_jax.decoding.rules import NEVER, Rules
+
+Cache = Any
+Step = Callable[[Int[Array, 'N L'], Int[Array, ''], Cache], tuple[Float[Array, 'N V'], Cache]]
+# Gives each beam what is kept of the row that it goes on with: at first one row for each text.
+Reorder = Callable[[Cache, Int[Array, 'N']], Cache]
+_FAR = -1.0e9  # the score of what does not exist; finite, so that sums of it are numbers
+
+
+@dataclasses.dataclass(frozen=True)
+class Search:
+    """How texts are looked for.
+
+    With `beams` of 1, the likeliest word is taken each time, or one is drawn where `temperature`
+    is above 0: of the `top_k` likeliest (0: all), and of those that have `top_p` of the
+    probability. With more, as many texts are followed at once and the `n_best` are returned; their
+    scores are log-probabilities over the length to the power of `length_penalty`. A search ends
+    when nothing can get better: as it is guessed from the length so far (False), from the longest
+    ('never'), or as soon as there are as many texts as beams (True).
+
+    Raises:
+        ValueError: numbers out of range, or beams that are drawn.
+    """
+
+    beams: int = 1
+    n_best: int = 1
+    length_penalty: float = 1.0
+    early_stopping: bool | Literal['never'] = False
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.beams < 1 or not 1 <= self.n_best <= self.beams:
+            raise ValueError(
+                f'beams={self.beams} and n_best={self.n_best}; expected 1 <= n_best <= beams'
+            )
+        if self.early_stopping not in (True, False, 'never'):
+            raise ValueError(
+                f"early_stopping={self.early_stopping!r}; expected True, False or 'never'"
+            )
+        if self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
+            raise ValueError(
+                f'temperature={self.temperature}, top_k={self.top_k} and top_p={self.top_p}; '
+                'expected two numbers of at least 0, and one in (0, 1]'
+            )
+        if self.temperature and self.beams > 1:
+            raise ValueError(
+                f'temperature={self.temperature} with beams={self.beams}; expected a temperature '
+                'of 0 with beams, or one beam'
+            )
+
+
+class Found(NamedTuple):
+    """The texts of each row, the best first; what follows on the end is padding.
+
+    `tokens` are without the start.
+    """
+
+    tokens: Int[Array, 'B N L']
+    scores: Float[Array, 'B N']
+
+
+def search(
+    step: Step,
+    cache: Cache,
+    rows: int,
+    rules: Rules,
+    how: Search,
+    reorder: Reorder,
+    key: PRNGKeyArray | None = None,
+) -> Found:
+    """Return the texts that are found for each row.
+
+    Raises:
+        ValueError: words are to be drawn and there is no key.
+    """
+    if how.temperature and key is None:
+        raise ValueError(f'temperature={how.temperature}, but no key to draw words with')
+    if how.beams == 1:
+        return _words(step, cache, rows, rules, how, key)
+    return _beams(step, cache, rows, rules, how, reorder)
+
+
+def _started(rules: Rules, *rows: int) -> Int[Array, '... L']:
+    tokens = jnp.full((*rows, rules.length), rules.pad_id, jnp.int32)
+    return tokens.at[..., : len(rules.start)].set(jnp.array(rules.start, jnp.int32))
+
+
+def _written(tokens: Int[Array, '... L'], word: Int[Array, '...'], place: Any) -> Any:
+    return jax.lax.dynamic_update_slice_in_dim(tokens, word[..., None], place, axis=-1)
+
+
+# ---- one text a row
+
+
+class _Text(NamedTuple):
+    written: Int[Array, '']
+    tokens: Int[Array, 'B L']
+    scores: Float[Array, 'B']
+    ended: Bool[Array, 'B']
+    cache: Cache
+
+
+def _words(
+    step: Step, cache: Cache, rows: int, rules: Rules, how: Search, key: PRNGKeyArray | None
+) -> Found:
+    def advance(state: _Text) -> _Text:
+        logits, cache = step(state.tokens, state.written, state.cache)
+        logits = logits.astype(jnp.float32)
+        allowed = rules(logits, state.tokens, state.written)
+        if how.temperature:
+            own = jax.random.fold_in(key, state.written)
+            word = jax.random.categorical(own, _narrowed(allowed, how))
+        else:
+            word = allowed.argmax(-1)
+        of_word = jnp.take_along_axis(jax.nn.log_softmax(allowed), word[:, None], axis=-1)[:, 0]
+        word = jnp.where(state.ended, rules.pad_id, word).astype(jnp.int32)
+        return _Text(
+            state.written + 1,
+            _written(state.tokens, word, len(rules.start) + state.written),
+            state.scores + jnp.where(state.ended, 0, of_word),
+            state.ended | (word == rules.end_id),
+            cache,
+        )
+
+    def goes_on(state: _Text) -> Bool[Array, '']:
+        return (state.written < rules.max_length) & ~state.ended.all()
+
+    nothing = jnp.zeros(rows), jnp.zeros(rows, bool)
+    state = advance(_Text(jnp.int32(0), _started(rules, rows), *nothing, cache))
+    state = jax.lax.while_loop(goes_on, advance, state)
+    return Found(state.tokens[:, None, len(rules.start) :], state.scores[:, None])
+
+
+def _narrowed(scores: Float[Array, 'N V'], how: Search) -> Float[Array, 'N V']:
+    """Return the scores of what may be drawn (Fan et al. 2018; Holtzman et al. 2020, eq. 3)."""
+    scores = scores / how.temperature
+    if how.top_k:
+        least = jax.lax.top_k(scores, min(how.top_k, scores.shape[-1]))[0][:, -1:]
+        scores = jnp.where(scores < least, NEVER, scores)
+    if how.top_p < 1:
+        order = jnp.argsort(-scores, axis=-1)
+        sorted_ = jnp.take_along_axis(scores, order, axis=-1)
+        before = jnp.cumsum(jax.nn.softmax(sorted_), axis=-1) - jax.nn.softmax(sorted_)
+        sorted_ = jnp.where(before < how.top_p, sorted_, NEVER)
+        scores = jnp.take_along_axis(sorted_, jnp.argsort(order, axis=-1), axis=-1)
+    return scores
+
+
+# ---- beams
+
+
+class _State(NamedTuple):
+    written: Int[Array, '']
+    tokens: Int[Array, 'B K L']  # of the texts that are followed
+    scores: Float[Array, 'B K']  # their log-probabilities
+    ended: Int[Array, 'B K L']  # the best texts that have ended
+    ended_scores: Float[Array, 'B K']
+    has_ended: Bool[Array, 'B K']
+    open: Bool[Array, 'B']  # whether anything can still get better
+    stuck: Bool[Array, '']  # whether everything that could be followed has ended
+    cache: Cache
+
+
+def _beams(
+    step: Step,
+    cache: Cache,
+    rows: int,
+    rules: Rules,
+    how: Search,
+    reorder: Reorder,
+) -> Found:
+    beams = how.beams
+
+    def advance(state: _State, logits: Float[Array, 'B K V'], cache: Cache) -> _State:
+        """Follow the best continuations, of which twice as many as beams are looked at: as many
+        as beams may end."""
+        vocabulary, followed = logits.shape[-1], logits.shape[1]
+        scores = jax.nn.log_softmax(logits.astype(jnp.float32))
+        flat = state.tokens[:, :followed].reshape(-1, rules.length)
+        scores = rules(scores.reshape(-1, vocabulary), flat, state.written)
+        scores = scores.reshape(rows, followed, vocabulary) + state.scores[:, :followed, None]
+        scores, chosen = jax.lax.top_k(scores.reshape(rows, -1), 2 * beams)
+        of, word = chosen // vocabulary, (chosen % vocabulary).astype(jnp.int32)
+        tokens = _chosen(state.tokens, of)
+        tokens = _written(tokens, word, len(rules.start) + state.written)
+        written = state.written + 1
+        ends = (word == rules.end_id) | (written >= rules.max_length)
+        own_scores, best = jax.lax.top_k(scores + jnp.where(ends, _FAR, 0), beams)
+        ended = _ended(state, tokens, scores, ends, written)
+        source = _chosen(of, best) + jnp.arange(rows)[:, None] * followed
+        state = state._replace(
+            written=written,
+            tokens=_chosen(tokens, best),
+            scores=own_scores,
+            stuck=ends.all(),
+            cache=reorder(cache, source.reshape(-1)),
+            **ended,
+        )
+        return state._replace(open=state.open & _can_improve(state))
+
+    def _ended(
+        state: _State, tokens: Array, scores: Array, ends: Array, written: Array
+    ) -> dict[str, Array]:
+        """Return the best texts that have ended; only among the first beams does one end."""
+        now = ends & (jnp.arange(2 * beams) < beams)[None]
+        full = state.has_ended.all(1) & (how.early_stopping is True)
+        counts = now & ~full[:, None] & state.open[:, None]
+        own = scores / written.astype(jnp.float32) ** how.length_penalty
+        own = jnp.where(counts, own, own + _FAR)
+        scores = jnp.concatenate([state.ended_scores, own], axis=1)
+        scores, best = jax.lax.top_k(scores, beams)
+        texts = jnp.concatenate([state.ended, tokens], axis=1)
+        has = jnp.concatenate([state.has_ended, now], axis=1)
+        return {
+            'ended': _chosen(texts, best),
+            'ended_scores': scores,
+            'has_ended': _chosen(has, best),
+        }
+
+    def _can_improve(state: _State) -> Bool[Array, 'B']:
+        longest = how.early_stopping == 'never' and how.length_penalty > 0
+        length = jnp.float32(rules.max_length) if longest else state.written.astype(jnp.float32)
+        hoped = state.scores[:, :1] / length**how.length_penalty
+        worst = jnp.where(state.has_ended, state.ended_scores.min(1, keepdims=True), _FAR)
+        return (hoped > worst).any(1)
+
+    def goes_on(state: _State) -> Bool[Array, '']:
+        done = state.has_ended.all() & (how.early_stopping is True)
+        return state.open.any() & ~done & ~state.stuck
+
+    def follow(state: _State) -> _State:
+        flat = state.tokens.reshape(rows * beams, -1)
+        logits, cache = step(flat, state.written, state.cache)
+        return advance(state, logits.reshape(rows, beams, -1), cache)
+
+    tokens = _started(rules, rows, beams)
+    none = jnp.zeros((rows, beams), bool)
+    far = jnp.full((rows, beams), _FAR)
+    start = _State(
+        jnp.int32(0), tokens, far.at[:, 0].set(0), tokens, far, none, ~none[:, 0], jnp.bool_(0), {}
+    )
+    # All beams begin with the same: the first word is looked for with one row for each text.
+    logits, cache = step(tokens[:, 0], jnp.int32(0), cache)
+    state = advance(start, logits[:, None], cache)
+    state = jax.lax.while_loop(goes_on, follow, state)
+    best = slice(0, how.n_best)
+    return Found(state.ended[:, best, len(rules.start) :], state.ended_scores[:, best])
+
+
+def _chosen(values: Array, which: Int[Array, 'B N']) -> Array:
+    """Return `values[b, which[b, n]]`."""
+    index = which.reshape(which.shape + (1,) * (values.ndim - 2))
+    return jnp.take_along_axis(values, index, axis=1)

@@ -1,0 +1,44 @@
+"""What a checkpoint's decoder has beside its words' vectors to score words with, as ours."""
+
+import numpy as np
+
+from adapters_jax.interop.backbones import LoadedBackbone
+from adapters_jax.interop.tensors import WEIGHT_FILES, read_tensors
+from adapters_jax.params import Tree
+
+_KERNELS, _BIAS = ('lm_head.weight', 'proj_out.weight'), 'final_logits_bias'
+
+
+def read(backbone: LoadedBackbone) -> Tree:
+    """Return a decoder's own scores of words in float32; {} where they are its words' vectors.
+
+    Raises:
+        ValueError: tensors of other sizes than the backbone's, a checkpoint that says that its
+            scores are products with its words' vectors and has others, or one that has none.
+    """
+    decoder, vocabulary = backbone.config.decoder, backbone.config.vocabulary
+    there = any((backbone.directory / file).is_file() for file in WEIGHT_FILES)
+    tensors = read_tensors(backbone.directory) if there else {}
+    own: dict[str, np.ndarray] = {}
+    kernel = next((np.asarray(tensors[k], np.float32) for k in _KERNELS if k in tensors), None)
+    if kernel is not None and kernel.shape != (vocabulary, backbone.config.block.hidden):
+        raise ValueError(
+            f'the scores of words in {backbone.directory} have the shape {kernel.shape}, expected '
+            f'{(vocabulary, backbone.config.block.hidden)}'
+        )
+    if not decoder.tied:
+        if kernel is None:
+            raise ValueError(
+                f'{backbone.directory} has no lm_head.weight, with which its words are scored; '
+                'take a checkpoint with a language head'
+            )
+        own['kernel'] = np.ascontiguousarray(kernel.T)
+    if _BIAS in tensors:
+        bias = np.array(tensors[_BIAS], np.float32).reshape(-1)
+        if bias.shape != (vocabulary,):
+            raise ValueError(
+                f'{_BIAS} in {backbone.directory} is of {len(bias)} words, expected {vocabulary}'
+            )
+        if bias.any():
+            own['bias'] = bias
+    return {'words': own} if own else {}
