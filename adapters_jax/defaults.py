@@ -88,7 +88,7 @@ def task() -> Config:
         {
             # 'classification', 'regression', 'multi_label' (any number of classes, also none),
             # 'multiple_choice' (one of the candidates that each row has), 'tagging',
-            # 'question_answering' or 'masked_lm' (no labels).
+            # 'question_answering', 'masked_lm' (no labels) or 'seq2seq' (a text for a text).
             'name': 'classification',
             # Class names in their order; empty: the sorted labels of the training data.
             'labels': (),
@@ -118,6 +118,20 @@ def task() -> Config:
             # a number, 'tuned' (on the validation split), 'none' (each has one), or 'auto': 'tuned'
             # where training questions lack answers.
             'threshold': 'auto',
+            # Where texts are written: their most and least tokens, the end included; how many are
+            # followed at once (1: the likeliest token each time), and the power of the length that
+            # their log-probabilities are divided by; how many tokens on end never come twice (0:
+            # what the checkpoint says).
+            'target_length': 128,
+            'min_length': 0,
+            'beams': 1,
+            'length_penalty': 1.0,
+            'repeated': 0,
+            # 'seq2seq': what stands before each text, as T5 wants it ('translate English to German:
+            # '), and the languages of texts and of what is written, as the tokenizer of mBART calls
+            # them: ('en_XX', 'de_DE').
+            'prefix': '',
+            'languages': (),
         }
     )
 
@@ -148,6 +162,9 @@ def data() -> Config:
             # Whether rows with an empty text are left out, and counted in the log; else refused.
             # Of texts with classes, sets of labels or numbers; 'masked_lm' always leaves them out.
             'skip_empty': False,
+            # Of 'seq2seq': the languages of texts and of what is written, 'de,en', by which files
+            # (train.de, train.en) or columns are called.
+            'languages': '',
             # What stands between the labels of a text that has several ('multi_label').
             'label_separator': ',',
             # The number that the first candidate has in the labels of 'multiple_choice'.

@@ -181,7 +181,8 @@ class Model:
         table = Backbone(self.config, self.dtype).apply(
             {'params': params['backbone']}, method='table'
         )
-        given = params['heads'][self.name], hidden, table, self.config.decoder
+        own = params.get('heads', {}).get(self.name, {})  # nothing, where words are shared
+        given = own, hidden, table, self.config.decoder
         return language_head.apply_to_decoder(*given)
 
     def _pool(

@@ -6,6 +6,7 @@ number, and a run continues from a batch number alone.
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -136,8 +137,9 @@ def assemble(
     on padding. example_mask, example_id (-1 where there is none) and the example columns are
     [B, S, ...]; starts (each text's first token) is [B, S], or [B, S * K] where an example may be K
     texts: those of the example at place s have the places, and the segments but one, from s * K
-    on. Where the examples have a column `task`, the
-    rows have a column `adapter`, [B]: the task of the row's examples, -1 in an empty row.
+    on. What is to be written for an example begins at its first column: 'target_ids' and 'label'
+    with 'target_positions' and 'target_segments', [B, T]. Where the examples have a column `task`,
+    the rows have a column `adapter`, [B]: the task of the row's examples, -1 in an empty row.
     """
     first, last = rows or (0, plan.rows)
     entries = slice(plan.first[index], plan.first[index + 1])
@@ -150,9 +152,12 @@ def assemble(
     shape = (last - first, int(plan.widths[index]))
     slots = (last - first, plan.segments)
     texts = _Texts.of(encoded, example, row, slot, column)
-    return _token_arrays(encoded, texts, shape, pad_id) | _example_arrays(
-        encoded, example, row, slot, texts, slots
-    )
+    arrays = _token_arrays(encoded, texts, shape, pad_id)
+    arrays |= _example_arrays(encoded, example, row, slot, texts, slots)
+    if encoded.target:
+        written = _Texts.to_write(encoded, example, row, slot, column)
+        arrays |= _target_arrays(encoded, written, shape)
+    return arrays
 
 
 class _Texts(NamedTuple):
@@ -183,25 +188,57 @@ class _Texts(NamedTuple):
         length = begins[text + 1] - begins[text]
         return cls(begins[text], length, np.repeat(row, counts), place, column)
 
+    @classmethod
+    def to_write(
+        cls,
+        encoded: Encoded,
+        example: Int64[np.ndarray, ' E'],
+        row: Int64[np.ndarray, ' E'],
+        slot: Int64[np.ndarray, ' E'],
+        column: Int64[np.ndarray, ' E'],
+    ) -> '_Texts':
+        """Return what is to be written for placed examples."""
+        begins = encoded.target_offsets
+        return cls(begins[example], begins[example + 1] - begins[example], row, slot, column)
+
+
+def _target_arrays(encoded: Encoded, texts: _Texts, shape: tuple[int, int]) -> Batch:
+    source, placed = _placing(texts, shape)
+    arrays = {name: placed(values[source]) for name, values in encoded.target.items()}
+    return arrays | _places(texts, placed, 'target_')
+
 
 def _token_arrays(encoded: Encoded, texts: _Texts, shape: tuple[int, int], pad_id: int) -> Batch:
-    lengths = texts.length
-    source = ranges(texts.source, lengths)
-    target = ranges(texts.row * shape[1] + texts.column, lengths)
+    source, placed = _placing(texts, shape)
+    batch = {
+        name: placed(values[source], pad_id if name == 'input_ids' else 0)
+        for name, values in encoded.tokens.items()
+        if name != PART
+    }
+    return batch | _places(texts, placed)
+
+
+def _placing(
+    texts: _Texts, shape: tuple[int, int]
+) -> tuple[Int64[np.ndarray, ' L'], Callable[..., np.ndarray]]:
+    """Return where the texts' tokens are, and what puts columns of them into a rectangle."""
+    target = ranges(texts.row * shape[1] + texts.column, texts.length)
 
     def placed(values: np.ndarray, empty: int = 0) -> np.ndarray:
         flat = np.full((shape[0] * shape[1], *values.shape[1:]), empty, values.dtype)
         flat[target] = values
         return flat.reshape(*shape, *values.shape[1:])
 
-    batch = {
-        name: placed(values[source], pad_id if name == 'input_ids' else 0)
-        for name, values in encoded.tokens.items()
-        if name != PART
+    return ranges(texts.source, texts.length), placed
+
+
+def _places(texts: _Texts, placed: Callable[..., np.ndarray], prefix: str = '') -> Batch:
+    """Return each token's place in its text, and the number of the text in its row."""
+    lengths = texts.length
+    return {
+        f'{prefix}positions': placed(ranges(np.zeros_like(lengths), lengths).astype(np.int32)),
+        f'{prefix}segments': placed(np.repeat(texts.place + 1, lengths).astype(np.int32)),
     }
-    batch['positions'] = placed(ranges(np.zeros_like(lengths), lengths).astype(np.int32))
-    batch['segments'] = placed(np.repeat(texts.place + 1, lengths).astype(np.int32))
-    return batch
 
 
 def _example_arrays(

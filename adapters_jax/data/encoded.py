@@ -35,6 +35,9 @@ class Encoded:
         when they were encoded (a selection of examples does not know, and says 0).
     aside: token columns that no batch has, such as the word that a token stands for: what it takes
         to make predictions of the outputs.
+    target: flat columns of what is to be written for each example, if anything, laid end to end as
+        `target_offsets` [N + 1] says: 'target_ids' (what a decoder reads) and 'label' (what it is
+        to say), int32.
     rows: int64 [N], ascending: the row of the split that each example is a part of, where a row may
         be cut into several; None where example i is row i.
 
@@ -47,16 +50,17 @@ class Encoded:
     truncated: int = 0
     aside: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
     rows: np.ndarray | None = None
+    target: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    target_offsets: np.ndarray | None = None
 
     def __post_init__(self):
-        offsets = self.offsets
-        if offsets.ndim != 1 or not offsets.size or offsets[0] or (np.diff(offsets) < 0).any():
-            raise ValueError('offsets must be one ascending row of numbers that begins with 0.')
-        for name, column in (self.tokens | self.aside).items():
-            if column.shape[:1] != (offsets[-1],):
+        _check_columns(self.tokens | self.aside, self.offsets)
+        if self.target:
+            _check_columns(self.target, self.target_offsets)
+            if len(self.target_offsets) != len(self.offsets):
                 raise ValueError(
-                    f'Token column {name!r} has shape {column.shape}, but the offsets end at '
-                    f'{offsets[-1]}.'
+                    f'There are {len(self)} examples, but {len(self.target_offsets) - 1} texts to '
+                    'be written.'
                 )
         numbered = {} if self.rows is None else {'rows': self.rows}
         for name, column in (self.examples | numbered).items():
@@ -73,6 +77,16 @@ class Encoded:
     def lengths(self) -> Int64[np.ndarray, ' N']:
         """Tokens of each example."""
         return np.diff(self.offsets)
+
+    @functools.cached_property
+    def sizes(self) -> Int64[np.ndarray, ' N']:
+        """Places of a row that each example takes: its tokens, or those to be written for it.
+
+        An example has the same columns for both, so that one plan lays out both sides.
+        """
+        if self.target_offsets is None:
+            return self.lengths
+        return np.maximum(self.lengths, np.diff(self.target_offsets))
 
     @functools.cached_property
     def texts(self) -> tuple[Int64[np.ndarray, ' P+1'], Int64[np.ndarray, ' N+1']]:
@@ -96,9 +110,16 @@ class Encoded:
         indices = np.asarray(indices, np.int64)
         lengths = self.lengths[indices]
         source = ranges(self.offsets[indices], lengths)
+        written = {}
+        if self.target_offsets is not None:
+            own = np.diff(self.target_offsets)[indices]
+            places = ranges(self.target_offsets[indices], own)
+            columns = {name: column[places] for name, column in self.target.items()}
+            written = {'target': columns, 'target_offsets': offsets_of(own)}
         return Encoded(
+            **written,
             tokens={name: column[source] for name, column in self.tokens.items()},
-            offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+            offsets=offsets_of(lengths),
             examples={name: column[indices] for name, column in self.examples.items()},
             aside={name: column[source] for name, column in self.aside.items()},
             rows=None if self.rows is None else self.rows[indices],
@@ -117,12 +138,30 @@ class Encoded:
             'examples': self.examples if columns is None else {},
             '': {'offsets': self.offsets},
         }
+        if columns is None and self.target:
+            groups['target'] = self.target | {'offsets': self.target_offsets}
         for group, members in groups.items():
             for name in sorted(members):
                 column = np.ascontiguousarray(members[name])
                 digest.update(f'{group}/{name}:{column.dtype.str}:{column.shape}\n'.encode())
                 digest.update(column.data)
         return digest.hexdigest()
+
+
+def _check_columns(columns: dict[str, np.ndarray], offsets: np.ndarray) -> None:
+    if offsets.ndim != 1 or not offsets.size or offsets[0] or (np.diff(offsets) < 0).any():
+        raise ValueError('offsets must be one ascending row of numbers that begins with 0.')
+    for name, column in columns.items():
+        if column.shape[:1] != (offsets[-1],):
+            raise ValueError(
+                f'Token column {name!r} has shape {column.shape}, but the offsets end at '
+                f'{offsets[-1]}.'
+            )
+
+
+def offsets_of(lengths: Integer[np.ndarray, ' N']) -> Int64[np.ndarray, ' N+1']:
+    """Where each of N pieces begins that lie end to end, and where the last one ends."""
+    return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
 
 
 def tokens_on_end(parts: Sequence[Encoded]) -> dict[str, np.ndarray]:

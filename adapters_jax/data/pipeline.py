@@ -149,7 +149,7 @@ def eval_batches(
     empty. All processes get the same number of batches, and of each their own `rows`; `transform`
     is what is done to a batch last.
     """
-    plan = plan_epoch(encoded.lengths, policy, seed=0, epoch=0, shuffle=False)
+    plan = plan_epoch(encoded.sizes, policy, seed=0, epoch=0, shuffle=False)
     numbers = grain.MapDataset.source(range(len(plan)))
 
     def make(index: int) -> Batch:
@@ -164,9 +164,9 @@ class Plans:
     """The plans of the epochs, each made once though several threads ask for it."""
 
     def __init__(self, encoded: Encoded, policy: Policy, seed: int, mixing: Mixing | None = None):
-        plan = functools.partial(plan_epoch, encoded.lengths, policy, seed, shuffle=True)
+        plan = functools.partial(plan_epoch, encoded.sizes, policy, seed, shuffle=True)
         if mixing is not None:
-            plan = Mixer(encoded.lengths, encoded.examples['task'], policy, seed, mixing)
+            plan = Mixer(encoded.sizes, encoded.examples['task'], policy, seed, mixing)
         self._lock = threading.Lock()
         # Two, because batches ahead may belong to the next epoch.
         self._plan = functools.lru_cache(maxsize=2)(plan)

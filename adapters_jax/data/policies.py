@@ -157,6 +157,8 @@ def choose_buckets(
         found.append((padding, policy))
         if padding < max_padding:
             return policy
+    if len(lengths) < batch_size:  # as in a few predictions: whatever is done, rows are empty
+        return min(found, key=lambda one: one[0])[1]
     _LOG.warning(
         'No %d bucket lengths pad less than %.1f %% of these examples in batches of %d.',
         *(max_buckets, 100 * min(padding for padding, _ in found), batch_size),

@@ -104,6 +104,10 @@ def from_hf(config: dict[str, object]) -> Iterator[tuple[str, object]]:
         value = config.get(theirs)
         if value is not None:
             yield ours, tuple(value) if isinstance(value, list) else value
+    # Marian's way to say that padding is no word.
+    words = [own[0] for own in config.get('bad_words_ids') or () if len(own) == 1]
+    if words and config.get('suppress_tokens') is None:
+        yield 'never', tuple(words)
 
 
 _NAMES = {

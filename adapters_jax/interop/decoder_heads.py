@@ -1,5 +1,7 @@
 """What a checkpoint's decoder has beside its words' vectors to score words with, as ours."""
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from adapters_jax.interop.backbones import LoadedBackbone
@@ -7,6 +9,11 @@ from adapters_jax.interop.tensors import WEIGHT_FILES, read_tensors
 from adapters_jax.params import Tree
 
 _KERNELS, _BIAS = ('lm_head.weight', 'proj_out.weight'), 'final_logits_bias'
+
+
+def exists(backbone: LoadedBackbone) -> bool:
+    """Tell whether a checkpoint has a matrix of its own to score words with."""
+    return any(name in _tensors(backbone) for name in _KERNELS)
 
 
 def read(backbone: LoadedBackbone) -> Tree:
@@ -17,8 +24,7 @@ def read(backbone: LoadedBackbone) -> Tree:
             scores are products with its words' vectors and has others, or one that has none.
     """
     decoder, vocabulary = backbone.config.decoder, backbone.config.vocabulary
-    there = any((backbone.directory / file).is_file() for file in WEIGHT_FILES)
-    tensors = read_tensors(backbone.directory) if there else {}
+    tensors = _tensors(backbone)
     own: dict[str, np.ndarray] = {}
     kernel = next((np.asarray(tensors[k], np.float32) for k in _KERNELS if k in tensors), None)
     if kernel is not None and kernel.shape != (vocabulary, backbone.config.block.hidden):
@@ -42,3 +48,8 @@ def read(backbone: LoadedBackbone) -> Tree:
         if bias.any():
             own['bias'] = bias
     return {'words': own} if own else {}
+
+
+def _tensors(backbone: LoadedBackbone) -> Mapping[str, np.ndarray]:
+    there = any((backbone.directory / file).is_file() for file in WEIGHT_FILES)
+    return read_tensors(backbone.directory) if there else {}

@@ -21,6 +21,7 @@ from adapters_jax.data.batches import Batch
 from adapters_jax.data.encoded import Encoded
 from adapters_jax.data.masking import Masking, reveal
 from adapters_jax.data.tokenize import Tokenizer
+from adapters_jax.interop.backbones import LoadedBackbone
 from adapters_jax.models.heads import VOCABULARY, HeadConfig
 from adapters_jax.tasks.losses import masked_sum, refuse_smoothing
 from adapters_jax.tasks.task import Column, Encoding, Objects, Rows, Task, register
@@ -77,12 +78,13 @@ class MaskedLM(Task):
         """Return how words are hidden."""
         return {'mask_rate': given['mask_rate'], 'whole_words': given['whole_words']}
 
-    def fitted(self, vocabulary: int, tokenizer: Callable[[], Tokenizer] | None) -> Self:
+    def fitted(self, backbone: LoadedBackbone, tokenizer: Callable[[], Tokenizer] | None) -> Self:
         """Return the task for a backbone's vocabulary and mask token.
 
         Raises:
             ValueError: the tokenizer has no mask token.
         """
+        vocabulary = backbone.config.vocabulary
         if tokenizer is None:
             return dataclasses.replace(self, vocabulary=vocabulary)
         own = tokenizer()

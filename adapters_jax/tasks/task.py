@@ -21,6 +21,7 @@ from adapters_jax.data.batches import Batch
 from adapters_jax.data.encoded import Encoded
 from adapters_jax.data.preprocess.chain import Chain
 from adapters_jax.data.tokenize import NO_STEPS, Tokenizer
+from adapters_jax.interop.backbones import LoadedBackbone
 from adapters_jax.models.heads import TOKENS, HeadConfig
 
 Rows = datasets.Dataset  # a split as people know it; each row may be several examples, or a part
@@ -74,6 +75,7 @@ class Task(abc.ABC):
     several_texts: ClassVar[bool] = False  # whether an example is several texts, which share a row
     draws: ClassVar[bool] = False  # whether `transform` makes other batches of it in each epoch
     smooths: ClassVar[bool] = False  # whether label smoothing has a meaning
+    writes: ClassVar[bool] = False  # whether outputs are texts that a decoder writes
     # Whether texts may go through `data.preprocess`: not where labels are of their words.
     takes_steps: ClassVar[bool] = False
     labels_in: ClassVar[Mapping[str, Column]]  # the columns of labels by name
@@ -128,7 +130,7 @@ class Task(abc.ABC):
         """
         return {}
 
-    def fitted(self, vocabulary: int, tokenizer: Callable[[], Tokenizer] | None) -> Self:
+    def fitted(self, backbone: LoadedBackbone, tokenizer: Callable[[], Tokenizer] | None) -> Self:
         """Return the task for a backbone; the tokenizer is None where a run is only described."""
         return self
 
@@ -204,7 +206,8 @@ class Task(abc.ABC):
 
     def is_labelled(self, encoded: Encoded) -> bool:
         """Whether a split has labels."""
-        return self.labels_in.keys() <= encoded.examples.keys() | encoded.tokens.keys()
+        known = encoded.examples.keys() | encoded.tokens.keys() | encoded.target.keys()
+        return self.labels_in.keys() <= known
 
     def transform(self, batch: Batch, seed: int = 0, epoch: int | None = None) -> Batch:
         """Return a batch of host arrays as the model is to see it.
@@ -317,7 +320,8 @@ class Task(abc.ABC):
 
     def to_json(self) -> dict[str, Any]:
         """Return the kind and every field as JSON-able values; `from_json` turns it back."""
-        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        kept = [field for field in dataclasses.fields(self) if field.metadata.get('kept', True)]
+        fields = {field.name: getattr(self, field.name) for field in kept}
         plain = {key: list(v) if isinstance(v, tuple) else v for key, v in fields.items()}
         return {'name': self.name, **plain}
 

@@ -116,7 +116,7 @@ def _experiment(config: Config, labels: int) -> Experiment:
             names[-1:] = [config.task.positive]
         config = config.copy_and_resolve_references()
         config.task.labels = tuple(names)
-    task = make_task(config, None).fitted(backbone.config.vocabulary, None)
+    task = make_task(config, None).fitted(backbone, None)
     model = make_model(config, members, task, backbone)
     return Experiment(config, backbone, task, model, {}, {}, members)
 

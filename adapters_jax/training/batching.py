@@ -53,7 +53,8 @@ def choose(
     """
     parts = config.training.accumulate if training else devices
     size = config.training.batch_size * (1 if training else 4)
-    if _packed(config, model.method):
+    writes = model.config.decoder is not None and not training
+    if _packed(config, model.method) and not writes:  # a text is written for one row
         # Examples of several texts are longer than a text may be.
         longest = max(config.data.max_length, int(lengths.max(initial=1)))
         return policies.choose_packing(lengths, size, max_length=longest, rows_multiple=parts)

@@ -146,9 +146,7 @@ def build(
         raise ValueError('there is no training split; set data.train, data.dir or data.name')
     task = make_task(config, texts['train'])
     backbone = backbone or load_backbone(config.backbone, dtype=None)
-    task = task.fitted(
-        backbone.config.vocabulary, lambda: tokenize.load_tokenizer(backbone.directory)
-    )
+    task = fitted(task, backbone)
     model = make_model(config, members, task, backbone, name)
     fitting.check_texts(task, model)
     first = start.load(config)
@@ -200,6 +198,9 @@ def check_model(model: Model, backbone: Tree) -> None:
     names = ('input_ids', 'token_type_ids', 'positions', 'segments')
     batch = dict.fromkeys((*names, TAGS), np.ones((1, 8), np.int32))
     batch |= dict.fromkeys(('starts', 'masked'), np.zeros((1, 1), np.int32))
+    if model.config.decoder is not None:
+        names = ('target_ids', 'target_positions', 'target_segments')
+        batch |= dict.fromkeys(names, np.ones((1, 8), np.int32))
     jax.eval_shape(model.apply, shapes, batch)
 
 
@@ -314,6 +315,11 @@ def _encode(split: str, rows: Rows, task: Task, encoding: Encoding) -> Encoded:
         return task.encode(rows, encoding)
     except ValueError as error:
         raise ValueError(f'in the split {split!r}: {error}') from error
+
+
+def fitted(task: Task, backbone: LoadedBackbone) -> Task:
+    """Return the task for a backbone and its tokenizer."""
+    return task.fitted(backbone, lambda: tokenize.load_tokenizer(backbone.directory))
 
 
 def task_of(folder: AdapterFolder) -> Task:

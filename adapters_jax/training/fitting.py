@@ -4,7 +4,7 @@ import dataclasses
 
 from adapters_jax.adapters import composed
 from adapters_jax.config import Config
-from adapters_jax.interop import language_heads
+from adapters_jax.interop import decoder_heads, language_heads
 from adapters_jax.interop.adapter_folder import AdapterFolder
 from adapters_jax.interop.backbones import LoadedBackbone
 from adapters_jax.model import Model
@@ -20,7 +20,7 @@ def choose_head(config: Config, task: Task, backbone: LoadedBackbone) -> HeadCon
         ValueError: one that is not to be trained, and that no checkpoint has.
     """
     head = task.head(HeadConfig(**config.head.to_dict()))
-    there = head.scores_words and language_heads.exists(backbone)
+    there = head.scores_words and _has_head(backbone)
     if head.train == 'none' and not there:
         raise ValueError(
             "head.train is 'none', but the head does not come with the checkpoint, so it would "
@@ -37,6 +37,12 @@ def check_texts(task: Task, model: Model) -> None:
     Raises:
         ValueError: naming both.
     """
+    if task.writes != (model.config.decoder is not None):
+        raise ValueError(
+            f'the task {task.name} {"writes texts" if task.writes else "writes no texts"}, but a '
+            f'{model.config.family} backbone has {"no" if task.writes else "a"} decoder; choose '
+            f'another backbone, or task.name={"classification" if task.writes else "seq2seq"!r}'
+        )
     blocks = getattr(model.method, 'tree', None)
     kinds = {block.kind for block in composed.blocks_of(blocks)} if blocks else set()
     if model.head_config.scores_words and kinds - {'stack'}:
@@ -54,8 +60,22 @@ def check_texts(task: Task, model: Model) -> None:
 
 def with_published_head(tree: Tree, model: Model, backbone: LoadedBackbone) -> Tree:
     """Return fresh parameters with the checkpoint's language head, where the model has one."""
-    published = language_heads.read(backbone) if model.head_config.scores_words else {}
-    return tree | {'heads': {model.name: published}} if published else tree
+    if not model.head_config.scores_words or not _has_head(backbone):
+        return tree
+    return tree | {'heads': {model.name: _published(backbone)}}
+
+
+def _has_head(backbone: LoadedBackbone) -> bool:
+    """Tell whether scores of words come with the checkpoint."""
+    if backbone.config.decoder is not None:
+        return backbone.config.decoder.tied or decoder_heads.exists(backbone)
+    return language_heads.exists(backbone)
+
+
+def _published(backbone: LoadedBackbone) -> Tree:
+    if backbone.config.decoder is not None:
+        return decoder_heads.read(backbone)
+    return language_heads.read(backbone)
 
 
 def parameters(folder: AdapterFolder, backbone: LoadedBackbone, model: Model) -> Tree:
@@ -67,10 +87,9 @@ def parameters(folder: AdapterFolder, backbone: LoadedBackbone, model: Model) ->
     tree = folder.overlay(backbone.params, model.method.constants(model.config.dimensions))
     if model.head_config.train != 'none':
         return tree
-    published = language_heads.read(backbone)
-    if not published:
+    if not _has_head(backbone):
         raise ValueError(
             f'the adapter {folder.name!r} was trained under the language head of its checkpoint, '
             f'which {backbone.directory} does not have; use the whole checkpoint'
         )
-    return tree | {'heads': {folder.name: published}}
+    return tree | {'heads': {folder.name: _published(backbone)}}

@@ -47,7 +47,7 @@ def outputs(
         placement.trainable(trainable),
         placement.frozen(frozen, choose_frozen_dtype(config)),
         encoded,
-        batching.choose(config, model, encoded.lengths, placement.row_parts, training=False),
+        batching.choose(config, model, encoded.sizes, placement.row_parts, training=False),
         backbone.config.pad_id,
         placement.mesh,
         per_token=task.per_token,

@@ -42,19 +42,19 @@ class MultitaskRun(Trainer):
     def _choose_batches(self, devices: int) -> tuple[Policy, Mixing | None]:
         config, members = self.config, self.experiment.members.values()
         mixing = self.experiment.mixing(max(1, math.ceil(config.training.epochs)))
-        groups = [member.splits['train'].lengths for member in members]
+        groups = [member.splits['train'].sizes for member in members]
         longest = max(int(lengths.max()) for lengths in groups)
         longest = max(longest, *(member.config.data.max_length for member in members))
         method = self.experiment.model.method
         policy = batching.choose_mixed(config, method, groups, mixing, longest)
         if config.training.steps:
             task = self.data.examples['task']
-            batches = Mixer(self.data.lengths, task, policy, 0, mixing).batches
+            batches = Mixer(self.data.sizes, task, policy, 0, mixing).batches
             mixing = self.experiment.mixing(-(-config.training.steps // batches))
         return policy, mixing
 
     def _choose_evaluation(self, split: str, devices: int) -> Policy:
-        member, lengths = self.experiment.member(split), self.experiment.splits[split].lengths
+        member, lengths = self.experiment.member(split), self.experiment.splits[split].sizes
         return batching.choose(member.config, member.model, lengths, devices, False)
 
     def _prepare_state(self) -> None:

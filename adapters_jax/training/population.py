@@ -176,9 +176,7 @@ def jit_population_outputs(
         def one(item: tuple[State, Traits]) -> Float[Array, 'B S W']:
             state, member = item
             trainable = steps.scaled(state.trainable, member.multipliers)
-            return task.reduced(
-                model.apply(merge(trainable, frozen, member.constants), batch), batch
-            )
+            return steps.needed(model, task, merge(trainable, frozen, member.constants), batch)
 
         def ended(item: tuple[State, Traits]) -> Float[Array, 'B S W']:
             return _zeros(jax.eval_shape(one, item))

@@ -135,12 +135,12 @@ class Run(abc.ABC):
 
     def _choose_batches(self, devices: int) -> tuple[Policy, Mixing | None]:
         """Return how examples lie in rows, and how several tasks share the batches."""
-        lengths = self.data.lengths
+        lengths = self.data.sizes
         return batching.choose(self.config, self.experiment.model, lengths, devices, True), None
 
     def _choose_evaluation(self, split: str, devices: int) -> Policy:
         """Return how the examples of a validation split lie in rows."""
-        lengths = self.experiment.splits[split].lengths
+        lengths = self.experiment.splits[split].sizes
         return batching.choose(self.config, self.experiment.model, lengths, devices, False)
 
     @abc.abstractmethod

@@ -143,7 +143,7 @@ def _routed(
     weights = experiment.choose_frozen_dtype(config)
     backbone = placement.frozen({'backbone': tree['backbone']}, weights)
     placed = backbone | placement.trainable(own)
-    policy = batching.choose(config, model, joined.lengths, placement.row_parts, training=False)
+    policy = batching.choose(config, model, joined.sizes, placement.row_parts, training=False)
     pad_id = loaded.config.pad_id
     given = {}, placed, joined, policy, pad_id, placement.mesh
     per_token = model.heads.per_token

@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from adapters_jax import xla
 from adapters_jax.adapters import dropping
+from adapters_jax.generation import generate
 from adapters_jax.model import Batch, Model
 from adapters_jax.params import Tree, flatten, map_with_path, merge
 from adapters_jax.tasks.task import Task
@@ -196,7 +197,22 @@ def jit_outputs(
     """
 
     def outputs(trainable: Tree, frozen: Tree, batch: Batch) -> Float[Array, 'B S W']:
-        found = model.apply(merge(trainable, frozen), batch)
-        return found if task is None else task.reduced(found, batch)
+        params = merge(trainable, frozen)
+        return model.apply(params, batch) if task is None else needed(model, task, params, batch)
 
     return jax.jit(outputs, compiler_options=xla.options(placed))
+
+
+def needed(model: Model, task: Task, params: Tree, batch: Batch) -> Float[Array, 'B S W']:
+    """Return what the task needs of the model's outputs (`Task.reduced`), without dropout.
+
+    Of a model that writes texts these are its scores of what was to be written, where that is
+    known, and then the tokens that it writes.
+    """
+    found = []
+    if not task.writes or 'target_ids' in batch:
+        found.append(task.reduced(model.apply(params, batch), batch))
+    if task.writes and task.generates:
+        written = generate(model, params, batch, task.rules, task.search)
+        found.append(written.tokens[:, None, 0].astype(jnp.float32))
+    return found[0] if len(found) == 1 else jnp.concatenate(found, axis=-1)

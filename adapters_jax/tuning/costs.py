@@ -64,7 +64,7 @@ def _model(config: Config, run: Experiment) -> Model:
 
 def _batch(run: Experiment) -> batches.Batch:
     split = run.splits[run.validation_splits[0]]
-    policy = policies.choose_buckets(split.lengths, ROWS)
+    policy = policies.choose_buckets(split.sizes, ROWS)
     found = pipeline.eval_batches(split, policy, run.backbone.config.pad_id)
     return max(found, key=lambda batch: batch['input_ids'].shape[1])
 

@@ -1,0 +1,194 @@
+"""`load`: texts and what is to be written for them (translations, summaries), in one form.
+
+The result has one `datasets.Dataset` a split with the columns `text_a` and `target` (the text to be
+written; absent where a split has none). Sources are those of `sources.py`, without `glue`, with the
+columns `data.columns.text_a` and `data.columns.label`. Where `data.languages` is 'de,en' they are
+moreover
+
+- a folder of files with a text a line and the language in the name: train.de and train.en, also
+  val.de.gz, test_2016_flickr.en.gz (the split's word somewhere in the name), or
+- a table or a hub data set with a column `translation` of objects, or columns named by language.
+"""
+
+import dataclasses
+import gzip
+import pathlib
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Self
+
+import datasets
+
+from adapters_jax.data import columns, folders, sources
+from adapters_jax.data.columns import Choice, check_encodable, named, shown
+from adapters_jax.data.forms import Place
+
+USUAL = {
+    'text_a': ('source', 'src', 'text', 'document', 'article', 'dialogue', 'input'),
+    'label': ('target', 'tgt', 'summary', 'highlights', 'output', 'translation', 'label'),
+}
+# What is to be written is no class, and is not called `label` among rows.
+_COLUMNS = {'text_a': 'text_a', 'label': 'target'}
+OBJECTS = 'translation'  # what hub data sets call the column of {'de': ..., 'en': ...}
+
+
+@dataclasses.dataclass(frozen=True)
+class Pairs:
+    """The form of such rows."""
+
+    kind: ClassVar[str] = 'text'
+    names_classes: ClassVar[bool] = False
+    whole_lines: ClassVar[bool] = False
+
+    choice: Choice
+    languages: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, data: Mapping[str, Any]) -> Self:
+        """Return the form that the config's section `data` asks for."""
+        return cls(Choice(**(data.get('columns') or {})), languages_of(data))
+
+    def header_in(self, cells: Sequence[str]) -> bool:
+        """Whether a file's first line names its columns."""
+        known = {name for own in USUAL.values() for name in own} | set(self.languages)
+        known |= {str(name).casefold() for name in self.choice.given.values()}
+        return any(cell.strip().casefold() in known for cell in cells)
+
+    def choose(self, names: Sequence[str], labelled: bool, where: str) -> dict[str, str]:
+        """Find the two columns; see `Form.choose`."""
+        if self.languages and OBJECTS in names:
+            return {'text_a': OBJECTS}
+        wanted = {'text_a': True, 'label': labelled}
+        found = {}
+        for key, place in (('text_a', 0), ('label', 1)):
+            own = self._find(key, place, names)
+            if own is not None:
+                found[key] = own
+            elif wanted[key]:
+                raise ValueError(
+                    f'{where}: no column for data.columns.{key} among {shown(names)}; set it, or '
+                    "data.languages to the names of two, such as 'de,en'."
+                )
+        return found
+
+    def _find(self, key: str, place: int, names: Sequence[str]) -> str | None:
+        given = self.choice.given.get(key)
+        if given is not None:
+            return named(names, given)
+        if self.languages:
+            return next((n for n in names if n == self.languages[place]), None)
+        usual = [name for name in names if name.casefold() in USUAL[key]]
+        if not usual and len(names) == 2:
+            return names[place]
+        return usual[0] if len(usual) == 1 else None
+
+    def build(
+        self, values: Mapping[str, Sequence[Any]], labelled: bool, place: Place
+    ) -> datasets.Dataset:
+        """Check the texts: none is empty, and each row has both or no row has a second one."""
+        taken = dict(values)
+        if self.languages and 'label' not in taken and _are_objects(taken['text_a']):
+            both = taken['text_a']
+            for key, language in zip(('text_a', 'label'), self.languages, strict=True):
+                taken[key] = [row.get(language) for row in both]
+        if 'label' in taken and not labelled and not any(taken['label']):
+            del taken['label']
+        for key, column in taken.items():
+            for row, text in enumerate(column):
+                if not isinstance(text, str) or not text.strip():
+                    raise ValueError(f'{place(row)}: {text!r} stands where a text must ({key}).')
+                check_encodable(text, f'{place(row)}: the text')
+        rows = {_COLUMNS[key]: list(column) for key, column in taken.items()}
+        features = datasets.Features(dict.fromkeys(rows, datasets.Value('string')))
+        return datasets.Dataset.from_dict(rows, features=features)
+
+
+def _are_objects(column: Sequence[Any]) -> bool:
+    return bool(len(column)) and isinstance(column[0], Mapping)
+
+
+def languages_of(data: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the language of the texts and that of what is to be written, where they are set.
+
+    Raises:
+        ValueError: not two of them.
+    """
+    given = data.get('languages') or ''
+    found = tuple(name.strip() for name in given.split(',')) if given else ()
+    if len(found) not in (0, 2) or not all(found):
+        raise ValueError(
+            f"data.languages is {given!r}; expected two, that of the texts first: 'de,en'"
+        )
+    return found
+
+
+def load(data: Mapping[str, Any]) -> dict[str, datasets.Dataset]:
+    """Read the splits that `data` describes.
+
+    Raises:
+        ValueError, FileNotFoundError: with one sentence on what to change.
+    """
+    if data.get('glue'):
+        raise ValueError(
+            f'data.glue is {data["glue"]!r}, whose labels are no texts to be written; set '
+            'data.dir, data.train or data.name to texts and their translations or summaries'
+        )
+    languages = languages_of(data)
+    if languages and data.get('dir') and not data.get('train'):
+        folder = pathlib.Path(data['dir']).expanduser()
+        found = _files(folder, languages)
+        if found:
+            return sources.finish(_read_files(found), data)
+    return sources.read(data, Pairs.of(data))
+
+
+def _files(folder: pathlib.Path, languages: tuple[str, ...]) -> dict[str, tuple[pathlib.Path, ...]]:
+    """Return the two files of each split, where a folder has files by language.
+
+    Raises:
+        FileNotFoundError: no such folder, or a split with a file of one language alone.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f'data.dir is {str(folder)!r}, which is not a folder.')
+    found = {}
+    for split, words in folders.SPLITS.items():
+        own = [_in_language(folder, words, language) for language in languages]
+        if any(own) and not all(own):
+            missing = languages[own.index(None)]
+            raise FileNotFoundError(
+                f'{folder} has a file of {split} in one language, but none in {missing!r}; '
+                f'{folders.content(folder)}.'
+            )
+        if all(own):
+            found[split] = tuple(own)
+    return found if 'train' in found else {}
+
+
+def _in_language(folder: pathlib.Path, words: Sequence[str], language: str) -> pathlib.Path | None:
+    for path in sorted(folder.iterdir()):
+        stem, _, ending = path.name.removesuffix('.gz').rpartition('.')
+        if ending == language and set(re.findall('[a-z]+', stem.lower())) & set(words):
+            return path
+    return None
+
+
+def _read_files(found: Mapping[str, tuple[pathlib.Path, ...]]) -> dict[str, datasets.Dataset]:
+    splits = {}
+    for split, paths in found.items():
+        texts, labels = (_lines(path) for path in paths)
+        if len(texts) != len(labels):
+            raise ValueError(
+                f'{paths[0]} has {len(texts)} lines and {paths[1]} {len(labels)}; expected one '
+                'line in the second for each of the first.'
+            )
+        form, values = Pairs(Choice()), {'text_a': texts, 'label': labels}
+        place = columns.at_lines(paths[0], range(1, len(texts) + 1))
+        splits[split] = form.build(values, True, place)
+    return splits
+
+
+def _lines(path: pathlib.Path) -> list[str]:
+    opener = gzip.open if path.suffix == '.gz' else open
+    with opener(path, 'rt', encoding='utf-8') as lines:
+        # A text may hold other line separators than the one that ends it.
+        return [line.removesuffix('\n').removesuffix('\r') for line in lines]

@@ -1,0 +1,59 @@
+"""Texts and what is to be written for them as tokens, both kept between runs.
+
+A decoder reads what it has written so far: it begins with a start of its own, and is to say the
+text's first token there, its second behind the first, and the end at last (teacher forcing).
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from adapters_jax.data import tokenize
+from adapters_jax.data.encoded import Encoded, offsets_of
+from adapters_jax.data.tokenize import Tokenizer
+
+
+def encode(
+    examples: Encoded,
+    texts: Sequence[str],
+    tokenizer: Tokenizer,
+    max_length: int,
+    start: tuple[int, ...],
+) -> Encoded:
+    """Return the examples with what is to be written for each: at most `max_length` tokens.
+
+    A longer text loses its end, but not the token that ends it. Of a start of several tokens all
+    but the last one are followed by what nobody has to say, the label -1.
+    """
+    pieces = encode_texts(texts, tokenizer, max_length)
+    before = np.array(start, np.int32)
+    nothing = np.full(len(start) - 1, -1, np.int32)
+    read = [np.concatenate([before, own[:-1]]) for own in pieces]
+    labels = [np.concatenate([nothing, own]) for own in pieces]
+    return dataclasses.replace(
+        examples,
+        target={'target_ids': np.concatenate(read), 'label': np.concatenate(labels)},
+        target_offsets=offsets_of(np.array([len(own) for own in labels], np.int64)),
+    )
+
+
+def encode_texts(texts: Sequence[str], tokenizer: Tokenizer, max_length: int) -> list[np.ndarray]:
+    """Return the tokens of texts to be written, as the tokenizer makes them of a target."""
+    pieces: list[np.ndarray] = []
+    for begin in range(0, len(texts), tokenize.BATCH):
+        batch = tokenizer(
+            text_target=list(texts[begin : begin + tokenize.BATCH]),
+            max_length=max_length,
+            truncation=True,
+            padding=False,
+            return_attention_mask=False,
+            verbose=False,
+        )
+        pieces += [np.array(ids, np.int32) for ids in batch['input_ids']]
+    return pieces
+
+
+def reader(tokenizer: Tokenizer) -> Callable[[np.ndarray], str]:
+    """Return what turns the tokens of a text into the text, without special ones."""
+    return lambda ids: tokenizer.decode(ids, skip_special_tokens=True).strip()

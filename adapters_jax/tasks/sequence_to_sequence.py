@@ -1,0 +1,106 @@
+"""A text for a text: translation, summarisation, and whatever else can be put so."""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, ClassVar
+
+from adapters_jax.data import parallel, tokenize, written
+from adapters_jax.data.encoded import Encoded
+from adapters_jax.data.tokenize import Tokenizer
+from adapters_jax.tasks.task import Encoding, Objects, Rows, register
+from adapters_jax.tasks.text_metrics import TEXT_METRICS
+from adapters_jax.tasks.texts import text_rows
+from adapters_jax.tasks.writing import FORCED, Writing
+
+
+@register
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SequenceToSequence(Writing):
+    """Write a text for each text.
+
+    Attributes:
+        prefix: what stands before each text ('translate English to German: ').
+        languages: those of the texts and of what is written, for tokenizers that want to know:
+            ('en_XX', 'de_DE').
+    """
+
+    name: ClassVar[str] = 'seq2seq'
+    takes_steps: ClassVar[bool] = True
+    text_metrics: ClassVar[Mapping[str, Callable[..., float]]] = TEXT_METRICS
+    known_metrics: ClassVar[Mapping[str, Callable[..., float]]] = TEXT_METRICS | FORCED
+    default_metrics: ClassVar[tuple[str, ...]] = ('bleu', 'chrf', 'nll')
+    lower_is_better: ClassVar[frozenset[str]] = frozenset({'nll', 'perplexity'})
+
+    prefix: str = ''
+    languages: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._set(languages=tuple(self.languages))
+        if len(self.languages) not in (0, 2):
+            raise ValueError(
+                f'task.languages is {self.languages!r}; expected none, or those of the texts and '
+                "of what is written, as the tokenizer calls them: ('en_XX', 'de_DE')"
+            )
+
+    @classmethod
+    def settings(cls, given: Mapping[str, Any], train: Rows | None) -> dict[str, Any]:
+        """Return what stands before texts, and how texts are written."""
+        own = {'prefix': given['prefix'], 'languages': tuple(given['languages'])}
+        return super().settings(given, train) | own
+
+    def prepared(self, tokenizer: Tokenizer) -> Tokenizer:
+        """Return the tokenizer with its languages set.
+
+        Raises:
+            ValueError: it knows no languages, or not these.
+        """
+        if not self.languages:
+            return tokenizer
+        known = getattr(tokenizer, 'lang_code_to_id', None) or {}
+        if not set(self.languages) <= set(known):
+            raise ValueError(
+                f'task.languages is {self.languages!r}; the tokenizer of the backbone knows '
+                f'{", ".join(sorted(known)) or "no languages"}'
+            )
+        tokenizer.src_lang, tokenizer.tgt_lang = self.languages
+        return tokenizer
+
+    def forced(self, tokenizer: Tokenizer) -> dict[str, Any]:
+        """Return the language that a text must begin with, where there is one."""
+        if not self.languages:
+            return {}
+        return {'first': tokenizer.lang_code_to_id[self.languages[1]]}
+
+    @classmethod
+    def read(cls, data: Mapping[str, Any]) -> dict[str, Rows]:
+        """Read the splits that the config's section `data` names; see `data.parallel`."""
+        return parallel.load(data)
+
+    def encode(self, rows: Rows, encoding: Encoding) -> Encoded:
+        """Turn both texts of a row into tokens; longer ones are cut."""
+        tokenizer = self.prepared(encoding.tokenizer)
+        sources = rows.select_columns('text_a')
+        if self.prefix:
+            sources = sources.map(lambda row: {'text_a': self.prefix + row['text_a']})
+        found = tokenize.encode(
+            sources,
+            tokenizer,
+            encoding.max_length,
+            cache_dir=encoding.cache_dir,
+            positions=encoding.positions,
+            chain=encoding.chain,
+        )
+        if 'target' not in rows.column_names:
+            return found
+        given = rows['target'][:], tokenizer, self.target_length, self.rules.start
+        return written.encode(found, *given)
+
+    def rows_of(self, objects: Objects, lines: Iterable[int], pair: bool | None) -> Rows:
+        """Return the objects' texts; see `text_rows`."""
+        return text_rows(objects, lines, False)
+
+    def shown(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the text, and what was to be written as `gold`."""
+        gold = {'gold': row['target']} if 'target' in row else {}
+        return {'text': row['text_a']} | gold

@@ -1,0 +1,76 @@
+import gzip
+import itertools
+import json
+
+import pytest
+
+from adapters_jax.data import parallel
+
+ROWS = [('Ein Hund.', 'A dog.'), ('Zwei "Katzen".', 'Two "cats".'), ('Drei\tVögel', 'Three birds')]
+
+
+def texts_of(split):
+    return list(zip(split['text_a'], split['target'], strict=True))
+
+
+def write_lines(path, lines):
+    text = ''.join(line + '\n' for line in lines).encode()
+    path.write_bytes(gzip.compress(text) if path.suffix == '.gz' else text)
+
+
+@pytest.mark.parametrize('ending', ['', '.gz'])
+def test_files_by_language(tmp_path, ending):
+    for split in ('train', 'val', 'test_2016_flickr'):
+        for place, language in enumerate(('de', 'en')):
+            name = f'{split}.{language}{ending}'
+            write_lines(tmp_path / name, [row[place] for row in ROWS])
+    found = parallel.load({'dir': str(tmp_path), 'languages': 'de,en'})
+    assert set(found) == {'train', 'validation', 'test'}
+    assert all(texts_of(split) == ROWS for split in found.values())
+    turned = parallel.load({'dir': str(tmp_path), 'languages': 'en,de'})
+    assert texts_of(turned['train']) == [row[::-1] for row in ROWS]
+
+
+@pytest.mark.parametrize(
+    ('columns', 'data'),
+    [
+        (('source', 'target'), {}),
+        (('document', 'summary'), {}),
+        (('de', 'en'), {'languages': 'de,en'}),
+        (('one', 'two'), {'columns': {'text_a': 'one', 'label': 'two'}}),
+        (('one', 'two'), {'header': True}),
+    ],
+)
+def test_tables(tmp_path, columns, data):
+    rows = [(f'Hund {i} "x"', f'dog {i}') for i in range(30)]
+    lines = ['\t'.join(columns), *('\t'.join(row) for row in rows)]
+    write_lines(tmp_path / 'train.tsv', lines)
+    given = {'dir': str(tmp_path), 'split_fractions': (0.2, 0.2)} | data
+    found = parallel.load(given)
+    assert sorted(itertools.chain(*map(texts_of, found.values()))) == sorted(rows)
+
+
+def test_objects_of_languages(tmp_path):
+    rows = [{'translation': {'de': de, 'en': en, 'fr': 'x'}} for de, en in ROWS * 4]
+    write_lines(tmp_path / 'train.jsonl', [json.dumps(row) for row in rows])
+    found = parallel.load({'dir': str(tmp_path), 'languages': 'en,de'})
+    assert set(texts_of(found['train'])) <= {row[::-1] for row in ROWS}
+
+
+@pytest.mark.parametrize(
+    ('files', 'data', 'message'),
+    [
+        ({'train.de': ['a', 'b'], 'train.en': ['a']}, {}, r'train\.de has 2 lines and .* 1'),
+        ({'train.de': ['a', ' '], 'train.en': ['a', 'b']}, {}, r"train\.de, line 2: ' ' stands"),
+        ({'train.de': ['a']}, {}, "none in 'en'"),
+        ({'train.tsv': ['x\ty\tz', 'a\tb\tc']}, {'languages': ''}, 'no column for data.columns'),
+        ({'train.de': ['a']}, {'glue': 'rte'}, "data.glue is 'rte'"),
+        ({}, {'dir': '/nowhere'}, 'not a folder'),
+    ],
+)
+def test_mistakes_are_named(tmp_path, files, data, message):
+    for name, lines in files.items():
+        write_lines(tmp_path / name, lines)
+    given = {'dir': str(tmp_path), 'languages': 'de,en', 'header': True} | data
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        parallel.load(given)

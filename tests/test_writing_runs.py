@@ -1,0 +1,184 @@
+"""Whole runs of a task whose outputs are texts: learned, evaluated, resumed, served."""
+
+import json
+
+import numpy as np
+import pytest
+import sacrebleu
+import small_writers
+
+from adapters_jax.config import assign
+from adapters_jax.data import batches, tokenize
+from adapters_jax.data.policies import Packed
+from adapters_jax.evaluate import evaluate
+from adapters_jax.interop import adapter_folder
+from adapters_jax.interop.backbones import load_backbone
+from adapters_jax.predict import predict
+from adapters_jax.sweep import sweep
+from adapters_jax.train import train
+from adapters_jax.training import experiment
+from configs import seq2seq
+
+pytestmark = pytest.mark.usefixtures('compiled_once')
+LEARNED = {
+    'optimizer.learning_rate': 5e-3,
+    'training.epochs': 30.0,
+    'training.evaluate_every': 100,
+    'task.beams': 2,
+}
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    """A folder with a random encoder-decoder, and texts to be written backwards."""
+    found = tmp_path_factory.mktemp('writing')
+    small_writers.write_backbone(found / 'bart')
+    small_writers.write_task(found / 'texts', rows=300)
+    return found
+
+
+def config(folder, method='full', **changes):
+    found = seq2seq.get_config(f'method={method},backbone={folder / "bart"}')
+    settings = {
+        'data.dir': str(folder / 'texts'),
+        'data.languages': 'xx,yy',
+        'data.cache_dir': 'none',
+        'data.max_length': 12,
+        'task.target_length': 10,
+        'training.batch_size': 16,
+        'training.evaluate_every': 10,
+        'training.steps': 20,
+    }
+    settings |= {key.replace('__', '.'): value for key, value in changes.items()}
+    for key, value in settings.items():
+        assign(found, key, str(value))
+    return found
+
+
+@pytest.fixture(scope='module')
+def learned(folder):
+    """A finished run: its workdir and its summary."""
+    changes = {'training.steps': 0} | LEARNED
+    workdir = folder / 'learned'
+    return workdir, train(config(folder, **changes), workdir)
+
+
+def test_texts_are_learned_and_scored_as_sacrebleu_does(learned):
+    workdir, summary = learned
+    scores = summary['metrics']['validation']
+    assert list(scores) == ['bleu', 'chrf', 'nll'] and scores['bleu'] > 25
+    found = evaluate(workdir, 'test')
+    lines = (workdir / 'predictions_test.jsonl').read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    assert list(rows[0]) == ['text', 'gold', 'prediction'] and len(rows) == 40
+    written, gold = ([row[key] for row in rows] for key in ('prediction', 'gold'))
+    assert found['metrics']['bleu'] == sacrebleu.corpus_bleu(written, [gold]).score
+    assert found['metrics']['chrf'] == sacrebleu.corpus_chrf(written, [gold]).score
+    assert [row['gold'].split()[::-1] for row in rows] == [row['text'].split() for row in rows]
+
+
+def test_predictions_are_those_of_the_evaluation_whatever_the_batch(learned):
+    workdir, _ = learned
+    evaluate(workdir, 'test')
+    lines = (workdir / 'predictions_test.jsonl').read_text().splitlines()
+    rows = [json.loads(line) for line in lines][:7]
+    texts = [{'text': row['text']} for row in rows]
+    for size in (1, 4):
+        found = predict(workdir / 'adapter', texts, batch_size=size)
+        assert [one['prediction'] for one in found] == [row['prediction'] for row in rows]
+
+
+@pytest.mark.parametrize('method', ['houlsby', 'lora', 'prefix_tuning', 'ia3', 'bitfit'])
+def test_only_the_adapter_is_trained_and_kept(folder, method):
+    workdir = folder / method
+    summary = train(config(folder, method), workdir)
+    kept = adapter_folder.load(workdir / 'adapter')
+    assert summary['trainable_parameters'] < summary['total_parameters']
+    assert not kept.head_params and (method in ('bitfit', 'houlsby')) == bool(kept.backbone_params)
+    metrics = evaluate(workdir, 'validation')['metrics']
+    assert metrics == pytest.approx(summary['metrics']['validation'], rel=1e-5)
+
+
+def test_a_population_learns_what_its_members_learn_alone(folder):
+    grid = ('optimizer.learning_rate=1e-3,3e-3',)
+    both = config(folder, 'lora')
+    both.sweep.grid = grid
+    sweep(both, folder / 'sweep')
+    for rate in ('1e-3', '3e-3'):
+        alone = train(config(folder, 'lora', optimizer__learning_rate=rate), folder / rate)
+        member = folder / 'sweep' / 'members' / f'learning_rate-{rate}' / 'summary.json'
+        together = json.loads(member.read_text())['metrics']['validation']
+        assert together == pytest.approx(alone['metrics']['validation'], rel=1e-3, abs=1e-3)
+
+
+def test_a_loss_of_packed_rows_is_that_of_rows_of_one_text(folder):
+    run = experiment.build(config(folder, 'head'))
+    encoded = run.splits['validation']
+    assert (encoded.sizes >= encoded.lengths).all()
+    params = run.init_params()
+    found = []
+    for policy in (Packed(40, 12, 6), Packed(12, 40, 1)):
+        plan = batches.plan_epoch(encoded.sizes, policy, 0, 0, shuffle=False)
+        total = np.zeros(2)
+        for index in range(len(plan)):
+            batch = batches.assemble(encoded, plan, index, run.backbone.config.pad_id)
+            total += np.array(run.task.loss(run.model.apply(params, batch), batch))
+        found.append(total)
+    np.testing.assert_allclose(found[0], found[1], rtol=1e-5)
+    assert found[0][1] == len(encoded.target['label'])
+
+
+def test_what_a_decoder_reads_is_what_it_says_one_token_later(folder):
+    run = experiment.build(config(folder, 'head'))
+    encoded, texts = run.splits['test'], run.texts['test']['target'][:]
+    read, said = encoded.target['target_ids'], encoded.target['label']
+    tokenizer = tokenize.load_tokenizer(run.backbone.directory)
+    for i, text in enumerate(texts):
+        own = slice(*encoded.target_offsets[i : i + 2])
+        assert read[own][0] == run.backbone.config.decoder.start_id and said[own][-1] == 2
+        np.testing.assert_array_equal(read[own][1:], said[own][:-1])
+        assert tokenizer.decode(said[own], skip_special_tokens=True) == text
+
+
+def test_label_smoothing_spreads_a_share_over_all_words(folder):
+    run = experiment.build(config(folder, 'head'))
+    logits = np.random.default_rng(0).standard_normal((2, 3, 24)).astype(np.float32)
+    labels = np.array([[3, 4, -1], [5, 6, 0]], np.int32)
+    batch = {'label': labels, 'target_segments': np.array([[1, 1, 1], [1, 2, 0]], np.int32)}
+    logs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    real = [(0, 0), (0, 1), (1, 0), (1, 1)]
+    plain = -sum(logs[b, t, labels[b, t]] for b, t in real)
+    spread = -sum(logs[b, t].mean() for b, t in real)
+    for share in (0.0, 0.1):
+        total, count = run.task.loss(logits, batch, share)
+        assert count == 4
+        np.testing.assert_allclose(total, (1 - share) * plain + share * spread, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        ({'task__target_length': 41}, 'target_length is 41, but the decoder has 40 positions'),
+        ({'task__target_length': 1}, 'target_length is 1; expected at least 2'),
+        ({'task__beams': 0}, 'beams=0'),
+        ({'data__languages': 'xx'}, "data.languages is 'xx'; expected two"),
+        ({'data__languages': 'xx,zz'}, "in one language, but none in 'zz'"),
+        ({'task__languages': ('a', 'b')}, 'the tokenizer of the backbone knows no languages'),
+    ],
+)
+def test_mistakes_are_named(folder, changes, message):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        experiment.build(config(folder, **changes))
+
+
+def test_tasks_and_backbones_must_fit(folder):
+    given = config(folder)
+    given.task.name = 'classification'
+    given.data.dir, given.data.languages = '', ''
+    rows = ''.join(f'w1 w{i}\t{i % 2}\n' for i in range(20))
+    (folder / 'classes.tsv').write_text('text\tlabel\n' + rows)
+    given.data.train = str(folder / 'classes.tsv')
+    given.data.max_length = 12
+    with pytest.raises(ValueError, match='classification writes no texts, but a bart backbone has'):
+        experiment.build(given)
+    assert load_backbone(str(folder / 'bart')).config.decoder is not None
