@@ -78,11 +78,20 @@ _IMAGES = {
 _GATED = {'d_kv': 6, 'feed_forward_proj': 'gated-gelu', 'tie_word_embeddings': False}
 
 
+def _two_berts(**options: Any) -> transformers.EncoderDecoderConfig:
+    sizes = _ENCODER | {'num_hidden_layers': 2, 'attn_implementation': 'eager'}
+    second = sizes | {'vocab_size': 55, 'max_position_embeddings': 30, 'num_hidden_layers': 3}
+    options.pop('attn_implementation')
+    return transformers.EncoderDecoderConfig.from_encoder_decoder_configs(
+        transformers.BertConfig(**sizes), transformers.BertConfig(**second), **options
+    )
+
+
 @dataclasses.dataclass(frozen=True)
 class Case:
     """A family's classes at `transformers`, and what its config is made with."""
 
-    config: type
+    config: Any
     bare: type
     options: dict[str, Any]
     headed: type | None = None  # with scores of words
@@ -122,6 +131,12 @@ CASES = {
     't5-gated': Case(_t.T5Config, _t.T5Model, _T5 | _GATED, _t.T5ForConditionalGeneration),
     'whisper': Case(
         _t.WhisperConfig, _t.WhisperModel, _WHISPER, _t.WhisperForConditionalGeneration
+    ),
+    'encoder-decoder': Case(
+        _two_berts,
+        _t.EncoderDecoderModel,
+        {'decoder_start_token_id': 4, 'pad_token_id': 0},
+        _t.EncoderDecoderModel,
     ),
     'vit': Case(_t.ViTConfig, _t.ViTModel, _IMAGES),
     'vit-unbiased': Case(_t.ViTConfig, _t.ViTModel, _IMAGES | {'qkv_bias': False}),

@@ -22,6 +22,7 @@ from adapters_jax.data.encoded import TAGS, Encoded
 from adapters_jax.data.preprocess.align import piece_tags
 from adapters_jax.data.preprocess.chain import Chain
 from adapters_jax.data.preprocess.document import Document
+from adapters_jax.interop import hub
 
 BATCH = 1000  # texts a call: enough for the tokenizer's threads, little memory
 FORMAT = 1  # raised whenever the same inputs would be encoded differently
@@ -62,6 +63,12 @@ def load_tokenizer(directory: str | os.PathLike) -> Tokenizer:
     tokenizer.backend_tokenizer.no_padding()
     tokenizer.backend_tokenizer.no_truncation()
     return tokenizer
+
+
+def load_writer(directory: str | os.PathLike) -> Tokenizer | None:
+    """The tokenizer of what a decoder writes, where a model folder has one of its own."""
+    folder = pathlib.Path(directory) / hub.WRITER
+    return load_tokenizer(folder) if (folder / 'tokenizer.json').is_file() else None
 
 
 def encode(

@@ -4,8 +4,10 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from adapters_jax.interop import language_heads
 from adapters_jax.interop.backbones import LoadedBackbone
 from adapters_jax.interop.tensors import WEIGHT_FILES, read_tensors
+from adapters_jax.models.backbone import BackboneConfig
 from adapters_jax.params import Tree
 
 _KERNELS, _BIAS = ('lm_head.weight', 'proj_out.weight'), 'final_logits_bias'
@@ -13,6 +15,8 @@ _KERNELS, _BIAS = ('lm_head.weight', 'proj_out.weight'), 'final_logits_bias'
 
 def exists(backbone: LoadedBackbone) -> bool:
     """Tell whether a checkpoint has a matrix of its own to score words with."""
+    if backbone.config.decoder.transformed:
+        return language_heads.exists(backbone)
     return any(name in _tensors(backbone) for name in _KERNELS)
 
 
@@ -23,7 +27,9 @@ def read(backbone: LoadedBackbone) -> Tree:
         ValueError: tensors of other sizes than the backbone's, a checkpoint that says that its
             scores are products with its words' vectors and has others, or one that has none.
     """
-    decoder, vocabulary = backbone.config.decoder, backbone.config.vocabulary
+    decoder, vocabulary = backbone.config.decoder, backbone.config.written
+    if decoder.transformed:
+        return language_heads.read(backbone)
     tensors = _tensors(backbone)
     own: dict[str, np.ndarray] = {}
     kernel = next((np.asarray(tensors[k], np.float32) for k in _KERNELS if k in tensors), None)
@@ -48,6 +54,19 @@ def read(backbone: LoadedBackbone) -> Tree:
         if bias.any():
             own['bias'] = bias
     return {'words': own} if own else {}
+
+
+def write(tree: Tree, config: BackboneConfig) -> dict[str, np.ndarray]:
+    """Return the tensors of such scores, under their names in a checkpoint of the family."""
+    if config.decoder.transformed:
+        return language_heads.write(tree, config.family)
+    own = {name: np.asarray(leaf, np.float32) for name, leaf in tree.get('words', {}).items()}
+    found = {}
+    if 'kernel' in own:
+        found['lm_head.weight'] = np.ascontiguousarray(own['kernel'].T)
+    if 'bias' in own:
+        found[_BIAS] = own['bias'].reshape(1, -1)
+    return found
 
 
 def _tensors(backbone: LoadedBackbone) -> Mapping[str, np.ndarray]:

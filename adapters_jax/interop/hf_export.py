@@ -15,7 +15,7 @@ import numpy as np
 from safetensors.numpy import save as to_bytes
 
 from adapters_jax import files, params
-from adapters_jax.interop import hf_heads, hub
+from adapters_jax.interop import decoder_heads, hf_heads, hub
 from adapters_jax.interop.backbones import LoadedBackbone
 from adapters_jax.interop.tensors import SAFETENSORS
 from adapters_jax.models import families
@@ -32,6 +32,8 @@ _TOKENIZER_FILES = (
     'vocab.json',
     'merges.txt',
     'sentencepiece.bpe.model',
+    'generation_config.json',
+    'preprocessor_config.json',
 )
 _CLASSES = {'bert': 'Bert', 'roberta': 'Roberta', 'xlm-roberta': 'XLMRoberta'}
 _CLASSES['camembert'] = 'Camembert'
@@ -61,6 +63,8 @@ def save(
             no outputs.
     """
     directory = Path(directory)
+    if loaded.config.decoder is not None:
+        return _save_writer(backbone, loaded, directory, {} if head is None else head[1])
     classifier = None
     if head is not None:
         classifier = hf_heads.write(*head, loaded.config)
@@ -73,13 +77,32 @@ def save(
     config = json.loads((loaded.directory / hub.CONFIG).read_text('utf-8'))
     described = _config(config, classifier, labels)
     tensors = _tensors(backbone, loaded.config, classifier)
+    return _write(directory, described, tensors, loaded.directory)
+
+
+def _save_writer(backbone: Tree, loaded: LoadedBackbone, directory: Path, head: Tree) -> Path:
+    """Write a model with a decoder, and with the checkpoint's scores of words unless it has own."""
+    prefix = families.FAMILIES[loaded.config.family].prefix
+    tensors = {f'{prefix}{k}': v for k, v in _tensors(backbone, loaded.config, None).items()}
+    tensors |= decoder_heads.write(head or decoder_heads.read(loaded), loaded.config)
+    config = json.loads((loaded.directory / hub.CONFIG).read_text('utf-8'))
+    config = {k: v for k, v in config.items() if k not in ('_name_or_path', 'dtype')}
+    return _write(directory, config | {'torch_dtype': 'float32'}, tensors, loaded.directory)
+
+
+def _write(
+    directory: Path, config: Mapping[str, Any], tensors: dict[str, np.ndarray], source: Path
+) -> Path:
+    """Write a model's files, with those of its tokenizers out of another folder."""
     with files.atomic(directory) as temporary:
         temporary.mkdir()
-        (temporary / hub.CONFIG).write_text(json.dumps(described, indent=2) + '\n', 'utf-8')
+        (temporary / hub.CONFIG).write_text(json.dumps(config, indent=2) + '\n', 'utf-8')
         (temporary / SAFETENSORS).write_bytes(to_bytes(tensors, {'format': 'pt'}))
         for name in _TOKENIZER_FILES:
-            if (loaded.directory / name).is_file():
-                shutil.copyfile(loaded.directory / name, temporary / name)
+            for place in (Path(name), Path(hub.WRITER) / name):
+                if (source / place).is_file():
+                    (temporary / place).parent.mkdir(exist_ok=True)
+                    shutil.copyfile(source / place, temporary / place)
     return directory
 
 

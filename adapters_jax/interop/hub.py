@@ -23,6 +23,7 @@ _HUB_ID = re.compile(r'([\w-][\w.-]*/)?[\w-][\w.-]*')
 _TIMEOUT = 5.0  # seconds to wait for the hub: it answers in well under one, or not at all
 
 CONFIG = 'config.json'
+WRITER = 'decoder'  # the tokenizer's folder of a decoder that has words of its own
 _SAFETENSORS_PATTERNS = (SAFETENSORS, f'{SAFETENSORS}.index.json', 'model-*-of-*.safetensors')
 _TORCH_PATTERNS = (
     'pytorch_model.bin',

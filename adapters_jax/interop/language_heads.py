@@ -10,7 +10,7 @@ import numpy as np
 
 from adapters_jax.interop.backbones import LoadedBackbone
 from adapters_jax.interop.tensors import WEIGHT_FILES, read_tensors
-from adapters_jax.params import Tree, unflatten
+from adapters_jax.params import Tree, flatten, unflatten
 
 # Of each family, below its prefix: the tensors that have our leaves, and other names for them.
 _NAMES = {
@@ -39,6 +39,7 @@ _NAMES = {
         },
     ),
 }
+_NAMES['encoder-decoder'] = ('decoder.cls.predictions.', _NAMES['bert'][1])
 _DECODER = 'decoder.weight'
 
 
@@ -72,13 +73,24 @@ def read(backbone: LoadedBackbone) -> Tree:
     return unflatten(leaves)
 
 
+def write(tree: Tree, family: str) -> dict[str, np.ndarray]:
+    """Return the tensors of a head, under their names in a checkpoint of the family."""
+    prefix, names = _NAMES[family]
+    first = {path: name for name, path in reversed(names.items())}
+    leaves = {path: np.asarray(leaf, np.float32) for path, leaf in flatten(tree).items()}
+    return {
+        prefix + first[path]: np.ascontiguousarray(leaf.T if path.endswith('kernel') else leaf)
+        for path, leaf in leaves.items()
+    }
+
+
 def _tensors(backbone: LoadedBackbone) -> Mapping[str, np.ndarray]:
     there = any((backbone.directory / file).is_file() for file in WEIGHT_FILES)
     return read_tensors(backbone.directory) if there else {}
 
 
 def _check(leaves: Mapping[str, np.ndarray], backbone: LoadedBackbone) -> None:
-    hidden, words = backbone.config.dimensions.hidden, backbone.config.vocabulary
+    hidden, words = backbone.config.dimensions.hidden, backbone.config.written
     shapes = {
         'transform/kernel': (hidden, hidden),
         'words/bias': (words,),
@@ -94,7 +106,8 @@ def _check(leaves: Mapping[str, np.ndarray], backbone: LoadedBackbone) -> None:
 
 
 def _check_tied(decoder: np.ndarray, backbone: LoadedBackbone) -> None:
-    table = np.asarray(backbone.params['embeddings']['word']['embedding'], np.float32)
+    own = 'embeddings' if backbone.config.decoder is None else 'decoder_embeddings'
+    table = np.asarray(backbone.params[own]['word']['embedding'], np.float32)
     if not np.array_equal(decoder, table):
         raise ValueError(
             f'the output embeddings of {backbone.directory} are not its word embeddings; only '

@@ -66,10 +66,13 @@ class Decoder:
     block: BlockConfig
     stem: Stem
     start_id: int  # what every text begins with
+    vocabulary: int = 0  # of what it writes; 0: the encoder's
+    pad_id: int = -1  # behind a text that it wrote; -1: the encoder's
     final_norm: bool = False
     shared_words: bool = True  # whether its word vectors are the encoder's
     tied: bool = True  # whether scores of words are products with its word vectors
     scale: float = 1.0  # of the states before these products
+    transformed: bool = False  # whether they first go through the head that BERT has
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,6 +95,11 @@ class BackboneConfig:
     def depth(self) -> int:
         """The number of all layers."""
         return self.layers + (self.decoder.layers if self.decoder else 0)
+
+    @property
+    def written(self) -> int:
+        """The number of words that it scores: those that it writes, if it has a decoder."""
+        return (self.decoder.vocabulary if self.decoder else 0) or self.vocabulary
 
     @property
     def dimensions(self) -> Dimensions:

@@ -34,6 +34,7 @@ class BertStem:
     token_types: int = 2  # 0: none
     position_offset: int = 0  # RoBERTa counts positions from pad_id + 1
     word: int = 0
+    decoder: bool = False  # whether it is the second stack's
 
     def module(self, config: BackboneConfig, block: BlockConfig, dtype: Any) -> nn.Module:
         """Return the embedding module."""
@@ -55,11 +56,13 @@ class Embeddings(nn.Module):
         """Name the tables as the parameter tree does."""
         c, s = self.config, self.stem
         width = s.word or c.block.hidden
-        self.word = Table(c.vocabulary, width)
-        self.position = Table(c.positions + s.position_offset, width)
+        positions = c.decoder.positions if s.decoder else c.positions
+        self.word = Table(c.written if s.decoder else c.vocabulary, width)
+        self.position = Table(positions + s.position_offset, width)
         if s.token_types:
             self.token_type = Table(s.token_types, width)
-        self.norm = Norm(c.block.norm_epsilon, 'embeddings/norm')
+        where = 'decoder_embeddings/norm' if s.decoder else 'embeddings/norm'
+        self.norm = Norm(c.block.norm_epsilon, where)
         if width != c.block.hidden:
             self.projection = Dense(c.block.hidden)
 
@@ -69,9 +72,12 @@ class Embeddings(nn.Module):
         """Return the stream that the blocks start with: the embedded input and what it is of."""
         c, s, ids = self.config, self.stem, inputs.values
         types = jnp.zeros_like(ids) if inputs.token_types is None else inputs.token_types
-        positions = default_positions(c, ids) if inputs.positions is None else inputs.positions
+        positions = inputs.positions
+        if positions is None:
+            positions = default_positions(c, ids) + (0 if inputs.at is None else inputs.at)
         vectors = quantize.rows(self.word(), ids)
-        words = sites.words(Words(vectors, types, positions, inputs.mask, inputs.tags))
+        words = Words(vectors, types, positions, inputs.mask, inputs.tags)
+        words = words if s.decoder else sites.words(words)
         x = words.vectors
         x = x + jnp.take(self.position(), words.positions + s.position_offset, axis=0)
         if s.token_types:
@@ -82,7 +88,8 @@ class Embeddings(nn.Module):
         if s.word and s.word != c.block.hidden:
             x = self.projection(x, lambda bias: sites.vector('embeddings/projection/bias', bias))
         vectors = words.vectors.astype(self.dtype)
-        return sites.embeddings(Stream(x, words.mask, vectors, words.tags))
+        stream = Stream(x, words.mask, vectors, words.tags, at=inputs.at)
+        return sites.target(stream) if s.decoder else sites.embeddings(stream)
 
     def table(self) -> Any:
         """Return the word vectors."""

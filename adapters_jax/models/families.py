@@ -9,7 +9,17 @@ from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from adapters_jax.models import bart, bert, distilbert, electra, marian, t5, vit, whisper
+from adapters_jax.models import (
+    bart,
+    bert,
+    distilbert,
+    electra,
+    encoder_decoder,
+    marian,
+    t5,
+    vit,
+    whisper,
+)
 from adapters_jax.models.backbone import BackboneConfig
 from adapters_jax.models.names import Names
 
@@ -25,7 +35,7 @@ class Family(NamedTuple):
     ignored: str  # a pattern for what is no part of the backbone, if anything
 
 
-_MODULES = (bert, distilbert, electra, bart, marian, t5, whisper, vit)
+_MODULES = (bert, distilbert, electra, encoder_decoder, bart, marian, t5, whisper, vit)
 # The same architectures with another vocabulary.
 _ALIASES = {'xlm-roberta': 'roberta', 'camembert': 'roberta', 'mt5': 't5'}
 

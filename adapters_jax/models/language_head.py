@@ -46,18 +46,25 @@ def apply(
     input, which these vectors stand for (Pfeiffer et al. 2020, section 3.3).
     """
     x = jnp.take_along_axis(hidden, places[:, :, None], axis=1)
-    x = functional.dense(x.astype(jnp.float32), **params['transform'])
     # RoBERTa's head has its own activation, whatever its config says of the blocks.
     name = 'gelu' if config.family == 'roberta' else config.block.activation
-    x = functional.activation(name)(x)
-    norm = params['norm']
-    x = undo(functional.layer_norm(x, norm['scale'], norm['bias'], config.block.norm_epsilon))
+    x = undo(_transformed(params, x, name, config.block.norm_epsilon))
     scores = quantize.against_rows(x.astype(hidden.dtype), table)
     return scores + params['words']['bias'].astype(jnp.float32).reshape(1, 1, -1)
 
 
+def _transformed(
+    params: Mapping[str, Any], x: Float[Array, 'B M D'], activation: str, epsilon: float
+) -> Float[Array, 'B M D']:
+    x = functional.dense(x.astype(jnp.float32), **params['transform'])
+    x = functional.activation(activation)(x)
+    return functional.layer_norm(x, params['norm']['scale'], params['norm']['bias'], epsilon)
+
+
 def init_of_decoder(key: PRNGKeyArray, hidden: int, vocabulary: int, decoder: Decoder) -> Tree:
     """Return a decoder's own scores of words: nothing where they are products with its words."""
+    if decoder.transformed:
+        return init(key, hidden, vocabulary)
     if decoder.tied:
         return {}
     return {'words': {'kernel': 0.02 * jax.random.normal(key, (hidden, vocabulary))}}
@@ -71,9 +78,14 @@ def apply_to_decoder(
 ) -> Float[Array, 'B T V']:
     """Return the logits of every word in every place, in float32.
 
-    `params` may have `words/kernel` instead of the table, and `words/bias`.
+    `params` may have `words/kernel` instead of the table, and `words/bias`; of a head like BERT's
+    they are what `init` makes.
     """
     own = params.get('words', {})
+    if decoder.transformed:
+        block = decoder.block
+        x = _transformed(params, hidden, block.activation, block.norm_epsilon)
+        hidden = x.astype(hidden.dtype)
     hidden = hidden * decoder.scale
     if 'kernel' in own:
         scores = functional.dense(hidden, own['kernel']).astype(jnp.float32)

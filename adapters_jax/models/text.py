@@ -40,7 +40,7 @@ class TextStem:
 
     def module(self, config: BackboneConfig, block: BlockConfig, dtype: Any) -> nn.Module:
         """Return the embedding module."""
-        return TextEmbeddings(config.vocabulary, self, block, dtype)
+        return TextEmbeddings(config.written, self, block, dtype)
 
     def example(self) -> Int[Array, '1 1']:
         """Return the smallest input."""

@@ -93,7 +93,7 @@ class SequenceToSequence(Writing):
         )
         if 'target' not in rows.column_names:
             return found
-        given = rows['target'][:], tokenizer, self.target_length, self.rules.start
+        given = rows['target'][:], self.tokenizer, self.target_length, self.rules.start
         return written.encode(found, *given)
 
     def rows_of(self, objects: Objects, lines: Iterable[int], pair: bool | None) -> Rows:

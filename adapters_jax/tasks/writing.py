@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Float32, Int
 
-from adapters_jax.data import written
+from adapters_jax.data import tokenize, written
 from adapters_jax.data.encoded import Encoded
 from adapters_jax.data.tokenize import Tokenizer
 from adapters_jax.decoding import rules as rule
@@ -86,10 +86,10 @@ class Writing(Task):
             ValueError: a text may grow longer than the decoder's positions, or has no end.
         """
         config = backbone.config
-        task = dataclasses.replace(self, vocabulary=config.vocabulary)
+        task = dataclasses.replace(self, vocabulary=config.written)
         if tokenizer is None or config.decoder is None:
             return task
-        own = self.prepared(tokenizer())
+        own = self.prepared(tokenize.load_writer(backbone.directory) or tokenizer())
         if own.eos_token_id is None:
             raise ValueError(
                 f'the tokenizer of {backbone.directory} has no token that ends a text (eos_token)'
@@ -107,7 +107,7 @@ class Writing(Task):
         rules = Rules(
             start=start,
             end_id=own.eos_token_id,
-            pad_id=config.pad_id,
+            pad_id=config.pad_id if config.decoder.pad_id < 0 else config.decoder.pad_id,
             max_length=self.target_length,
             min_length=self.min_length,
             **found,

@@ -68,7 +68,8 @@ def with_published_head(tree: Tree, model: Model, backbone: LoadedBackbone) -> T
 def _has_head(backbone: LoadedBackbone) -> bool:
     """Tell whether scores of words come with the checkpoint."""
     if backbone.config.decoder is not None:
-        return backbone.config.decoder.tied or decoder_heads.exists(backbone)
+        own = backbone.config.decoder
+        return (own.tied and not own.transformed) or decoder_heads.exists(backbone)
     return language_heads.exists(backbone)
 
 

@@ -22,14 +22,14 @@ from adapters_jax.models.backbone import LAYOUTS
 from adapters_jax.models.heads import HeadConfig
 from adapters_jax.training.placement import Placement
 
-WRITERS = ['bart', 'mbart', 'marian', 't5', 't5-gated', 'whisper']
+WRITERS = ['bart', 'mbart', 'marian', 't5', 't5-gated', 'whisper', 'encoder-decoder']
 
 
 @functools.cache
 def pair(name, seed=0):
     """Return a torch model with scores of words, our model of it, and its parameters."""
     theirs, loaded, head = models(name, seed, headed=True)
-    model = Model(loaded.config, registry.create('head'), HeadConfig(), loaded.config.vocabulary)
+    model = Model(loaded.config, registry.create('head'), HeadConfig(), loaded.config.written)
     return theirs, model, {'backbone': loaded.params, 'adapters': {}, 'heads': {'default': head}}
 
 
@@ -58,7 +58,7 @@ def end_of(name):
     rules = Rules((model.config.decoder.start_id,), -1, model.config.pad_id, 12)
     _, batch = batch_of(name, 100, 3, model.config.pad_id)
     tokens = generate(model, params, batch, rules, Search()).tokens[:, 0]
-    shares = [(tokens == word).any(1).mean() for word in range(model.config.vocabulary)]
+    shares = [(tokens == word).any(1).mean() for word in range(model.config.written)]
     return int(np.abs(np.array(shares) - 0.5).argmin())
 
 

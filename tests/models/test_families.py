@@ -4,6 +4,7 @@ import safetensors.torch
 import torch
 from torch_families import CASES, inputs, models, texts
 
+from adapters_jax.interop import hf_export
 from adapters_jax.interop.backbones import load_backbone
 from adapters_jax.models.backbone import Backbone, Inputs
 from adapters_jax.models.families import FAMILIES, read_config
@@ -22,9 +23,8 @@ def assert_near(found, expected):
 
 
 def test_every_family_is_tried_here():
-    assert {name.partition('-')[0] for name in CASES} | {'xlm-roberta', 'camembert', 'mt5'} == set(
-        FAMILIES
-    )
+    variants = {'electra-even', 't5-gated', 'vit-unbiased'}
+    assert (set(CASES) - variants) | {'xlm-roberta', 'camembert', 'mt5'} == set(FAMILIES)
 
 
 @pytest.mark.parametrize('seed', [0, 1])
@@ -150,3 +150,18 @@ def test_buckets_are_those_of_transformers(both_ways):
             torch.from_numpy(apart), both_ways, count, distance
         )
         np.testing.assert_array_equal(buckets(apart, count, distance, both_ways), expected)
+
+
+@pytest.mark.parametrize('name', of_kind('pairs', 'sound'))
+def test_a_model_that_is_written_is_read_by_transformers_as_it_was(name, tmp_path):
+    theirs, _, _ = models(name, headed=True)
+    theirs.save_pretrained(tmp_path / 'theirs')
+    loaded = load_backbone(str(tmp_path / 'theirs'))
+    hf_export.save(loaded.params, loaded, tmp_path / 'ours')
+    again = type(theirs).from_pretrained(tmp_path / 'ours')
+    state = theirs.state_dict()
+    assert again.state_dict().keys() == state.keys()
+    for key, tensor in again.state_dict().items():
+        if 'pooler' in key:  # of the first of two BERTs, with which nobody computes
+            continue
+        np.testing.assert_array_equal(tensor, state[key], err_msg=key)
