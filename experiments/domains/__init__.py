@@ -1,0 +1,1 @@
+"""Adapters where they are least known: translation, speech and images."""

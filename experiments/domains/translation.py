@@ -1,0 +1,204 @@
+"""Translation: a model for one domain, adapters for another, and what each forgets.
+
+    python -m experiments.domains.translation --output=DIR --data=MULTI30K [--epochs=8]
+
+The base model has the encoder of MiniLM and a fresh decoder of three layers, and is trained in full
+on English image captions and their German translations (Multi30k: train.en.gz, train.de.gz, ...).
+Adapters then learn what a web framework says to its users (Django's .po files, fetched from the
+package index), in both stacks and between them, against full fine-tuning and no tuning.
+Both domains are scored with what was trained, and the first one without the adapter, which is the
+base model to the last bit. Adapters of another language, French, are trained on the captions too.
+
+Runs that are finished are not run again. Writes DIR/base/ (a folder for `config.backbone`),
+DIR/runs/, DIR/translation.json and .md. On two quiet cores the base model takes most of an hour.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from adapters_jax import entry, files
+from adapters_jax.config import Config
+from adapters_jax.data import parallel
+from adapters_jax.interop import formats
+from adapters_jax.predict import predict
+from adapters_jax.tasks.text_metrics import TEXT_METRICS
+from adapters_jax.train import train
+from adapters_jax.training.provenance import describe
+from configs import seq2seq
+from experiments.domains import base_model, interface_texts
+from experiments.output import write
+
+LAYERS, WORDS, BEAMS = 3, 8000, 5
+CAPTIONS, STRINGS, FRENCH = 'captions', 'strings', 'captions in French'
+METHODS = {
+    'full': ('full fine-tuning', 'full', 2e-4),
+    'houlsby': ('Houlsby adapters', 'houlsby[reduction_factor=8]', 2e-3),
+    'pfeiffer': ('Pfeiffer adapters', 'pfeiffer[reduction_factor=8]', 2e-3),
+    'lora': ('LoRA, all of attention', 'lora[r=16,alpha=16,attn_matrices=[q,k,v,o]]', 3e-3),
+    'prefix': ('prefix tuning', 'prefix_tuning_flat', 3e-3),
+}
+
+
+def make_base(output: Path, data: str, epochs: float, seed: int) -> dict[str, Any]:
+    """Train the base model, unless that is done; return what its run says."""
+    start, workdir = output / 'fresh', output / 'runs' / 'base'
+    if not (start / 'model.safetensors').exists():
+        splits = {
+            own: parallel.load({'dir': data, 'languages': f'en,{own}'}) for own in ('de', 'fr')
+        }
+        texts = [text for own in splits.values() for text in own['train']['target'][:]]
+        base_model.write(start, 'minilm', texts, LAYERS, WORDS, seed)
+    config = _config(str(start), 'full', data, 'de', seed)
+    config.optimizer.learning_rate, config.training.epochs = 5e-4, epochs
+    config.training.batch_size, config.training.label_smoothing = 64, 0.1
+    summary = train(config, workdir)
+    if not (output / 'base').exists():
+        folder, loaded = formats.load(workdir / 'adapter', str(start))
+        formats.save(folder, output / 'base', loaded, formats.MERGED)
+    return summary
+
+
+def _config(backbone: str, method: str, data: str, language: str, seed: int) -> Config:
+    """Return a run's config: the best step has the lowest cross-entropy, and no text is written."""
+    config = seq2seq.get_config(f'backbone={backbone},method={method}')
+    config.data.dir, config.data.max_length = data, 64
+    config.data.languages = f'en,{language}' if language else ''
+    config.data.quoting = 'none'
+    config.task.target_length, config.task.beams = 64, BEAMS
+    config.task.metrics, config.task.primary = ('nll', 'token_accuracy'), 'nll'
+    config.seed = seed
+    return config
+
+
+def tune(output: Path, name: str, folder: str, language: str, epochs: float, seed: int) -> Path:
+    """Train a method on another domain, over the base model; return the workdir."""
+    _, method, rate = METHODS[name]
+    workdir = output / 'runs' / f'{name}_{"fr" if language else "strings"}'
+    config = _config(str(output / 'base'), method, folder, language, seed)
+    config.optimizer.learning_rate, config.training.epochs = rate, epochs
+    train(config, workdir)
+    return workdir
+
+
+def score(adapter: Path, backbone: Path, rows: Mapping[str, Any]) -> dict[str, float]:
+    """Translate a split's texts, and compare them with its translations."""
+    found = predict(adapter, [{'text': text} for text in rows['text_a']], str(backbone))
+    written = [row['prediction'] for row in found]
+    return {name: TEXT_METRICS[name](written, rows['target'][:]) for name in ('bleu', 'chrf')}
+
+
+class Tests:
+    """The test splits, by domain."""
+
+    def __init__(self, data: str, strings: Path) -> None:
+        captions = {own: {'dir': data, 'languages': f'en,{own}'} for own in ('de', 'fr')}
+        self.rows = {
+            CAPTIONS: parallel.load(captions['de'])['test'],
+            STRINGS: parallel.load({'dir': str(strings), 'quoting': 'none'})['test'],
+            FRENCH: parallel.load(captions['fr'])['test'],
+        }
+
+    def score(
+        self, path: Path, adapter: Path, backbone: Path, domains: Sequence[str]
+    ) -> dict[str, Any]:
+        """Score an adapter on domains, once: what is in the file `path` is not done again."""
+        known = json.loads(path.read_text()) if path.exists() else {}
+        for domain in domains:
+            if domain not in known:
+                known[domain] = score(adapter, backbone, self.rows[domain])
+                files.write_json(path, known)
+        return {domain: known[domain] for domain in domains}
+
+
+def run(output: str, data: str, epochs: float, tuning_epochs: float, seed: int) -> None:
+    """Train and score everything that is missing, and report."""
+    folder = files.make_directory(output)
+    strings = folder / 'strings'
+    sizes = interface_texts.write(strings, 'de')
+    summary = make_base(folder, data, epochs, seed)
+    tests, base = Tests(data, strings), folder / 'runs' / 'base'
+    scored = tests.score(
+        base / 'scores.json', base / 'adapter', folder / 'fresh', (CAPTIONS, STRINGS, FRENCH)
+    )
+    rows = {'none': {'title': 'the base model', 'scores': scored, 'seconds': summary['seconds']}}
+    rows['none'] |= {'trained': 0, 'total': summary['total_parameters']}
+    for name in METHODS:
+        rows[name] = _row(folder, tests, name, str(strings), '', tuning_epochs, seed)
+    for name in ('houlsby', 'lora'):
+        rows[f'{name}_fr'] = _row(folder, tests, name, data, 'fr', tuning_epochs / 5, seed)
+    result = {
+        'rows': rows,
+        'sizes': sizes,
+        'epochs': epochs,
+        'tuning_epochs': tuning_epochs,
+        'base_seconds': summary['seconds'],
+        **describe(),
+    }
+    write(folder, 'translation', result, render)
+
+
+def _row(
+    folder: Path,
+    tests: Tests,
+    name: str,
+    data: str,
+    language: str,
+    epochs: float,
+    seed: int,
+) -> dict[str, Any]:
+    workdir = tune(folder, name, data, language, epochs, seed)
+    summary = json.loads((workdir / 'summary.json').read_text())
+    own = FRENCH if language else STRINGS
+    domains = (CAPTIONS, own)
+    scored = tests.score(workdir / 'scores.json', workdir / 'adapter', folder / 'base', domains)
+    return {
+        'title': METHODS[name][0] + (', French' if language else ''),
+        'scores': scored,
+        'seconds': summary['seconds'],
+        'trained': summary['trainable_parameters'],
+        'total': summary['total_parameters'],
+    }
+
+
+def render(result: Mapping[str, Any]) -> str:
+    """Return the Markdown table, and below it how it was measured."""
+    domains = (STRINGS, CAPTIONS, FRENCH)
+    heads = ['tuned', 'trained parameters', 'seconds']
+    heads += [f'{domain}: {metric}' for domain in domains for metric in ('BLEU', 'chrF')]
+    lines = [f'| {" | ".join(heads)} |', '|---' * len(heads) + '|']
+    for row in result['rows'].values():
+        share = 100 * row['trained'] / row['total']
+        cells = [row['title'], f'{row["trained"]:,} ({share:.2g} %)' if row['trained'] else '-']
+        cells.append(f'{row["seconds"]:,.0f}')
+        for domain in domains:
+            found = row['scores'].get(domain)
+            cells += [f'{found[m]:.1f}' for m in ('bleu', 'chrf')] if found else ['', '']
+        lines.append(f'| {" | ".join(cells)} |')
+    note = (
+        'English to German on image captions (Multi30k, test 2016) and on the strings of a web '
+        f'framework (Django, {result["sizes"]["test"]} of which are for testing), {BEAMS} beams, '
+        'sacrebleu. Captions are scored with what was trained switched on; with an adapter '
+        'switched off they are translated by the base model itself. The base model: the encoder '
+        f'of MiniLM and a fresh decoder, {result["epochs"]:g} epochs of captions in full, '
+        f'{result["base_seconds"] / 60:.0f} minutes. On {result["hardware"]}. Made by '
+        '`python -m experiments.domains.translation`.'
+    )
+    return '\n'.join([*lines, '', note])
+
+
+def _define() -> dict[str, flags.FlagHolder]:
+    return {
+        'output': flags.DEFINE_string('output', None, 'Folder to write.'),
+        'data': flags.DEFINE_string('data', None, 'Multi30k: train.en.gz, train.de.gz, ...'),
+        'epochs': flags.DEFINE_float('epochs', 8, 'Epochs of the base model.'),
+        'tuning_epochs': flags.DEFINE_float('tuning_epochs', 20, 'Epochs of each method.'),
+        'seed': flags.DEFINE_integer('seed', 0, 'Seed of everything.'),
+    }
+
+
+if __name__ == '__main__':
+    entry.run(_define, run)
