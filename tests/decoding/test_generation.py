@@ -91,8 +91,16 @@ def theirs_of(model, given, rules, **options):
     return wide, found
 
 
-@pytest.mark.parametrize('cached', [True, False])
-@pytest.mark.parametrize('name', WRITERS)
+@pytest.mark.parametrize(
+    ('name', 'cached'),
+    [
+        *((name, True) for name in WRITERS),
+        *(
+            pytest.param(name, False, marks=[pytest.mark.slow] * (name != 'bart'))
+            for name in WRITERS
+        ),
+    ],
+)
 def test_the_likeliest_words_are_those_of_transformers(name, cached):
     theirs, model, params = pair(name)
     rules = rules_of(name)
@@ -106,15 +114,22 @@ def test_the_likeliest_words_are_those_of_transformers(name, cached):
     assert 0.1 < ends.mean() < 0.9
 
 
+HOWS = [(False, 1.0), (True, 1.0), ('never', 2.0), (False, -0.5), ('never', 0.0)]
+
+
 @pytest.mark.parametrize(
-    ('how', 'penalty'), [(False, 1.0), (True, 1.0), ('never', 2.0), (False, -0.5), ('never', 0.0)]
+    ('name', 'how', 'penalty'),
+    [
+        pytest.param(name, *how, marks=[pytest.mark.slow] * (name != 'bart' and how != HOWS[0]))
+        for name in WRITERS
+        for how in HOWS
+    ],
 )
-@pytest.mark.parametrize('name', WRITERS)
 def test_beams_are_those_of_transformers(name, how, penalty):
     theirs, model, params = pair(name)
     rules = rules_of(name)
     search = Search(beams=4, n_best=3, length_penalty=penalty, early_stopping=how)
-    given, batch = batch_of(name, 20, 5, model.config.pad_id)
+    given, batch = batch_of(name, 100, 5, model.config.pad_id)
     expected, whole = theirs_of(
         theirs,
         given,
@@ -209,7 +224,13 @@ def adapted(method):
     return model, fresh | {'adapters': noisy, 'heads': params['heads']}
 
 
-@pytest.mark.parametrize('method', METHODS)
+@pytest.mark.parametrize(
+    'method',
+    [
+        pytest.param(name, marks=[pytest.mark.slow] * (name in ('unipelt', 'loreft', 'bitfit')))
+        for name in METHODS
+    ],
+)
 def test_with_an_adapter_the_cache_changes_nothing(method):
     model, params = adapted(method)
     rules, (_, batch) = rules_of('bart'), batch_of('bart', 12, 4, 1)
