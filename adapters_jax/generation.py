@@ -64,7 +64,8 @@ class _Uncached:
     """Computes all tokens of the texts so far for each word."""
 
     def __init__(self, model: Model, params: Tree, batch: Batch, rules: Rules) -> None:
-        self.model, self.params, self.batch, self.rules = model, params, batch, rules
+        self.model, self.batch, self.rules = model, batch, rules
+        self.params = model.for_few_places(params)
         self.backbone = Backbone(model.config, model.dtype)
         self.mask = attention_mask(batch['segments'], 1) if 'segments' in batch else None
         self.memory = self.backbone.apply(

@@ -178,12 +178,20 @@ class Model:
 
     def score_words(self, params: Tree, hidden: Float[Array, 'B T D']) -> Float[Array, 'B T V']:
         """Return a decoder's score of each word in each place, in float32."""
+        own, table = self._words(params)
+        return language_head.apply_to_decoder(own, hidden, table, self.config.decoder)
+
+    def for_few_places(self, params: Tree) -> Tree:
+        """Return parameters with which `score_words` is fast where a step has few places."""
+        own = language_head.for_few_places(*self._words(params))
+        return params | {'heads': params.get('heads', {}) | {self.name: own}}
+
+    def _words(self, params: Tree) -> tuple[Tree, Any]:
+        """Return what a decoder has to score words with, and its words' vectors."""
         table = Backbone(self.config, self.dtype).apply(
             {'params': params['backbone']}, method='table'
         )
-        own = params.get('heads', {}).get(self.name, {})  # nothing, where words are shared
-        given = own, hidden, table, self.config.decoder
-        return language_head.apply_to_decoder(*given)
+        return params.get('heads', {}).get(self.name, {}), table
 
     def _pool(
         self, params: Tree, sites: Sites, first: Float[Array, 'B S D']

@@ -88,9 +88,25 @@ def apply_to_decoder(
         hidden = x.astype(hidden.dtype)
     hidden = hidden * decoder.scale
     if 'kernel' in own:
-        scores = functional.dense(hidden, own['kernel']).astype(jnp.float32)
+        given = hidden, own['kernel'].astype(hidden.dtype)
+        scores = jnp.einsum('BTD,DV->BTV', *given, preferred_element_type=jnp.float32)
     else:
         scores = quantize.against_rows(hidden, table)
     if 'bias' in own:
         scores = scores + own['bias'].astype(jnp.float32).reshape(1, 1, -1)
     return scores
+
+
+def for_few_places(
+    params: Mapping[str, Any], table: Float[Array, 'V D'] | quantize.Quantized
+) -> Tree:
+    """Return a decoder's parameters with its words' vectors as a matrix of their own.
+
+    XLA's CPU compiler turns a large table around for each product with it, which takes fifteen
+    times as long as the product itself where there are few places: once is enough.
+    """
+    own = params.get('words', {})
+    if 'kernel' in own:
+        return dict(params)
+    turned = jax.lax.optimization_barrier(quantize.dequantize(table).T)
+    return dict(params) | {'words': dict(own) | {'kernel': turned}}

@@ -20,7 +20,7 @@ from absl import flags
 
 from adapters_jax import entry, files
 from adapters_jax.training.provenance import describe
-from experiments.bench import chart, mixed_adapters, steps, whole_runs
+from experiments.bench import chart, decoding, mixed_adapters, steps, whole_runs
 from experiments.bench.race import Race
 from experiments.output import write
 
@@ -32,6 +32,7 @@ RACES: dict[str, Runner] = {
     'epoch': whole_runs.epoch,
     'sweep': whole_runs.sweep,
     'mixed_adapters': lambda root, rounds, data, examples: mixed_adapters.races(rounds),
+    'decoding': lambda root, rounds, data, examples: decoding.races(root, rounds),
     'first_step': lambda root, rounds, data, examples: whole_runs.first_step(root, rounds),
     'memory': lambda root, rounds, data, examples: whole_runs.memory(root, rounds),
 }
