@@ -88,7 +88,8 @@ def task() -> Config:
         {
             # 'classification', 'regression', 'multi_label' (any number of classes, also none),
             # 'multiple_choice' (one of the candidates that each row has), 'tagging',
-            # 'question_answering', 'masked_lm' (no labels) or 'seq2seq' (a text for a text).
+            # 'question_answering', 'masked_lm' (no labels), 'seq2seq' (a text for a text) or
+            # 'speech_recognition' (what is said in a recording).
             'name': 'classification',
             # Class names in their order; empty: the sorted labels of the training data.
             'labels': (),
@@ -132,6 +133,13 @@ def task() -> Config:
             # them: ('en_XX', 'de_DE').
             'prefix': '',
             'languages': (),
+            # 'speech_recognition': the seconds that the encoder reads of each recording, of which
+            # shorter ones are filled up with silence and longer ones cut (0: as many as the
+            # checkpoint was trained with, 30 of Whisper); and, of a checkpoint of several
+            # languages, the one that is spoken ('de'), and whether to write English.
+            'window': 0.0,
+            'language': '',
+            'translate': False,
         }
     )
 

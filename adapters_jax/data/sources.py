@@ -54,14 +54,15 @@ def load(data: Mapping[str, Any], label_kind: str) -> Splits:
     return read(data, forms.Texts.of(data, label_kind))
 
 
-def read(data: Mapping[str, Any], form: Form) -> Splits:
+def read(data: Mapping[str, Any], form: Form, groups: Groups | None = None) -> Splits:
     """Reads the splits that `data` (a mapping or ConfigDict, keys above) describes.
 
-    form: what rows are made of the tables. Returns 'train', 'validation' and 'test' as far as there
-    are any (MNLI: 'validation_matched' and 'validation_mismatched', and so for test).
+    form: what rows are made of the tables. groups: see `finish`. Returns 'train', 'validation' and
+    'test' as far as there are any (MNLI: 'validation_matched' and 'validation_mismatched', and so
+    for test).
     Raises ValueError or FileNotFoundError with one sentence on what to change.
     """
-    return finish(_READERS[source_of(data)](data, form), data)
+    return finish(_READERS[source_of(data)](data, form), data, groups)
 
 
 def finish(found: Splits, data: Mapping[str, Any], groups: Groups | None = None) -> Splits:

@@ -57,7 +57,8 @@ def load_backbone(name: str, dtype: DTypeLike | None = np.float32) -> LoadedBack
     """Load a pretrained backbone by short name, folder or Hugging Face id.
 
     Args:
-        name: 'minilm', a folder with config.json and weights, or a hub id such as 'org/name'.
+        name: a short name ('minilm', 'whisper-tiny.en'), a folder with config.json and weights, or
+            a hub id such as 'org/name'.
         dtype: of the floating-point parameters returned, which are copies in memory. None: as they
             are stored, and of safetensors not in memory either: each leaf is a part of a mapped
             file, whose slices are read when they are placed on a device. For those who place them

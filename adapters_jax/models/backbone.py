@@ -92,6 +92,11 @@ class BackboneConfig:
     decoder: Decoder | None = None
 
     @property
+    def reads(self) -> str:
+        """What it reads, as batches call it: 'input_ids', and of other stems what they say."""
+        return getattr(self.stem, 'reads', 'input_ids')
+
+    @property
     def depth(self) -> int:
         """The number of all layers."""
         return self.layers + (self.decoder.layers if self.decoder else 0)

@@ -7,6 +7,7 @@ from adapters_jax.tasks.multiple_choice import MultipleChoice
 from adapters_jax.tasks.question_answering import QuestionAnswering
 from adapters_jax.tasks.regression import Regression
 from adapters_jax.tasks.sequence_to_sequence import SequenceToSequence
+from adapters_jax.tasks.speech_recognition import SpeechRecognition
 from adapters_jax.tasks.tagging import Tagging
 from adapters_jax.tasks.task import Task, create, from_json, kind
 
@@ -18,6 +19,7 @@ __all__ = [
     'QuestionAnswering',
     'Regression',
     'SequenceToSequence',
+    'SpeechRecognition',
     'Tagging',
     'Task',
     'create',

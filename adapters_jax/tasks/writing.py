@@ -35,7 +35,8 @@ FORCED: dict[str, Callable[[float, float], float]] = {
     'token_accuracy': lambda nll, right: right,
 }
 _SUMS = 3  # numbers of each example: summed cross-entropy, tokens found, tokens
-_KEPT = {'metadata': {'kept': False}, 'repr': False, 'compare': False}
+# Of a field that the backbone decides: it is no part of what is written to an adapter's folder.
+KEPT = {'metadata': {'kept': False}, 'repr': False, 'compare': False}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -61,9 +62,9 @@ class Writing(Task):
     length_penalty: float = 1.0
     min_length: int = 0
     repeated: int = 0
-    rules: Rules | None = dataclasses.field(default=None, **_KEPT)
-    tokenizer: Tokenizer | None = dataclasses.field(default=None, **_KEPT)
-    vocabulary: int = dataclasses.field(default=0, **_KEPT)
+    rules: Rules | None = dataclasses.field(default=None, **KEPT)
+    tokenizer: Tokenizer | None = dataclasses.field(default=None, **KEPT)
+    vocabulary: int = dataclasses.field(default=0, **KEPT)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -101,7 +102,7 @@ class Writing(Task):
                 f'{config.decoder.positions} positions; set it to '
                 f'{config.decoder.positions - len(start) + 1} or less'
             )
-        found = dict(rule.from_hf(_generation(backbone.directory))) | self.forced(own)
+        found = dict(rule.from_hf(generation_settings(backbone.directory))) | self.forced(own)
         if self.repeated:
             found['repeated'] = self.repeated
         rules = Rules(
@@ -205,10 +206,15 @@ class Writing(Task):
         means = nll / count, right / count
         scores = {name: FORCED[name](*means) for name in self.metric_names if name in FORCED}
         if self.generates:
-            texts = self.texts(outputs, encoded)
+            texts = self.texts(outputs, encoded), rows['target'][:]
+            compared = [[self.comparable(text) for text in own] for own in texts]
             for name in set(self.metric_names) & set(self.text_metrics):
-                scores[name] = float(self.text_metrics[name](texts, rows['target'][:]))
+                scores[name] = float(self.text_metrics[name](*compared))
         return {name: scores[name] for name in self.metric_names}
+
+    def comparable(self, text: str) -> str:
+        """Return a text as metrics compare it."""
+        return text
 
     def texts(self, outputs: np.ndarray, encoded: Encoded) -> list[str]:
         """Return the texts that were written."""
@@ -242,7 +248,7 @@ def _of_label(logits: Float[Array, 'B T V'], labels: Int[Array, 'B T']) -> Float
     return jnp.take_along_axis(logits, jnp.maximum(labels, 0)[..., None], axis=-1)[..., 0]
 
 
-def _generation(folder: Path) -> dict[str, Any]:
+def generation_settings(folder: Path) -> dict[str, Any]:
     """Return the checkpoint's rules for texts; they stood in config.json once."""
     found: dict[str, Any] = {}
     for name in ('config.json', 'generation_config.json'):

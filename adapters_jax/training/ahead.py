@@ -144,6 +144,8 @@ def _batch(
     rows = batching.filled_rows(config, config.training.batch_size, placement.row_parts)
     names = ['input_ids', 'token_type_ids', 'positions', 'segments']
     names += [TAGS] if experiment.model.method.known_tags else []
+    if experiment.model.config.reads != 'input_ids':
+        names = []  # the task knows what there is in their place
     tokens = dict.fromkeys(names, jnp.int32)
     per_text = {'starts': jnp.int32, 'example_mask': bool, 'example_id': jnp.int32}
     shapes = {name: jax.ShapeDtypeStruct((rows, length), dtype) for name, dtype in tokens.items()}

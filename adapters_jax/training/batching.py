@@ -54,7 +54,8 @@ def choose(
     parts = config.training.accumulate if training else devices
     size = config.training.batch_size * (1 if training else 4)
     writes = model.config.decoder is not None and not training
-    if _packed(config, model.method) and not writes:  # a text is written for one row
+    texts = model.config.reads == 'input_ids'  # of others, each example fills a row
+    if texts and _packed(config, model.method) and not writes:  # a text is written for one row
         # Examples of several texts are longer than a text may be.
         longest = max(config.data.max_length, int(lengths.max(initial=1)))
         return policies.choose_packing(lengths, size, max_length=longest, rows_multiple=parts)
@@ -77,7 +78,7 @@ def choose_mixed(
 
 def fill(batch: batches.Batch, rows: int, pad_id: int) -> batches.Batch:
     """Return the batch with empty rows at its end, so that it has `rows` of them."""
-    missing = rows - len(batch['input_ids'])
+    missing = rows - len(batch['example_id'])
     if not missing:
         return batch
     empty = {'input_ids': pad_id, 'example_id': -1, 'adapter': -1}

@@ -195,8 +195,11 @@ def check_model(model: Model, backbone: Tree) -> None:
             one another.
     """
     shapes = jax.eval_shape(model.init, jax.random.key(0), backbone)
-    names = ('input_ids', 'token_type_ids', 'positions', 'segments')
-    batch = dict.fromkeys((*names, TAGS), np.ones((1, 8), np.int32))
+    names = ('input_ids', 'token_type_ids', 'positions', 'segments', TAGS)
+    if model.config.reads == 'input_ids':
+        batch = dict.fromkeys(names, np.ones((1, 8), np.int32))
+    else:
+        batch = {model.config.reads: model.config.stem.example()}
     batch |= dict.fromkeys(('starts', 'masked'), np.zeros((1, 1), np.int32))
     if model.config.decoder is not None:
         names = ('target_ids', 'target_positions', 'target_segments')

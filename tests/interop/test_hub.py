@@ -171,7 +171,9 @@ def test_a_repository_without_weights_is_refused_before_the_download(endpoint):
 def test_a_repository_that_does_not_exist(endpoint):
     with serving({}) as (_, url):
         endpoint(url)
-        with pytest.raises(hub.HubError, match=r"short name \(minilm\).*no model 'org/typo'"):
+        with pytest.raises(
+            hub.HubError, match=r"short name \(minilm, whisper-tiny.en\).*no model 'org/typo'"
+        ):
             hub.locate('org/typo')
 
 

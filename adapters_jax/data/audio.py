@@ -1,0 +1,181 @@
+"""From recordings to what an encoder of sound reads: one channel, one rate, log-mel features.
+
+Files are read by libsndfile, brought to the checkpoint's rate by a polyphase filter, and turned
+into features by `transformers`' own extractor with the checkpoint's settings. Features depend on
+the recordings, these settings and the window alone, and are kept between runs.
+"""
+
+import hashlib
+import io
+import json
+import logging
+import math
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float16, Float32
+
+from adapters_jax.data.stored import Stored
+from adapters_jax.lazy import Functions
+
+signal = Functions('scipy.signal')
+SETTINGS = 'preprocessor_config.json'
+FORMAT = 1  # raised whenever the same recordings would give other features
+# Half of what float32 takes, and 60 dB below the features: less than a recording's own noise.
+KEPT_AS = np.float16
+
+_LOG = logging.getLogger(__name__)
+
+Recording = Mapping[str, Any]  # has 'path', or the bytes of a file as 'bytes', or both
+Extractor = Any  # transformers' SequenceFeatureExtractor
+
+
+def load_extractor(directory: str | os.PathLike) -> Extractor:
+    """The feature extractor of a model folder.
+
+    Raises FileNotFoundError or ValueError where the folder has none that makes log-mel features.
+    """
+    from transformers import AutoFeatureExtractor  # late: see `adapters_jax.lazy`
+
+    path = pathlib.Path(directory) / SETTINGS
+    if not path.is_file():
+        raise FileNotFoundError(
+            f'{directory} has no {SETTINGS}, which says how sound becomes features; take the whole '
+            'checkpoint'
+        )
+    try:
+        extractor = AutoFeatureExtractor.from_pretrained(path.parent, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f'{path} is not readable: {error}') from error
+    if not hasattr(extractor, 'hop_length'):
+        raise ValueError(f'{path} is of {type(extractor).__name__}, which makes no log-mel frames')
+    return extractor
+
+
+def frames_of(extractor: Extractor, seconds: float) -> int:
+    """How many frames a window has; an even number, since two of them make one vector.
+
+    seconds: 0 for what the checkpoint was trained with. Raises ValueError where it is longer.
+    """
+    longest = extractor.n_samples / extractor.sampling_rate
+    if not 0 <= seconds <= longest:
+        raise ValueError(
+            f'task.window is {seconds:g}; expected seconds up to {longest:g}, the longest sound '
+            'that the checkpoint can read, or 0 for these'
+        )
+    samples = (seconds or longest) * extractor.sampling_rate
+    frames = 2 * round(samples / extractor.hop_length / 2)
+    if not frames:
+        raise ValueError(f'task.window is {seconds:g} seconds, which is less than two frames')
+    return frames
+
+
+def decode(recording: Recording, rate: int) -> Float32[np.ndarray, ' T']:
+    """The sound of a file as one channel (the mean of all) at `rate` Hz, in [-1, 1] or so.
+
+    Raises FileNotFoundError, or ValueError where the file cannot be read or has no sound.
+    """
+    import soundfile  # late: see `adapters_jax.lazy`
+
+    given, name = recording.get('bytes'), shown(recording)
+    if given is None and not pathlib.Path(recording['path']).is_file():
+        raise FileNotFoundError(f'there is no recording {name}')
+    source = recording['path'] if given is None else io.BytesIO(given)
+    try:
+        sound, own_rate = soundfile.read(source, dtype='float32', always_2d=True)
+    except (soundfile.LibsndfileError, OSError) as error:
+        raise ValueError(
+            f'{name} cannot be read as sound ({error}); expected WAV, FLAC, OGG or MP3'
+        ) from error
+    if not len(sound) or not np.isfinite(sound).all():
+        raise ValueError(f'{name} has {len(sound)} samples, or such as are no numbers')
+    return resample(sound.mean(1), own_rate, rate)
+
+
+def resample(
+    sound: Float32[np.ndarray, ' T'], own_rate: int, rate: int
+) -> Float32[np.ndarray, ' R']:
+    """The same sound at another rate, with nothing above half of the lower one."""
+    if own_rate == rate:
+        return sound
+    common = math.gcd(own_rate, rate)
+    return signal.resample_poly(sound, rate // common, own_rate // common).astype(np.float32)
+
+
+def log_mel(
+    sound: Float32[np.ndarray, ' T'], extractor: Extractor, frames: int
+) -> Float32[np.ndarray, 'M F']:
+    """The features of a sound, filled up with silence or cut to so many frames."""
+    found = extractor(
+        sound,
+        sampling_rate=extractor.sampling_rate,
+        padding='max_length',
+        max_length=frames * extractor.hop_length,
+        truncation=True,
+        return_tensors='np',
+    )
+    return found['input_features'][0].astype(np.float32)
+
+
+def features(
+    recordings: Sequence[Recording],
+    extractor: Extractor,
+    seconds: float,
+    cache_dir: str | os.PathLike | None = None,
+) -> Float16[np.ndarray, 'N M F']:
+    """The features of recordings; with a `cache_dir` they are a mapped file there.
+
+    Sounds that are longer than the window lose their end, and are counted in the log.
+    """
+    frames = frames_of(extractor, seconds)
+    shape = len(recordings), extractor.feature_size, frames
+
+    def fill(array: np.ndarray) -> None:
+        cut = 0
+        for place, recording in enumerate(recordings):
+            sound = decode(recording, extractor.sampling_rate)
+            cut += len(sound) > frames * extractor.hop_length
+            array[place] = log_mel(sound, extractor, frames)
+        if cut:
+            _LOG.warning(
+                '%d of %d recordings are longer than %g seconds (task.window) and were cut.',
+                *(cut, len(recordings), frames * extractor.hop_length / extractor.sampling_rate),
+            )
+
+    if cache_dir is None:
+        array = np.empty(shape, KEPT_AS)
+        fill(array)
+        return array
+    of = {'format': FORMAT, 'extractor': settings(extractor), 'recordings': digest(recordings)}
+    key = hashlib.sha256(json.dumps([of, shape], sort_keys=True).encode()).hexdigest()
+    directory = pathlib.Path(cache_dir) / f'sound-{key[:32]}'
+    return Stored(directory, shape, np.dtype(KEPT_AS), of).make(fill)
+
+
+def settings(extractor: Extractor) -> dict[str, Any]:
+    """What decides the extractor's numbers, as JSON values."""
+    names = ('feature_size', 'sampling_rate', 'hop_length', 'n_fft', 'dither', 'padding_value')
+    return {name: getattr(extractor, name, None) for name in names}
+
+
+def digest(recordings: Sequence[Recording]) -> str:
+    """A hexadecimal name of the recordings: of bytes, else of paths, sizes and times of change."""
+    found = hashlib.sha256()
+    for recording in recordings:
+        if recording.get('bytes') is not None:
+            found.update(hashlib.sha256(recording['bytes']).digest())
+        else:
+            path = pathlib.Path(recording['path']).absolute()
+            if not path.is_file():
+                raise FileNotFoundError(f'there is no recording {path}')
+            state = path.stat()
+            found.update(f'{path}\0{state.st_size}\0{state.st_mtime_ns}\n'.encode())
+    return found.hexdigest()
+
+
+def shown(recording: Recording) -> str:
+    """What a recording is called in messages and files."""
+    return str(recording.get('path') or '(a recording without a name)')

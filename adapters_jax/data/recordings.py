@@ -1,0 +1,132 @@
+"""`load`: recordings and what is said in them, in one form, whatever the source.
+
+The result has one `datasets.Dataset` a split with the columns `audio` (an object of the file's
+`path` and, of hub data sets, its `bytes`) and `target` (the words; absent where a split has none).
+Sources are those of `sources.py`, without `glue`, with the columns `data.columns.text_a` (the
+audio) and `data.columns.label` (the words). Paths in a table are relative to `data.dir` or, where
+that is not set, to the folder of `data.train`.
+"""
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import datasets
+import numpy as np
+
+from adapters_jax.data import columns, folders, sources
+from adapters_jax.data.columns import Choice, check_encodable, named
+from adapters_jax.data.forms import Place
+
+USUAL = {
+    'text_a': ('audio', 'path', 'file', 'file_name', 'filename', 'audio_path', 'wav', 'sound'),
+    'label': ('text', 'sentence', 'transcript', 'transcription', 'target', 'label'),
+}
+FEATURE = {'path': datasets.Value('string'), 'bytes': datasets.Value('binary')}
+
+
+@dataclasses.dataclass(frozen=True)
+class Recordings:
+    """The form of such rows; `folder` is where relative paths begin."""
+
+    kind: ClassVar[str] = 'text'
+    names_classes: ClassVar[bool] = False
+    whole_lines: ClassVar[bool] = False
+
+    choice: Choice
+    folder: pathlib.Path
+
+    def header_in(self, cells: Sequence[str]) -> bool:
+        """Whether a file's first line names its columns."""
+        known = {name for own in USUAL.values() for name in own}
+        known |= {str(name).casefold() for name in self.choice.given.values()}
+        return any(cell.strip().casefold() in known for cell in cells)
+
+    def choose(self, names: Sequence[str], labelled: bool, where: str) -> dict[str, str]:
+        """Find the two columns; see `Form.choose`."""
+        found = {}
+        for key, needed in (('text_a', True), ('label', labelled)):
+            own = self._find(key, names)
+            if own is not None:
+                found[key] = own
+            elif needed:
+                raise ValueError(
+                    f'{where}: no column for data.columns.{key} '
+                    f'({"the audio" if key == "text_a" else "what is said"}) among '
+                    f'{columns.shown(names)}; set it.'
+                )
+        return found
+
+    def _find(self, key: str, names: Sequence[str]) -> str | None:
+        given = self.choice.given.get(key)
+        if given is not None:
+            return named(names, given)
+        usual = [name for name in names if name.casefold() in USUAL[key]]
+        return usual[0] if len(usual) == 1 else None
+
+    def build(
+        self, values: Mapping[str, Sequence[Any]], labelled: bool, place: Place
+    ) -> datasets.Dataset:
+        """Check that every recording is there, and that each row has words or none has."""
+        audio = [self._audio(one, place, row) for row, one in enumerate(values['text_a'])]
+        features: dict[str, Any] = {'audio': FEATURE}
+        rows: dict[str, list[Any]] = {'audio': audio}
+        words = values.get('label', ())
+        if labelled or any(words):
+            for row, text in enumerate(words):
+                if not isinstance(text, str) or not text.strip():
+                    raise ValueError(f'{place(row)}: {text!r} stands where what is said must.')
+                check_encodable(text, f'{place(row)}: what is said')
+            rows['target'] = [' '.join(text.split()) for text in words]
+            features['target'] = datasets.Value('string')
+        return datasets.Dataset.from_dict(rows, features=datasets.Features(features))
+
+    def _audio(self, given: Any, place: Place, row: int) -> dict[str, Any]:
+        if isinstance(given, Mapping) and given.get('bytes') is not None:
+            return {'path': given.get('path') or place(row), 'bytes': given['bytes']}
+        path = given.get('path') if isinstance(given, Mapping) else given
+        if not isinstance(path, str) or not path.strip():
+            raise ValueError(f'{place(row)}: {given!r} stands where the path of a sound file must.')
+        file = self.folder / pathlib.Path(path).expanduser()
+        if not file.is_file():
+            raise FileNotFoundError(
+                f'{place(row)}: there is no file {file}; {folders.content(file.parent, 5)}.'
+            )
+        return {'path': str(file), 'bytes': None}
+
+
+def load(data: Mapping[str, Any]) -> dict[str, datasets.Dataset]:
+    """Read the splits that `data` describes.
+
+    Raises:
+        ValueError, FileNotFoundError: with one sentence on what to change.
+    """
+    if data.get('glue'):
+        raise ValueError(
+            f'data.glue is {data["glue"]!r}, which has no recordings; set data.dir, data.train or '
+            'data.name to recordings and what is said in them'
+        )
+    table = pathlib.Path(data.get('train') or '').expanduser()
+    folder = pathlib.Path(data.get('dir') or table.parent).expanduser()
+    form = Recordings(Choice(**(data.get('columns') or {})), folder)
+    if sources.source_of(data) == 'hub':
+        found = sources.from_hub(data, functools.partial(_hub_split, form))
+        return sources.finish(found, data, _alone)
+    return sources.read(data, form, _alone)
+
+
+def _alone(rows: datasets.Dataset) -> np.ndarray:
+    """Tell that the same words may be on both sides of a cut: others say them, or say them anew."""
+    return np.arange(len(rows))
+
+
+def _hub_split(
+    form: Recordings, rows: datasets.Dataset, labelled: bool, where: str
+) -> datasets.Dataset:
+    chosen = form.choose(rows.column_names, labelled, where)
+    if isinstance(rows.features[chosen['text_a']], datasets.Audio):
+        rows = rows.cast_column(chosen['text_a'], datasets.Audio(decode=False))
+    values = {key: rows[name][:] for key, name in chosen.items()}
+    return form.build(values, labelled, functools.partial('{}, row {}'.format, where))

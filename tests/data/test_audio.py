@@ -1,0 +1,132 @@
+"""Recordings to features: files, channels, rates, windows, and what is kept."""
+
+import io
+import logging
+
+import numpy as np
+import pytest
+import soundfile
+import transformers
+
+from adapters_jax.data import audio
+
+RATE = 16000
+
+
+@pytest.fixture(scope='module')
+def extractor(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('model')
+    transformers.WhisperFeatureExtractor(feature_size=20).save_pretrained(folder)
+    return audio.load_extractor(folder)
+
+
+def tone(hertz, seconds=0.5, rate=RATE):
+    return 0.5 * np.sin(2 * np.pi * hertz * np.arange(round(seconds * rate)) / rate)
+
+
+def write(path, sound, rate=RATE, **options):
+    soundfile.write(path, sound, rate, **options)
+    return {'path': str(path)}
+
+
+@pytest.mark.parametrize('ending', ['wav', 'flac'])
+def test_a_file_is_read_as_it_was_written(tmp_path, ending):
+    sound = tone(440)
+    found = audio.decode(write(tmp_path / f'a.{ending}', sound), RATE)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, sound, atol=2**-15)  # a step of 16 bits
+
+
+def test_channels_are_averaged(tmp_path):
+    left, right = tone(440), tone(700)
+    found = audio.decode(write(tmp_path / 'a.wav', np.stack([left, right], axis=1)), RATE)
+    np.testing.assert_allclose(found, (left + right) / 2, atol=5e-5)
+
+
+@pytest.mark.parametrize('rate', [8000, 22050, 44100, 48000])
+def test_a_tone_of_another_rate_is_the_same_tone(tmp_path, rate):
+    found = audio.decode(write(tmp_path / 'a.wav', tone(440, rate=rate), rate), RATE)
+    assert len(found) == 8000
+    inner = slice(400, -400)  # a filter has less to go by at the edges
+    np.testing.assert_allclose(found[inner], tone(440)[inner], atol=2e-3)
+
+
+def test_what_a_lower_rate_cannot_carry_is_filtered_out(tmp_path):
+    sound = tone(440, rate=48000) + tone(15000, rate=48000)  # would be heard as 1,000 Hz
+    found = audio.decode(write(tmp_path / 'a.wav', sound, 48000, subtype='FLOAT'), RATE)
+    np.testing.assert_allclose(found[400:-400], tone(440)[400:-400], atol=2e-3)
+
+
+def test_bytes_are_read_as_files_are(tmp_path):
+    recording = write(tmp_path / 'a.flac', tone(440))
+    given = {'bytes': (tmp_path / 'a.flac').read_bytes()}
+    np.testing.assert_array_equal(audio.decode(given, RATE), audio.decode(recording, RATE))
+
+
+def test_features_are_those_of_transformers(extractor):
+    sound = tone(440, 1.0).astype(np.float32)
+    whole = audio.log_mel(sound, extractor, 3000)
+    theirs = extractor(sound, sampling_rate=RATE, return_tensors='np')['input_features'][0]
+    np.testing.assert_array_equal(whole, theirs)
+    # A shorter window has the beginning of them, up to the filter's reach over its end.
+    short = audio.log_mel(sound, extractor, 120)
+    assert short.shape == (20, 120)
+    np.testing.assert_allclose(short[:, :117], whole[:, :117], atol=1e-5)
+
+
+def test_features_are_kept_and_made_anew_where_a_file_changes(tmp_path, extractor, monkeypatch):
+    recordings = [write(tmp_path / f'{i}.wav', tone(300 + 50 * i)) for i in range(3)]
+    found = audio.features(recordings, extractor, 0.5, tmp_path / 'cache')
+    assert found.shape == (3, 20, 50) and found.dtype == np.float16
+    np.testing.assert_array_equal(found, audio.features(recordings, extractor, 0.5))
+    monkeypatch.setattr(audio, 'decode', None)
+    again = audio.features(recordings, extractor, 0.5, tmp_path / 'cache')
+    np.testing.assert_array_equal(again, found)
+    monkeypatch.undo()
+    write(tmp_path / '1.wav', tone(900, 0.4))
+    changed = audio.features(recordings, extractor, 0.5, tmp_path / 'cache')
+    assert (changed[1] != found[1]).any()
+    np.testing.assert_array_equal(changed[::2], found[::2])
+
+
+def test_what_is_cut_is_counted(tmp_path, extractor, caplog):
+    recordings = [write(tmp_path / f'{s}.wav', tone(440, s)) for s in (0.3, 0.5, 0.7)]
+    with caplog.at_level(logging.WARNING, logger='adapters_jax.data.audio'):
+        audio.features(recordings, extractor, 0.5)
+    assert '1 of 3 recordings are longer than 0.5 seconds' in caplog.text
+
+
+@pytest.mark.parametrize(
+    ('seconds', 'frames'), [(0, 3000), (30, 3000), (1, 100), (0.5, 50), (0.03, 4), (1.01, 100)]
+)
+def test_a_window_has_an_even_number_of_frames(extractor, seconds, frames):
+    assert audio.frames_of(extractor, seconds) == frames
+
+
+@pytest.mark.parametrize(('seconds', 'message'), [(31, 'up to 30'), (-1, 'up to 30'), (1e-3, 'tw')])
+def test_windows_that_are_none(extractor, seconds, message):
+    with pytest.raises(ValueError, match=rf'task\.window is .*{message}'):
+        audio.frames_of(extractor, seconds)
+
+
+def test_files_that_are_no_sound(tmp_path):
+    (tmp_path / 'a.wav').write_bytes(b'RIFF and nothing more')
+    with pytest.raises(ValueError, match=r'a\.wav cannot be read as sound .*expected WAV, FLAC'):
+        audio.decode({'path': str(tmp_path / 'a.wav')}, RATE)
+    with pytest.raises(FileNotFoundError, match=r'there is no recording .*b\.wav'):
+        audio.decode({'path': str(tmp_path / 'b.wav')}, RATE)
+    empty = write(tmp_path / 'c.wav', np.zeros(0))
+    with pytest.raises(ValueError, match=r'c\.wav has 0 samples'):
+        audio.decode(empty, RATE)
+    buffer = io.BytesIO()
+    soundfile.write(buffer, np.array([0.0, np.nan]), RATE, format='WAV', subtype='FLOAT')
+    with pytest.raises(ValueError, match=r'without a name.*no numbers'):
+        audio.decode({'bytes': buffer.getvalue()}, RATE)
+
+
+def test_folders_without_settings_of_sound(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r'no preprocessor_config\.json'):
+        audio.load_extractor(tmp_path)
+    (tmp_path / audio.SETTINGS).write_text('{"feature_extractor_type": "Nobody"}')
+    with pytest.raises(ValueError, match='is not readable'):
+        audio.load_extractor(tmp_path)
