@@ -8,7 +8,8 @@ The sites are, in the order in which a forward pass meets them:
 
 ==================================================  ==============================================
 `words`                                             word vectors, before positions and LayerNorm
-`embeddings`                                        after the embedding LayerNorm
+`embeddings`                                        after the embedding LayerNorm, and before what
+                                                    gives narrow word vectors the hidden size
 `target`                                            the same of a decoder
 `linear` at query, key, value, output, up, down     each projection; sees input, weights, output
 `key_value`                                         the keys and values of an attention, per head

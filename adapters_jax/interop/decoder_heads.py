@@ -1,10 +1,11 @@
-"""What a checkpoint's decoder has beside its words' vectors to score words with, as ours."""
+"""What a checkpoint's decoder has beside its words' vectors to score words with, as ours and back."""
 
 import numpy as np
 
 from adapters_jax.interop.backbones import LoadedBackbone
 from adapters_jax.interop.tensors import WEIGHT_FILES, read_tensors
-from adapters_jax.params import Tree
+from adapters_jax.models.backbone import BackboneConfig
+from adapters_jax.params import Tree, flatten
 
 _KERNELS, _BIAS = ('lm_head.weight', 'proj_out.weight'), 'final_logits_bias'
 
@@ -42,3 +43,29 @@ def read(backbone: LoadedBackbone) -> Tree:
         if bias.any():
             own['bias'] = bias
     return {'words': own} if own else {}
+
+
+def model_class(family: str) -> str:
+    """Return how the name of a family's model that writes texts ends."""
+    return 'MTModel' if family == 'marian' else 'ForConditionalGeneration'
+
+
+def write(params: Tree, config: BackboneConfig) -> dict[str, np.ndarray]:
+    """Return the tensors that a head is in a Hugging Face model; none where it has nothing own.
+
+    Raises:
+        ValueError: a bias or a matrix where the family's models have none.
+    """
+    leaves, found = flatten(params), {}
+    kernel, bias = leaves.get('words/kernel'), leaves.get('words/bias')
+    unscored = config.family in ('t5', 'whisper') and bias is not None
+    if unscored or (kernel is not None and config.decoder.tied):
+        raise ValueError(
+            f'{config.family} models score words without {"a bias" if unscored else "a matrix"} of '
+            "their own; keep the adapter in this project's own format"
+        )
+    if kernel is not None:
+        found[_KERNELS[0]] = np.ascontiguousarray(np.asarray(kernel, np.float32).T)
+    if bias is not None:
+        found[_BIAS] = np.asarray(bias, np.float32).reshape(1, -1)
+    return found

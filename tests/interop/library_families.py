@@ -20,6 +20,7 @@ from torch_families import CASES
 
 from adapters_jax.adapters import registry
 from adapters_jax.adapters.binding import bind
+from adapters_jax.interop.adapter_folder import AdapterFolder
 from adapters_jax.interop.backbones import LoadedBackbone, load_backbone
 from adapters_jax.models.backbone import Backbone, Inputs
 
@@ -45,7 +46,11 @@ METHODS = CONFIGS | {
     ),
     'no_cross_prefix': adapters.PrefixTuningConfig(cross_prefix=False, flat=True, prefix_length=3),
     'whole_prefix': adapters.PrefixTuningConfig(flat=True, prefix_length=3),
-    'first_decoder_layer': adapters.LoRAConfig(r=4, leave_out=[0, 1, 2, 4]),
+    'left_out_layers': adapters.LoRAConfig(r=4, leave_out=[0, 2]),
+    'prefix_reft': adapters.LoReftConfig(r=2, prefix_positions=3, suffix_positions=0, dropout=0.0),
+    'whole_decoder_prefix': adapters.PrefixTuningConfig(
+        encoder_prefix=False, flat=True, prefix_length=3
+    ),
 }
 
 
@@ -102,6 +107,10 @@ def randomise(source: Source, model: torch.nn.Module, seed: int = 1) -> None:
                 parameter.copy_(own[name])
             elif name in signs:
                 parameter.diagonal().copy_(signs[name])
+            elif name.endswith(('.vera_D', '.vera_B')):  # as it starts, and as the paper has it
+                parameter.copy_(torch.diag(1 + parameter.diagonal()))
+            elif parameter.ndim == 2:  # states of a pre-LN stack must not grow without end
+                parameter.mul_(0.3)
 
 
 def reloaded(source: Source, directory: Path):
@@ -145,18 +154,25 @@ def _texts(length: int, pad: int, seed: int, padded: bool) -> tuple[np.ndarray, 
 
 
 def library_states(model, source: Source, x: Given) -> list[np.ndarray]:
-    """Return the library's hidden states: the encoder's, then the decoder's."""
+    """Return the library's hidden states: the encoder's, then the decoder's.
+
+    They are those in the type that the model's weights have.
+    """
     kind = CASES[source.name].kind
     keys = {'images': 'pixel_values', 'sound': 'input_features'}
-    values = torch.from_numpy(x.values)
-    named = {keys.get(kind, 'input_ids'): values if kind in keys else values.long()}
+    values, dtype = torch.from_numpy(x.values), next(model.parameters()).dtype
+    named = {keys.get(kind, 'input_ids'): values.to(dtype) if kind in keys else values.long()}
     if x.mask is not None:
         named['attention_mask'] = torch.from_numpy(x.mask).long()
     if x.target is not None:
         named['decoder_input_ids'] = torch.from_numpy(x.target).long()
         named['decoder_attention_mask'] = torch.from_numpy(x.target_mask).long()
-    with torch.no_grad():
-        found = model.base_model(**named, output_hidden_states=True)
+    torch.set_default_dtype(dtype)  # of what the library makes on the way
+    try:
+        with torch.no_grad():
+            found = model.base_model(**named, output_hidden_states=True)
+    finally:
+        torch.set_default_dtype(torch.float32)
     if x.target is not None:
         states = [*found.encoder_hidden_states, *found.decoder_hidden_states]
     else:
@@ -209,3 +225,29 @@ def difference(found: list[np.ndarray], expected: list[np.ndarray], x: Given) ->
 def _count(states: list[np.ndarray], x: Given) -> int:
     """Return how many of the states are the encoder's."""
     return sum(state.shape[1] != x.target.shape[1] for state in states)
+
+
+def make_ours(name: str, directory: Path) -> LoadedBackbone:
+    """Write a family's backbone as a checkpoint, and return ours; the library need not have it."""
+    case = CASES[name]
+    model = case.bare(case.config(**case.options)).eval()
+    torch_families.randomise(model, 0)
+    model.save_pretrained(directory)
+    return load_backbone(str(directory))
+
+
+def our_folder(loaded: LoadedBackbone, text: str) -> AdapterFolder:
+    """Return a fresh adapter of ours, without a head."""
+    method = registry.create(text)
+    tree = method.init(jax.random.key(0), loaded.config.dimensions, loaded.params)
+    return AdapterFolder(
+        name='ad',
+        method=method.to_json(),
+        head={},
+        task={},
+        backbone=loaded.describe(),
+        max_length=loaded.config.positions,
+        pair=None,
+        adapter_params=tree,
+        head_params={},
+    )

@@ -77,8 +77,9 @@ def prefixes(layer: int, sub_layer: str, config: BackboneConfig) -> str:
     """Return the group of prefixes that an attention belongs to."""
     if sub_layer == 'cross_attention':
         return 'cross_prefix'
-    encoder = config.decoder is not None and not in_decoder(layer, config)
-    return 'encoder_prefix' if encoder else 'self_prefix'
+    if config.decoder is not None and not in_decoder(layer, config):
+        return 'encoder_prefix'
+    return 'self' if config.family == 'distilbert' else 'self_prefix'
 
 
 def attentions(config: BackboneConfig) -> list[str]:
@@ -128,20 +129,13 @@ def _invertible(method: Invertible, config: BackboneConfig) -> str | None:
         return 'it has no invertible adapters of images'
     if config.family == 'whisper':
         return "it changes the encoder's last states, and not its embedded input"
-    return _narrow(config)
+    return None
 
 
 def _prompt(method: PromptTuning, config: BackboneConfig) -> str | None:
     if config.decoder is not None:
         return 'it has no prompts for models with a decoder'
-    return _narrow(config)
-
-
-def _narrow(config: BackboneConfig) -> str | None:
-    word, hidden = config.dimensions.word, config.block.hidden
-    if word == hidden or config.family == 'vit':
-        return None
-    return f'it acts on {word} features, before these become {hidden}'
+    return None
 
 
 def _prefix(method: PrefixTuning, config: BackboneConfig) -> str | None:
@@ -163,7 +157,7 @@ def _prefix(method: PrefixTuning, config: BackboneConfig) -> str | None:
 def _reft(method: ReFT, config: BackboneConfig) -> str | None:
     if config.decoder is None or not method.suffix_positions:
         return None
-    return "in the decoder it takes the lengths of the encoder's texts for those of its own"
+    return 'of a text that a decoder writes it takes other tokens for the last ones'
 
 
 _PROBLEMS = {
