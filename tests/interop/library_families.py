@@ -158,6 +158,11 @@ def library_states(model, source: Source, x: Given) -> list[np.ndarray]:
 
     They are those in the type that the model's weights have.
     """
+    return states_of(outputs(model.base_model, source, x))
+
+
+def outputs(model: torch.nn.Module, source: Source, x: Given) -> Any:
+    """Return what a torch model of the family's kind makes of the inputs."""
     kind = CASES[source.name].kind
     keys = {'images': 'pixel_values', 'sound': 'input_features'}
     values, dtype = torch.from_numpy(x.values), next(model.parameters()).dtype
@@ -170,13 +175,19 @@ def library_states(model, source: Source, x: Given) -> list[np.ndarray]:
     torch.set_default_dtype(dtype)  # of what the library makes on the way
     try:
         with torch.no_grad():
-            found = model.base_model(**named, output_hidden_states=True)
+            return model(**named, output_hidden_states=True)
     finally:
         torch.set_default_dtype(torch.float32)
-    if x.target is not None:
+
+
+def states_of(found: Any) -> list[np.ndarray]:
+    """Return all hidden states: the encoder's, then the decoder's."""
+    if hasattr(found, 'decoder_hidden_states'):
         states = [*found.encoder_hidden_states, *found.decoder_hidden_states]
     else:
-        states = [*found.hidden_states[:-1], found.last_hidden_state]
+        states = list(found.hidden_states)
+        if hasattr(found, 'last_hidden_state'):
+            states[-1] = found.last_hidden_state
     return [state.numpy() for state in states]
 
 

@@ -24,7 +24,6 @@ from adapters_jax.params import Tree
 from adapters_jax.sites import SUB_LAYERS
 
 
-
 @dataclasses.dataclass(frozen=True)
 class Fusion:
     """The mixing of adapters: `params` is `layer_{i}/{sub-layer}/{query,key,value}`."""
@@ -172,4 +171,3 @@ def save(fusion: Fusion, directory: Path | str, loaded: LoadedBackbone) -> Path:
         store.write_tensors(temporary / store.FUSION.safetensors, named)
         heads.write(fusion.head, fusion.name, temporary, loaded)
     return directory
-

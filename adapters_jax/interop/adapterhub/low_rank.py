@@ -138,6 +138,7 @@ def start(method: LowRank | IA3, tree: Tree, dimensions: Dimensions) -> tuple[Lo
         return _write_ia3(method, dimensions), tree
     crossed = dimensions.decoder_layers > 0 and method.crossattn_lora != method.selfattn_lora
     _refuse(crossed, method, 'crossattn_lora apart from selfattn_lora')
+    _refuse(method.gate_lora and dimensions.gated, method, 'gate_lora')
     _refuse('o' in method.attn_matrices, method, "attn_matrices with 'o'")
     if isinstance(method, MTLLoRA):
         return _start_mtl(method, tree)

@@ -137,9 +137,7 @@ def _with_copies(entry: Entry, config: BackboneConfig) -> Entry:
     return dataclasses.replace(entry, copies=tuple(copies))
 
 
-def reft(
-    paths: Iterable[str], name: str, config: BackboneConfig, orthogonal: bool
-) -> list[Entry]:
+def reft(paths: Iterable[str], name: str, config: BackboneConfig, orthogonal: bool) -> list[Entry]:
     """Return the table of ReFT (`methods/reft.py` of the library)."""
     table = []
     for path in paths:
