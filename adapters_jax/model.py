@@ -181,8 +181,8 @@ class Model:
         table = Backbone(self.config, self.dtype).apply(
             {'params': params['backbone']}, method='table'
         )
-        given = params['heads'][self.name], hidden, table, self.config.decoder
-        return language_head.apply_to_decoder(*given)
+        own = params.get('heads', {}).get(self.name, {})  # nothing, where the words' vectors do
+        return language_head.apply_to_decoder(own, hidden, table, self.config.decoder)
 
     def _pool(
         self, params: Tree, sites: Sites, first: Float[Array, 'B S D']

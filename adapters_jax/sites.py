@@ -115,9 +115,9 @@ class Stream:
     """What flows through the blocks: the hidden states and what every site may look at.
 
     `bias` is added to the scores of every attention over the sequence itself; `before` counts the
-    keys that a site will put before those of the sequence and that move these on. `at` is there where
-    tokens are decoded one after another: the number of those before, whose keys and values are
-    kept; the mask then tells which of all keys each of them sees.
+    keys that a site will put before those of the sequence and that move these on. `at` is there
+    where tokens are decoded one after another: the number of those before, whose keys and values
+    are kept; the mask then tells which of all keys each of them sees.
     `carry` belongs to the adapter: what it computed at one site for use at a later one.
     """
 

@@ -98,7 +98,7 @@ class PrefixTuning(Method):
         places = [(i, name) for i in layers for name in self.sites(dimensions, i)]
         self.require(
             bool(places),
-            'encoder_prefix=False, and leave_out names every layer of the decoder; keep one of them',
+            'encoder_prefix=False, and leave_out names every layer of the decoder; keep one',
         )
         params: Tree = {f'layer_{i}': {} for i, _ in places}
         for i, name in places:

@@ -1,4 +1,4 @@
-"""What a checkpoint's decoder has beside its words' vectors to score words with, as ours and back."""
+"""What a checkpoint's decoder has beside its words' vectors to score words with, as ours."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""The `adapters` library's models of every family, small and random, and what they and ours compute.
+"""The `adapters` library's models of every family, small and random, and what both compute.
 
 A model is the library's own with a random backbone; ours has the weights of its checkpoint. What is
 compared are all hidden states, the encoder's and the decoder's, at what is no padding.

@@ -196,7 +196,8 @@ def write(head: Head, name: str, directory: Path, loaded: LoadedBackbone) -> Non
         return
     if loaded.config.decoder is not None:
         config, tensors = word_heads.write(head.params, name, loaded)
-        return _write(config, tensors, name, directory, loaded)
+        _write(config, tensors, name, directory, loaded)
+        return
     images = _IMAGES if isinstance(loaded.config.stem, PatchStem) else _CLASSES
     config = _config(HeadConfig(**head.head), head.task, images)
     if config is None:

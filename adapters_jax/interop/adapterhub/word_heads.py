@@ -45,8 +45,8 @@ def read(
     if loaded.config.decoder.tied and not tied:
         raise ValueError(
             f'{directory} scores words with another matrix than the word vectors of '
-            f'{loaded.name!r}, whose config.json says tie_word_embeddings=true; give the checkpoint '
-            'that it was trained on'
+            f'{loaded.name!r}, whose config.json says tie_word_embeddings=true; give the '
+            'checkpoint that it was trained on'
         )
     own = {} if tied and loaded.config.decoder.tied else {'kernel': np.ascontiguousarray(weight.T)}
     own |= {'bias': store.copied(tensors[f'heads.{name}.0.bias'])} if biased else {}

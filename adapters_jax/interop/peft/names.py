@@ -16,8 +16,8 @@ from adapters_jax.models.backbone import BackboneConfig
 
 ALL_LINEAR = 'all-linear'
 POOLER = 'pooler.dense'
-# What PEFT adapts in each family where nobody chose, and of which (IA)³ scales the inputs: its tables
-# by model type, of those that one family of ours stands for.
+# What PEFT adapts in each family where nobody chose, and of which (IA)³ scales the inputs: its
+# tables by model type, of those that one family of ours stands for.
 _QUERY_VALUE = {
     **dict.fromkeys(('bert', 'roberta', 'electra'), ('query', 'value')),
     't5': ('q', 'v'),

@@ -18,8 +18,8 @@ from adapters_jax import params
 from adapters_jax.adapters.lora import LoRA
 from adapters_jax.adapters.method import At, Method
 from adapters_jax.adapters.union import Union
-from adapters_jax.interop.adapter_folder import AdapterFolder
 from adapters_jax.interop import hf_heads, modules
+from adapters_jax.interop.adapter_folder import AdapterFolder
 from adapters_jax.interop.backbones import LoadedBackbone
 from adapters_jax.interop.peft import (
     adalora,
