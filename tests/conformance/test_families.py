@@ -106,7 +106,8 @@ def test_it_runs_trains_and_comes_back(family, preset, tmp_path):
         trainable = optax.apply_updates(trainable, updates)
         (last, outputs), gradient = step(trainable, frozen, model, batch)
     assert last < first
-    folder = adapter_folder.load(adapter_folder.save(written(model, trainable, loaded), tmp_path / 'a'))
+    path = adapter_folder.save(written(model, trainable, loaded), tmp_path / 'a')
+    folder = adapter_folder.load(path)
     constants = model.method.constants(model.config.dimensions)
     again = folder.overlay(loaded.params, constants)
     found = step(*trees.partition(again, model.rules), model, batch)[0][1]

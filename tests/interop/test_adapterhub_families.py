@@ -15,7 +15,7 @@ from library_folders import GATED
 from safetensors.torch import load_file
 
 from adapters_jax.interop import adapterhub
-from adapters_jax.interop.adapterhub import places
+from adapters_jax.interop.adapterhub import composed, places
 
 TOLERANCE = 5e-5
 # The library's own blocks call those of `transformers` by an old name.
@@ -193,3 +193,26 @@ def test_a_family_that_the_library_lacks_is_named(tmp_path):
     lora = library.our_folder(marian, 'lora')
     with pytest.raises(ValueError, match=r"no model for the model type 'marian'"):
         adapterhub.save(lora, tmp_path / 'a', marian)
+
+
+@pytest.mark.parametrize('family', ['t5', 'bart', 'vit', 'distilbert'])
+def test_fusion(source, tmp_path, family):
+    """Two adapters and what mixes them, as a folder of the library and as one of ours."""
+    of, x = source(family), inputs(source(family), 'seq_bn')
+    crossing = {'cross_adapter': True} if family in DECODERS else {}
+    model = of.model()
+    for name in ('a', 'b'):
+        config = library.adapters.SeqBnConfig(reduction_factor=4, mh_adapter=True, **crossing)
+        model.add_adapter(name, config=config)
+    setup = library.adapters.Fuse('a', 'b')
+    model.add_adapter_fusion(setup)
+    library.randomise(of, model)
+    model.set_active_adapters(setup)
+    model.eval().save_adapter_setup(str(tmp_path / 'theirs'), setup)
+    expected = library.library_states(model.double(), of, x)
+    folder = composed.load(tmp_path / 'theirs', of.loaded)
+    compare(library.our_states(folder, of, x), expected, x)
+    composed.save(folder, tmp_path / 'ours', of.loaded)
+    again = of.model()
+    again.load_adapter_setup(str(tmp_path / 'ours'), use_safetensors=True, set_active=True)
+    compare(library.library_states(again.eval().double(), of, x), expected, x)

@@ -154,9 +154,8 @@ def test_classifiers_as_hugging_face_models(source, tmp_path, name):
     head = HeadConfig('cls', 1 if name in ('vit', 'deit') else 2, activation)
     model = Model(loaded.config, HeadOnly(), head, 3)
     tree = model.init(jax.random.key(0), tree_map(lambda x: 0.9 * x, loaded.params))
-    out = hf_export.save(
-        tree['backbone'], loaded, tmp_path / 'out', (head.to_json(), tree['heads']['default']), LABELS
-    )
+    told = head.to_json(), tree['heads']['default']
+    out = hf_export.save(tree['backbone'], loaded, tmp_path / 'out', told, LABELS)
     found = from_pretrained(CLASSES[name], out)
     assert found.config.id2label == dict(enumerate(LABELS))
     of = library.Source(name, found.config, {}, loaded)
