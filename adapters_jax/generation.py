@@ -67,15 +67,15 @@ class _Uncached:
         self.model, self.batch, self.rules = model, batch, rules
         self.params = model.for_few_places(params)
         self.backbone = Backbone(model.config, model.dtype)
-        self.mask = attention_mask(batch['segments'], 1) if 'segments' in batch else None
-        self.memory = self.backbone.apply(
-            {'params': params['backbone']},
+        inputs = Inputs(
             inputs_of(batch),
             batch.get('token_type_ids'),
             batch.get('positions'),
-            mask=self.mask,
-            tags=batch.get('tags'),
-            sites=self._sites(1),
+            attention_mask(batch['segments'], 1) if 'segments' in batch else None,
+            batch.get('tags'),
+        )
+        self.memory, self.mask = self.backbone.apply(
+            {'params': params['backbone']}, inputs, self._sites(1), method='encode'
         )
 
     def _sites(self, beams: int) -> Sites:

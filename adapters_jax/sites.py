@@ -8,7 +8,8 @@ The sites are, in the order in which a forward pass meets them:
 
 ==================================================  ==============================================
 `words`                                             word vectors, before positions and LayerNorm
-`embeddings`                                        after the embedding LayerNorm
+`embeddings`                                        after the embedding LayerNorm, and before what
+                                                    gives narrow word vectors the hidden size
 `target`                                            the same of a decoder
 `linear` at query, key, value, output, up, down     each projection; sees input, weights, output
 `key_value`                                         the keys and values of an attention, per head
@@ -113,9 +114,10 @@ class Words:
 class Stream:
     """What flows through the blocks: the hidden states and what every site may look at.
 
-    `bias` is added to the scores of every attention over the sequence itself. `at` is there where
-    tokens are decoded one after another: the number of those before, whose keys and values are
-    kept; the mask then tells which of all keys each of them sees.
+    `bias` is added to the scores of every attention over the sequence itself; `before` counts the
+    keys that a site will put before those of the sequence and that move these on. `at` is there
+    where tokens are decoded one after another: the number of those before, whose keys and values
+    are kept; the mask then tells which of all keys each of them sees.
     `carry` belongs to the adapter: what it computed at one site for use at a later one.
     """
 
@@ -125,6 +127,7 @@ class Stream:
     tags: Int[Array, 'B T'] | None = None
     bias: Float[Array, '1 H T S'] | None = None
     at: Int[Array, ''] | None = None
+    before: int = struct.field(pytree_node=False, default=0)
     carry: dict[str, Any] = struct.field(default_factory=dict)
 
 

@@ -27,8 +27,12 @@ jax.config.update('jax_numpy_rank_promotion', 'raise')
 
 
 def pytest_addoption(parser):
-    """Add `--conformance=FILE`: which method has which property, as the tests found it."""
+    """Add `--conformance=FILE`: which method has which property, as the tests found it.
+
+    `--families=FILE` writes the same for each method over each family of backbones.
+    """
     parser.addoption('--conformance', help='write the table of methods and properties to FILE')
+    parser.addoption('--families', help='write the table of methods and families to FILE')
 
 
 @pytest.fixture(scope='session')
@@ -52,10 +56,18 @@ def _shown(request, record_property):
         value = request.node.callspec.params[marker.kwargs.get('parameter', 'preset')]
         for preset in marker.kwargs.get('presets', {}).get(value, [value]):
             record_property('conformance', [preset, marker.args[0]])
+    for marker in request.node.iter_markers('shows_family'):
+        own, found = marker.kwargs, request.node.callspec.params
+        value = found[own.get('parameter', 'preset')]
+        for preset in own.get('presets', {}).get(value, [value]):
+            pair = [found[own.get('family', 'family')], preset]
+            record_property('families', [*pair, marker.args[0], own.get('holds', True)])
 
 
 def pytest_terminal_summary(terminalreporter, config):
-    """Write what the tests marked `shows` found."""
+    """Write what the tests marked `shows` and `shows_family` found."""
+    if config.getoption('--families') is not None:
+        _write_families(terminalreporter, Path(config.getoption('--families')))
     if config.getoption('--conformance') is None:
         return
     found = {}
@@ -66,3 +78,18 @@ def pytest_terminal_summary(terminalreporter, config):
                 found[preset][shown] = holds and outcome == 'passed'
     text = json.dumps(found, indent=1, sort_keys=True)
     Path(config.getoption('--conformance')).write_text(text + '\n', 'utf-8')
+
+
+def _write_families(terminalreporter, path):
+    """Write {family: {preset: {property: true, false or a word}}}, over what other runs found."""
+    found, seen = json.loads(path.read_text()) if path.exists() else {}, set()
+    for outcome in ('passed', 'failed', 'error'):
+        for report in terminalreporter.stats.get(outcome, []):
+            for family, preset, shown, holds in (
+                v for k, v in report.user_properties if k == 'families'
+            ):
+                of = found.setdefault(family, {}).setdefault(preset, {})
+                kept = of[shown] if (family, preset, shown) in seen else holds
+                of[shown] = kept if outcome == 'passed' and kept is not False else False
+                seen.add((family, preset, shown))
+    path.write_text(json.dumps(found, indent=1, sort_keys=True) + '\n', 'utf-8')

@@ -132,6 +132,12 @@ class Bank(Method):
                 not isinstance(member, Bank) and getattr(member, 'replicas', 1) == 1,
                 f'{name} divides or copies the batch itself; use it by itself',
             )
+            parts = member.members if isinstance(member, Union) else (member,)
+            self.require(
+                not any(getattr(part, 'count_keys', False) for part in parts),
+                f'{name} has count_keys=True, which moves the keys of all rows alike; use it by '
+                'itself',
+            )
 
     @property
     def kinds(self) -> tuple[Kind, ...]:

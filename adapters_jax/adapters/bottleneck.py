@@ -250,15 +250,27 @@ def gate(
 ) -> Float[Array, 'B #T 1']:
     """Return the gate of each example: the mean of a sigmoid over its tokens (Mao et al. 2022).
 
-    The mean is over the tokens that each position may attend to, so neither padding nor the other
-    texts of a packed row have a part in it.
+    Neither padding nor the other texts of a packed row have a part in the mean. Where attention is
+    causal it is over the whole text all the same, as in the authors' code: a gate is one number.
     """
     opened = jax.nn.sigmoid(parts.apply_dense(params, x).astype(jnp.float32))
     if mask is None:
         return opened.mean(1, keepdims=True).astype(x.dtype)
-    weights = jnp.broadcast_to(mask[:, 0], (x.shape[0], *mask.shape[2:])).astype(jnp.float32)
+    weights = whole_texts(mask)[:, 0]
+    weights = jnp.broadcast_to(weights, (x.shape[0], *weights.shape[1:])).astype(jnp.float32)
     tokens = jnp.maximum(weights.sum(-1, keepdims=True), 1.0)
     return (weights @ opened / tokens).astype(x.dtype)
+
+
+def whole_texts(mask: Bool[Array, '#B 1 #T S']) -> Bool[Array, '#B 1 #T S']:
+    """Return which tokens are of the same text as each position, of who may attend to whom.
+
+    Of two tokens of a text one at least may attend to the other, and each to itself.
+    """
+    if mask.shape[2] != mask.shape[3]:
+        return mask
+    itself = jnp.diagonal(mask, axis1=2, axis2=3)[:, :, None, :]
+    return (mask | mask.swapaxes(2, 3)) & itself
 
 
 def skip_examples(

@@ -260,7 +260,8 @@ def supported(method: Method) -> frozenset[str]:
     """Return the kinds of block that a method may stand in.
 
     A backbone has one set of LayerNorms and biases, so what trains these is alone; prefixes have no
-    mean; vectors inserted into the text lengthen all rows alike; only bottlenecks can be fused.
+    mean, and those that move the keys' positions do so in all rows alike, as vectors inserted into
+    the text lengthen them; only bottlenecks can be fused.
     """
     if isinstance(method, Union):
         return frozenset.intersection(*(supported(member) for member in method.members))
@@ -270,7 +271,7 @@ def supported(method: Method) -> frozenset[str]:
     if method.inserted.count:
         return frozenset({'stack'})
     if acts(kind, 'key_value'):
-        return _EVERYWHERE
+        return frozenset({'stack'}) if getattr(method, 'count_keys', False) else _EVERYWHERE
     if acts(kind, 'embeddings') or acts(kind, 'block'):
         return _EVERYWHERE | {'average'}
     if acts(kind, 'adapt') and hasattr(kind, 'read'):

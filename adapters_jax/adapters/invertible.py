@@ -57,8 +57,8 @@ class Invertible(Method):
         """
         if self.init_weights_seed is not None:
             key = jax.random.key(self.init_weights_seed)
-        first = dimensions.hidden // 2
-        second = dimensions.hidden - first
+        first = dimensions.word // 2
+        second = dimensions.word - first
         outputs = 2 if self.block_type == 'glow' else 1  # scale and shift, or the shift alone
         sizes = ((second, outputs * first), (first, outputs * second))
         named = zip(_NETWORKS[self.block_type], sizes, jax.random.split(key), strict=True)

@@ -64,6 +64,7 @@ class LowRank(Method, abc.ABC):
     crossattn_lora: bool = True  # and of cross-attention, where the backbone has it
     intermediate_lora: bool = False  # the feed-forward network's first projection
     output_lora: bool = False  # and its second
+    gate_lora: bool = False  # and its gate, where it has one
     dropout: float = 0.0  # of the input, on the low-rank path only
     use_gating: bool = False  # scale by a learned gate in (0, 1), one per example
     leave_out: tuple[int, ...] = ()
@@ -76,9 +77,9 @@ class LowRank(Method, abc.ABC):
         self.require(0 <= self.dropout < 1, f'dropout={self.dropout} is not in [0, 1)')
         attention = self.attn_matrices and (self.selfattn_lora or self.crossattn_lora)
         self.require(
-            bool(attention or self.intermediate_lora or self.output_lora),
+            bool(attention or self.intermediate_lora or self.output_lora or self.gate_lora),
             'no projection is adapted; name some in attn_matrices with selfattn_lora or '
-            'crossattn_lora, or set intermediate_lora or output_lora to True',
+            'crossattn_lora, or set intermediate_lora, output_lora or gate_lora to True',
         )
 
     def places(self, dimensions: Dimensions) -> list[Place]:
@@ -94,11 +95,14 @@ class LowRank(Method, abc.ABC):
         chosen = {
             'attention': attention if self.selfattn_lora else (),
             'cross_attention': attention if crossing else (),
-            'feed_forward': ('up',) * self.intermediate_lora + ('down',) * self.output_lora,
+            'feed_forward': ('up',) * self.intermediate_lora
+            + ('down',) * self.output_lora
+            + ('gate',) * (self.gate_lora and dimensions.gated),
         }
         self.require(
             any(chosen.values()),
-            'only cross-attention is adapted, but the backbone has none; set selfattn_lora=True',
+            'only cross-attention or a gate is adapted, but the backbone has none; set '
+            'selfattn_lora=True',
         )
         return [
             Place(layer, sub_layer, name)

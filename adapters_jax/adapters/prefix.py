@@ -17,7 +17,7 @@ from adapters_jax import functional
 from adapters_jax.adapters import bottleneck, parts
 from adapters_jax.adapters.method import At, Method, adapted_layers
 from adapters_jax.params import Tree
-from adapters_jax.sites import SUB_LAYERS, Dimensions, KeyValue, Words
+from adapters_jax.sites import SUB_LAYERS, Dimensions, KeyValue, Stream, Words
 
 # What a prefix is called among a site's parameters, and the network that decoders' prefixes share.
 _OWN, _DECODERS = 'prefix', 'decoder_prefix'
@@ -29,8 +29,9 @@ class PrefixTuning(Method):
 
     There is no identity to start from: a fresh prefix already takes a share of the attention and
     changes every output. The options have the names and defaults of the `adapters` library, but for
-    `shift_positions`: `peft` hands the prefix over as past keys and values, so that BERT and
-    RoBERTa count the text's positions from P instead of 0.
+    the last two. `peft` hands the prefix over as past keys and values, so that backbones with
+    absolute positions count the text's from P instead of 0. In a backbone with relative positions
+    `adapters` counts keys from the first of the prefix, and queries from the first of the text.
     """
 
     architecture: ClassVar[str] = 'prefix_tuning'
@@ -47,6 +48,7 @@ class PrefixTuning(Method):
     leave_out: tuple[int, ...] = ()
     init_weights_seed: int | None = None
     shift_positions: bool = False  # the text's positions start at P
+    count_keys: bool = False  # relative positions of the text's keys start at P
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
@@ -69,6 +71,8 @@ class PrefixTuning(Method):
 
     def sites(self, dimensions: Dimensions, layer: int) -> list[str]:
         """Return the attentions of a layer that get a prefix."""
+        if dimensions.decoder_layers and not _in_decoder(dimensions, layer):
+            return ['attention'] if self.encoder_prefix else []
         cross = self.cross_prefix and 'cross_attention' in dimensions.projections(layer)
         return ['attention', *(['cross_attention'] if cross else [])]
 
@@ -92,6 +96,10 @@ class PrefixTuning(Method):
             return functional.fold(key, layer + 1, SUB_LAYERS.index(name))
 
         places = [(i, name) for i in layers for name in self.sites(dimensions, i)]
+        self.require(
+            bool(places),
+            'encoder_prefix=False, and leave_out names every layer of the decoder; keep one',
+        )
         params: Tree = {f'layer_{i}': {} for i, _ in places}
         for i, name in places:
             leaf = _DECODERS if _in_decoder(dimensions, i) else _OWN
@@ -134,6 +142,19 @@ class PrefixTuning(Method):
     def words(self, params: Tree, words: Words, at: At) -> Words:
         """Move the text to the positions after the prefix where the option says so."""
         return words.replace(positions=words.positions + self.reserved_positions)
+
+    def embeddings(self, params: Tree, stream: Stream, at: At) -> Stream:
+        """Let the prefix count among the keys where the option says so."""
+        return self._count(params, stream, _OWN)
+
+    def target(self, params: Tree, stream: Stream, at: At) -> Stream:
+        """Do the same in a decoder."""
+        return self._count(params, stream, _DECODERS)
+
+    def _count(self, params: Tree, stream: Stream, leaf: str) -> Stream:
+        layers = (sites for name, sites in params.items() if name.startswith('layer_'))
+        there = self.count_keys and any(leaf in sites.get('attention', {}) for sites in layers)
+        return stream.replace(before=stream.before + self.prefix_length) if there else stream
 
     def key_value(self, params: Tree, seen: KeyValue, at: At) -> KeyValue:
         """Put the prefix before the keys and values (Li and Liang 2021, eq. 3).

@@ -102,17 +102,11 @@ class PromptTuning(Method):
         )
         if self.init_weights_seed is not None:
             key = jax.random.key(self.init_weights_seed)
-        width = dimensions.word if self.site == 'words' else dimensions.hidden
+        width = dimensions.word  # at both sites
         if self.prompt_init == 'random_uniform':
             scale, shape = self.random_uniform_scale, (self.prompt_length, width)
             prompt = jax.random.uniform(key, shape, minval=-scale, maxval=scale)
         else:
-            self.require(
-                width == dimensions.word,
-                f'prompt_init={self.prompt_init!r} needs word vectors as wide as the hidden states '
-                f"at site='embeddings', but they are {dimensions.word} and {width} wide; "
-                "use site='words' or prompt_init='random_uniform'",
-            )
             rows = self._rows(key, dimensions.vocabulary)
             table = backbone['embeddings']['word']['embedding']
             prompt = jnp.take(table, rows, axis=0).astype(jnp.float32)

@@ -45,8 +45,9 @@ class BitFit(_Tuning):
         layers = self.layers(dimensions)
         if self.biases == 'partial':
             return (train(rf'backbone/{layers}/(\w+/query|feed_forward/up)/bias'),)
-        around = (train(r'backbone/embeddings/norm/bias'),) if self.embedding_norm else ()
-        return (*around, train(rf'backbone/{layers}/.*/bias'), train(r'backbone/pooler/bias'))
+        around = (train(r'backbone/(decoder_)?embeddings/\w+/bias'),) if self.embedding_norm else ()
+        ends = (train(r'backbone/(decoder_)?final_norm/bias'), train(r'backbone/pooler/bias'))
+        return (*around, train(rf'backbone/{layers}/.*/bias'), *ends)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -61,5 +62,6 @@ class LayerNormTuning(_Tuning):
         Raises:
             ValueError: `leave_out` names a layer that the backbone does not have, or all of them.
         """
-        around = (train(r'backbone/embeddings/norm/(scale|bias)'),) if self.embedding_norm else ()
-        return (*around, train(rf'backbone/{self.layers(dimensions)}/\w+/norm/(scale|bias)'))
+        norms = rf'{self.layers(dimensions)}/\w+/norm', r'(decoder_)?final_norm'
+        around = (r'(decoder_)?embeddings/norm',) if self.embedding_norm else ()
+        return tuple(train(rf'backbone/{norm}/(scale|bias)') for norm in (*around, *norms))

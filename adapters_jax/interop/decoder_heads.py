@@ -8,7 +8,7 @@ from adapters_jax.interop import language_heads
 from adapters_jax.interop.backbones import LoadedBackbone
 from adapters_jax.interop.tensors import WEIGHT_FILES, read_tensors
 from adapters_jax.models.backbone import BackboneConfig
-from adapters_jax.params import Tree
+from adapters_jax.params import Tree, flatten
 
 _KERNELS, _BIAS = ('lm_head.weight', 'proj_out.weight'), 'final_logits_bias'
 
@@ -56,16 +56,32 @@ def read(backbone: LoadedBackbone) -> Tree:
     return {'words': own} if own else {}
 
 
-def write(tree: Tree, config: BackboneConfig) -> dict[str, np.ndarray]:
-    """Return the tensors of such scores, under their names in a checkpoint of the family."""
+def model_class(family: str) -> str:
+    """Return how the name of a family's model that writes texts ends."""
+    odd = {'marian': 'MTModel', 'encoder-decoder': 'Model'}
+    return odd.get(family, 'ForConditionalGeneration')
+
+
+def write(params: Tree, config: BackboneConfig) -> dict[str, np.ndarray]:
+    """Return the tensors that a head is in a Hugging Face model; none where it has nothing own.
+
+    Raises:
+        ValueError: a bias or a matrix where the family's models have none.
+    """
     if config.decoder.transformed:
-        return language_heads.write(tree, config.family)
-    own = {name: np.asarray(leaf, np.float32) for name, leaf in tree.get('words', {}).items()}
-    found = {}
-    if 'kernel' in own:
-        found['lm_head.weight'] = np.ascontiguousarray(own['kernel'].T)
-    if 'bias' in own:
-        found[_BIAS] = own['bias'].reshape(1, -1)
+        return language_heads.write(params, config.family)
+    leaves, found = flatten(params), {}
+    kernel, bias = leaves.get('words/kernel'), leaves.get('words/bias')
+    unscored = config.family in ('t5', 'whisper') and bias is not None
+    if unscored or (kernel is not None and config.decoder.tied):
+        raise ValueError(
+            f'{config.family} models score words without {"a bias" if unscored else "a matrix"} of '
+            "their own; keep the adapter in this project's own format"
+        )
+    if kernel is not None:
+        found[_KERNELS[0]] = np.ascontiguousarray(np.asarray(kernel, np.float32).T)
+    if bias is not None:
+        found[_BIAS] = np.asarray(bias, np.float32).reshape(1, -1)
     return found
 
 

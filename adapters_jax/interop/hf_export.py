@@ -15,7 +15,7 @@ import numpy as np
 from safetensors.numpy import save as to_bytes
 
 from adapters_jax import files, params
-from adapters_jax.interop import decoder_heads, hf_heads, hub
+from adapters_jax.interop import decoder_heads, hf_heads, hub, modules
 from adapters_jax.interop.backbones import LoadedBackbone
 from adapters_jax.interop.tensors import SAFETENSORS
 from adapters_jax.models import families
@@ -32,11 +32,30 @@ _TOKENIZER_FILES = (
     'vocab.json',
     'merges.txt',
     'sentencepiece.bpe.model',
-    'generation_config.json',
+    'spiece.model',
+    'source.spm',
+    'target.spm',
+    'normalizer.json',
     'preprocessor_config.json',
+    'generation_config.json',
 )
-_CLASSES = {'bert': 'Bert', 'roberta': 'Roberta', 'xlm-roberta': 'XLMRoberta'}
-_CLASSES['camembert'] = 'Camembert'
+_CLASSES = {
+    'bert': 'Bert',
+    'roberta': 'Roberta',
+    'xlm-roberta': 'XLMRoberta',
+    'camembert': 'Camembert',
+    'distilbert': 'DistilBert',
+    'electra': 'Electra',
+    'vit': 'ViT',
+    'deit': 'DeiT',
+    'bart': 'Bart',
+    'mbart': 'MBart',
+    'marian': 'Marian',
+    't5': 'T5',
+    'mt5': 'MT5',
+    'whisper': 'Whisper',
+    'encoder-decoder': 'EncoderDecoder',
+}
 # What the config of another model with a head says of that head.
 _OF_A_HEAD = ('id2label', 'label2id', 'num_labels', 'problem_type', 'finetuning_task')
 
@@ -55,7 +74,8 @@ def save(
         loaded: the checkpoint that it comes from.
         directory: written under a temporary name, then renamed.
         head: description (JSON values) and parameters of the head that comes with it, as a model
-            for sequence classification; one that no such model has is left out with a warning.
+            for classification or, of a decoder, for generation; one that no such model has is left
+            out with a warning.
         labels: names of the classes; None for a regression.
 
     Raises:
@@ -63,31 +83,11 @@ def save(
             no outputs.
     """
     directory = Path(directory)
-    if loaded.config.decoder is not None:
-        return _save_writer(backbone, loaded, directory, {} if head is None else head[1])
-    classifier = None
-    if head is not None:
-        classifier = hf_heads.write(*head, loaded.config)
-        if classifier is None:
-            _LOG.warning(
-                'no Hugging Face model has this head: %s is written without it; expected %s',
-                directory,
-                hf_heads.equivalent(loaded.config.family),
-            )
+    tensors_of_head = _head(head, loaded, directory)
     config = json.loads((loaded.directory / hub.CONFIG).read_text('utf-8'))
-    described = _config(config, classifier, labels)
-    tensors = _tensors(backbone, loaded.config, classifier)
+    described = _config(config, tensors_of_head, labels, loaded.config)
+    tensors = _tensors(backbone, loaded.config, tensors_of_head)
     return _write(directory, described, tensors, loaded.directory)
-
-
-def _save_writer(backbone: Tree, loaded: LoadedBackbone, directory: Path, head: Tree) -> Path:
-    """Write a model with a decoder, and with the checkpoint's scores of words unless it has own."""
-    prefix = families.FAMILIES[loaded.config.family].prefix
-    tensors = {f'{prefix}{k}': v for k, v in _tensors(backbone, loaded.config, None).items()}
-    tensors |= decoder_heads.write(head or decoder_heads.read(loaded), loaded.config)
-    config = json.loads((loaded.directory / hub.CONFIG).read_text('utf-8'))
-    config = {k: v for k, v in config.items() if k not in ('_name_or_path', 'dtype')}
-    return _write(directory, config | {'torch_dtype': 'float32'}, tensors, loaded.directory)
 
 
 def _write(
@@ -106,10 +106,33 @@ def _write(
     return directory
 
 
+def _head(
+    head: tuple[Mapping[str, Any], Tree] | None, loaded: LoadedBackbone, directory: Path
+) -> dict[str, np.ndarray] | None:
+    """Return the tensors of a head; a model that writes has its checkpoint's, unless it has own."""
+    config, given = loaded.config, head is not None and bool(head[1])
+    if config.decoder is not None:
+        there = config.decoder.tied or decoder_heads.exists(loaded)
+        if not given and not there:
+            return None
+        return decoder_heads.write(head[1] if given else decoder_heads.read(loaded), config)
+    if head is None:
+        return None
+    classifier = hf_heads.write(*head, config)
+    if classifier is None:
+        _LOG.warning(
+            'no Hugging Face model has this head: %s is written without it; expected %s',
+            directory,
+            hf_heads.equivalent(config.family),
+        )
+    return classifier
+
+
 def _config(
     config: dict[str, Any],
-    classifier: Mapping[str, np.ndarray] | None,
+    head: Mapping[str, np.ndarray] | None,
     labels: Sequence[str] | None,
+    backbone: BackboneConfig,
 ) -> dict[str, Any]:
     """Return the checkpoint's config, changed to say what the directory holds."""
     left_out = (*_OF_A_HEAD, '_name_or_path', 'dtype')
@@ -117,15 +140,17 @@ def _config(
     described['torch_dtype'] = 'float32'
     described.setdefault('model_type', 'bert')
     name = _CLASSES[described['model_type']]
-    if classifier is None:
+    if head is None:
         return described | {'architectures': [f'{name}Model']}
-    outputs = hf_heads.outputs(classifier)
+    if backbone.decoder is not None:
+        return described | {'architectures': [name + decoder_heads.model_class(backbone.family)]}
+    outputs = hf_heads.outputs(head)
     regression = labels is None
     labels = ['LABEL_0'] if labels is None else list(labels)
     if len(labels) != outputs:
         raise ValueError(f'the head has {outputs} outputs, but {len(labels)} labels: {labels}')
     return described | {
-        'architectures': [f'{name}ForSequenceClassification'],
+        'architectures': [name + hf_heads.model_class(backbone.family)],
         'num_labels': outputs,
         'id2label': {str(i): label for i, label in enumerate(labels)},
         'label2id': {label: i for i, label in enumerate(labels)},
@@ -134,9 +159,9 @@ def _config(
 
 
 def _tensors(
-    backbone: Tree, config: BackboneConfig, classifier: Mapping[str, np.ndarray] | None
+    backbone: Tree, config: BackboneConfig, head: Mapping[str, np.ndarray] | None
 ) -> dict[str, np.ndarray]:
-    """Return the tensors of the bare model, or of the model with a classifier."""
+    """Return the tensors of the bare model, or of the model with a head."""
     leaves = params.flatten(backbone)
     names = families.tensor_names(config)
     expected = {path for path, _ in names.values()}
@@ -145,14 +170,16 @@ def _tensors(
             f'the parameters are not those of a {config.family} model with {config.depth} '
             f'layers; missing or unexpected: {", ".join(differing[:5])}'
         )
-    prefix = '' if classifier is None else f'{config.family}.'
+    prefix = '' if head is None else modules.prefix(config)
     tensors = {}
     for name, (path, transpose) in names.items():
-        # RoBERTa's classifier has a dense layer of its own and is built without the pooler.
-        if classifier is not None and config.family == 'roberta' and name.startswith('pooler.'):
+        # A classifier that does not stand on the pooler is built without it.
+        unused = head is not None and hf_heads.without_pooler(config.family)
+        if unused and name.startswith('pooler.'):
             continue
         leaf = np.asarray(leaves[path], np.float32)
         tensors[prefix + name] = np.ascontiguousarray(leaf.T if transpose else leaf)
-    for name, tensor in (classifier or {}).items():
-        tensors[name if name.startswith(hf_heads.CLASSIFIER) else prefix + name] = tensor
+    for name, tensor in (head or {}).items():
+        inside = name.startswith('pooler.')
+        tensors[prefix + name if inside else name] = tensor
     return tensors

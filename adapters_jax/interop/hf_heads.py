@@ -1,12 +1,12 @@
 """Classification heads as Hugging Face models have them, and as ours.
 
-`BertForSequenceClassification` puts one dense layer on the pooler's output;
-`RobertaForSequenceClassification` a dense layer, tanh and another dense layer on the first token.
-Both call it `classifier`, and so do the folders that hold nothing but what was trained.
+`BertForSequenceClassification` puts one dense layer on the pooler's output; most others one or two
+on the first token. All call the last of them `classifier` or something in it, and so do the folders
+that hold nothing but what was trained.
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,17 +15,68 @@ from adapters_jax.models.heads import HeadConfig
 from adapters_jax.params import Tree
 
 CLASSIFIER = 'classifier'
-# Of each family: the dense layers' names below `classifier`, first to last.
-_LAYERS = {'bert': ('',), 'roberta': ('dense.', 'out_proj.')}
-_POOLING = {'bert': 'pooler', 'roberta': 'cls'}
+_TEXTS, _IMAGES = 'ForSequenceClassification', 'ForImageClassification'
+
+
+class Classifier(NamedTuple):
+    """A family's classifier: its dense layers, first to last, and what they stand on."""
+
+    layers: tuple[str, ...]
+    pooling: str
+    activation: str = 'tanh'
+    model: str = _TEXTS  # how the name of the class ends
+
+
+_TWO = (f'{CLASSIFIER}.dense', f'{CLASSIFIER}.out_proj')
+# Models with a decoder classify its states, which no head of ours does.
+_CLASSIFIERS = {
+    'bert': Classifier((CLASSIFIER,), 'pooler'),
+    'roberta': Classifier(_TWO, 'cls'),
+    'electra': Classifier(_TWO, 'cls', 'gelu'),
+    'distilbert': Classifier((f'pre_{CLASSIFIER}', CLASSIFIER), 'cls', 'relu'),
+    'vit': Classifier((CLASSIFIER,), 'cls', model=_IMAGES),
+    'deit': Classifier((CLASSIFIER,), 'cls', model=_IMAGES),
+}
+
+
+def model_class(family: str) -> str:
+    """Return how the name of a family's model with a classifier ends."""
+    return _CLASSIFIERS[family].model
+
+
+def is_class(name: Any, family: str) -> bool:
+    """Tell whether a class of models has a classifier that is one of ours."""
+    known = family in _CLASSIFIERS
+    return known and isinstance(name, str) and name.endswith(_CLASSIFIERS[family].model)
+
+
+def is_head(tensor: str) -> bool:
+    """Tell whether a tensor is a classifier's, by its name in a model with one."""
+    return tensor.startswith((f'{CLASSIFIER}.', f'pre_{CLASSIFIER}.'))
+
+
+def without_pooler(family: str) -> bool:
+    """Tell whether a family's models with a classifier have no pooler, though bare ones do."""
+    return family in _CLASSIFIERS and _CLASSIFIERS[family].pooling != 'pooler'
+
+
+def head_config(config: BackboneConfig) -> HeadConfig:
+    """Return our description of a family's classifier."""
+    own = _CLASSIFIERS[config.family]
+    return HeadConfig(
+        pooling=own.pooling,
+        layers=len(own.layers),
+        activation=own.activation,
+        dropout=config.block.dropout,
+    )
 
 
 def tensor_names(family: str) -> dict[str, tuple[str, bool]]:
     """Return, for each tensor of the classifier, our path in the head and whether to transpose."""
     names = {}
-    for i, layer in enumerate(_LAYERS[family]):
-        names[f'{CLASSIFIER}.{layer}weight'] = (f'dense_{i}/kernel', True)
-        names[f'{CLASSIFIER}.{layer}bias'] = (f'dense_{i}/bias', False)
+    for i, layer in enumerate(_CLASSIFIERS[family].layers):
+        names[f'{layer}.weight'] = (f'dense_{i}/kernel', True)
+        names[f'{layer}.bias'] = (f'dense_{i}/bias', False)
     return names
 
 
@@ -36,6 +87,11 @@ def read(tensors: Mapping[str, np.ndarray], config: BackboneConfig) -> tuple[Hea
         ValueError: tensors that are missing, unexpected or of the wrong shape, or a classifier on
             the pooler of a backbone that has none.
     """
+    if config.family not in _CLASSIFIERS:
+        raise ValueError(
+            f'a classifier of a {config.family} model is not supported; expected one of '
+            f'{", ".join(_CLASSIFIERS)}'
+        )
     names = tensor_names(config.family)
     problems = [f'{name} is missing' for name in names if name not in tensors]
     problems += [f'{name} is unexpected' for name in tensors if name not in names]
@@ -43,7 +99,7 @@ def read(tensors: Mapping[str, np.ndarray], config: BackboneConfig) -> tuple[Hea
         raise ValueError(
             f'the classifier is not one of a {config.family} model: {"; ".join(problems)}'
         )
-    if _POOLING[config.family] == 'pooler' and not config.pooler:
+    if head_config(config).pooling == 'pooler' and not config.pooler:
         raise ValueError(
             'the classifier stands on a pooler, which the backbone does not have; use the '
             'checkpoint that it was trained on'
@@ -54,27 +110,21 @@ def read(tensors: Mapping[str, np.ndarray], config: BackboneConfig) -> tuple[Hea
         layer, leaf = path.split('/')
         tensor = tensors[name]
         tree.setdefault(layer, {})[leaf] = np.ascontiguousarray(tensor.T if transpose else tensor)
-    head = HeadConfig(
-        pooling=_POOLING[config.family],
-        layers=len(_LAYERS[config.family]),
-        activation='tanh',
-        dropout=config.block.dropout,
-    )
-    return head, tree, outputs
+    return head_config(config), tree, outputs
 
 
 def _check_shapes(tensors: Mapping[str, np.ndarray], config: BackboneConfig) -> int:
     """Return the number of outputs."""
-    hidden, layers = config.block.hidden, _LAYERS[config.family]
-    last = tensors[f'{CLASSIFIER}.{layers[-1]}weight']
+    hidden, layers = config.block.hidden, _CLASSIFIERS[config.family].layers
+    last = tensors[f'{layers[-1]}.weight']
     outputs = len(last) if last.ndim else 0
     for layer in layers:
         width = outputs if layer == layers[-1] else hidden
         for leaf, shape in (('weight', (width, hidden)), ('bias', (width,))):
-            found = tensors[f'{CLASSIFIER}.{layer}{leaf}'].shape
+            found = tensors[f'{layer}.{leaf}'].shape
             if found != shape or not outputs:
                 raise ValueError(
-                    f'{CLASSIFIER}.{layer}{leaf} has shape {found}, expected {shape}: the '
+                    f'{layer}.{leaf} has shape {found}, expected {shape}: the '
                     f"backbone's hidden size is {hidden}"
                 )
     return outputs
@@ -88,13 +138,14 @@ def write(
     `head` is the description of a `HeadConfig` as JSON values. BERT's pooler is a dense layer and
     tanh on the first token, so a head of two layers is a pooler and a classifier.
     """
+    own = _CLASSIFIERS.get(config.family)
     chosen = (head['pooling'], head['layers'])
-    if chosen[1] > 1 and head['activation'] != 'tanh':
+    if own is None or (chosen[1] > 1 and head['activation'] != own.activation):
         return None
     if config.family == 'bert' and chosen == ('cls', 2):
         last = _torch({'dense_0': tree['dense_1']}, tensor_names('bert'))
         return last | _torch({'pooler': tree['dense_0']}, _POOLER)
-    if chosen != (_POOLING[config.family], len(_LAYERS[config.family])):
+    if chosen != (own.pooling, len(own.layers)):
         return None
     return _torch(tree, tensor_names(config.family))
 
@@ -121,5 +172,10 @@ def outputs(classifier: Mapping[str, np.ndarray]) -> int:
 
 def equivalent(family: str) -> str:
     """Say which heads a family's models can have, for messages."""
-    plain = f"head.pooling='{_POOLING[family]}' and head.layers={len(_LAYERS[family])}"
+    if family not in _CLASSIFIERS:
+        return 'a model without a head'
+    own = _CLASSIFIERS[family]
+    plain = f"head.pooling='{own.pooling}' and head.layers={len(own.layers)}"
+    if len(own.layers) > 1 and own.activation != 'tanh':
+        plain += f" and head.activation='{own.activation}'"
     return f"{plain}, or head.pooling='cls' and head.layers=2" if family == 'bert' else plain

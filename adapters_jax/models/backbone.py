@@ -190,16 +190,34 @@ class Backbone(nn.Module):
         With more vectors a token than the place has, they are the outputs of the trunk's blocks.
         """
         inputs = Inputs(values, token_type_ids, positions, mask, tags)
-        still = deterministic or self.trunk.layer > 0
-        stream = self.embeddings(inputs, sites, still)
-        collected = self._run(self.blocks, stream, sites, deterministic, known)
-        if self.config.final_norm:
-            collected[-1] = self._end(self.final_norm, collected[-1], sites, deterministic)
+        collected, own = self._encode(inputs, sites, deterministic, known)
         if target is None:
             return collected if all_hidden else collected[-1]
         memory = collected[-1]
+        if target_mask is not None and target_mask.shape[-1] != memory.shape[1]:
+            target_mask = own[:, :, :1]  # vectors were inserted; such rows have one text each
         decoded = self.decode(target, memory, target_mask, sites, deterministic, all_hidden=True)
         return [*collected, *decoded] if all_hidden else decoded[-1]
+
+    def encode(
+        self, inputs: Inputs, sites: Sites = IDENTITY
+    ) -> tuple[Float[Array, 'B S D'], Bool[Array, '#B 1 #S S'] | None]:
+        """Return the encoder's last hidden states, and their mask: of what sites insert, too."""
+        collected, mask = self._encode(inputs, sites, True, None)
+        return collected[-1], mask
+
+    def _encode(
+        self,
+        inputs: Inputs,
+        sites: Sites,
+        deterministic: bool,
+        known: Float[Array, 'B T N D'] | None,
+    ) -> tuple[list[Float[Array, 'B S D']], Bool[Array, '#B 1 #S S'] | None]:
+        stream = self.embeddings(inputs, sites, deterministic or self.trunk.layer > 0)
+        collected = self._run(self.blocks, stream, sites, deterministic, known)
+        if self.config.final_norm:
+            collected[-1] = self._end(self.final_norm, collected[-1], sites, deterministic)
+        return collected, stream.mask
 
     def decode(
         self,

@@ -85,11 +85,16 @@ class Embeddings(nn.Module):
         x = self.norm(x.shape[-1], sites)(x)
         rng = None if deterministic else self.make_rng('dropout')
         x = functional.dropout(x, c.block.dropout, rng).astype(self.dtype)
-        if s.word and s.word != c.block.hidden:
-            x = self.projection(x, lambda bias: sites.vector('embeddings/projection/bias', bias))
         vectors = words.vectors.astype(self.dtype)
         stream = Stream(x, words.mask, vectors, words.tags, at=inputs.at)
-        return sites.target(stream) if s.decoder else sites.embeddings(stream)
+        stream = sites.target(stream) if s.decoder else sites.embeddings(stream)
+        if not s.word or s.word == c.block.hidden:
+            return stream
+
+        def bias(own: Array) -> Array:
+            return sites.vector('embeddings/projection/bias', own)
+
+        return stream.replace(hidden=self.projection(stream.hidden, bias))
 
     def table(self) -> Any:
         """Return the word vectors."""

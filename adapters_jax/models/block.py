@@ -169,7 +169,7 @@ class Attention(nn.Module):
         seen = KeyValue(inputs=x, key=key, value=value, mask=mask, text_mask=own)
         seen = sites.key_value(self.layer, self.kind, seen)
         rng = None if deterministic else self.make_rng('dropout')
-        bias = _widened(stream.bias, seen.key.shape[1]) if itself else None
+        bias = _fitted(stream.bias, seen.key.shape[1]) if itself else None
         scale = seen.key.shape[-1] ** -0.5 if c.scaled else 1.0
         query = query.reshape(len(seen.key), -1, *query.shape[2:])  # the beams of a memory
         mixed = attend(
@@ -249,10 +249,16 @@ def _projection(module: Attention | FeedForward, features: int, name: str) -> Pr
     return Projection(features, module.layer, module.kind, biased, name=name)
 
 
-def _widened(bias: Float[Array, '1 H T S'] | None, keys: int) -> Float[Array, '1 H T P+S'] | None:
-    """Return the bias of scores with zeros for what a site put before the keys."""
+def _fitted(bias: Float[Array, '1 H T S'] | None, keys: int) -> Float[Array, '1 H T K'] | None:
+    """Return the bias of the scores of all K keys.
+
+    What a site put before the sequence's has none, unless it is counted (`Stream.before`); the
+    columns are then those of the first keys, with and without it.
+    """
     if bias is None or bias.shape[-1] == keys:
         return bias
+    if bias.shape[-1] > keys:
+        return bias[..., :keys]
     return jnp.pad(bias, ((0, 0), (0, 0), (0, 0), (keys - bias.shape[-1], 0)))
 
 

@@ -94,7 +94,8 @@ class TextEmbeddings(nn.Module):
             return stream
         queries = stream.hidden.shape[1]
         keys = queries if inputs.at is None else inputs.mask.shape[-1]
-        return stream.replace(bias=self._bias(start + jnp.arange(queries), jnp.arange(keys)))
+        keys = jnp.arange(stream.before + keys)
+        return stream.replace(bias=self._bias(start + jnp.arange(queries), keys))
 
     def _bias(self, queries: Int[Array, 'T'], keys: Int[Array, 'S']) -> Float[Array, '1 H T S']:
         s = self.stem

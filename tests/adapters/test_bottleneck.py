@@ -234,15 +234,22 @@ def test_padding_and_packing_change_nothing(name):
         np.testing.assert_allclose(in_pack, alone, atol=2e-5)
 
 
-def test_gate_is_the_mean_over_what_a_position_sees():
+@pytest.mark.parametrize('causal', [False, True])
+def test_gate_is_the_mean_over_the_text_of_a_position(causal):
     x = jnp.asarray(np.random.default_rng(0).standard_normal((2, 4, 3)), jnp.float32)
     layer = {'kernel': jnp.asarray([[1.0], [-1.0], [0.5]]), 'bias': jnp.asarray([0.2])}
     opened = 1 / (1 + np.exp(-(np.asarray(x) @ np.array([1.0, -1.0, 0.5]) + 0.2)))
     np.testing.assert_allclose(gate(layer, x, None)[..., 0], opened.mean(1)[:, None], rtol=1e-6)
-    mask = np.array([[1, 1, 0, 0], [0, 1, 1, 1], [0, 0, 0, 0], [0, 0, 0, 1]], bool)
+    texts = np.array([[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]], bool)
+    mask = np.tril(texts) if causal else texts
     found = gate(layer, x, mask[None, None])[..., 0]
-    expected = opened @ (mask / np.maximum(mask.sum(1, keepdims=True), 1)).T
-    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-7)
+    np.testing.assert_allclose(found, opened @ (texts / texts.sum(1, keepdims=True)).T, rtol=1e-6)
+    # Of a row with one text: the padding at its end has no part, and sees what it may.
+    padded = np.array([1, 1, 0, 0], bool)[None, None, None]
+    padded = np.tril(np.broadcast_to(padded, (1, 1, 4, 4))) if causal else padded
+    found = gate(layer, x, padded)[:, :2, 0]
+    expected = np.broadcast_to(opened[:, :2].mean(1)[:, None], found.shape)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
 def test_train_norms_covers_the_layer_norms_and_nothing_else():

@@ -231,7 +231,8 @@ def _with_invertible(parts: Sequence[Schema]) -> list[Schema]:
 
 
 def _is_invertible_only(config: BnConfig) -> bool:
-    return config.inv_adapter is not None and not (config.mh_adapter or config.output_adapter)
+    others = config.mh_adapter or config.output_adapter or config.cross_adapter
+    return config.inv_adapter is not None and not others
 
 
 def _apart(a: Schema, b: Schema, dimensions: Dimensions) -> bool:

@@ -29,6 +29,7 @@ from adapters_jax.interop.adapterhub import (
     heads,
     legacy,
     low_rank,
+    places,
     special,
     store,
     tensors,
@@ -84,6 +85,7 @@ def load(
     found = _standard_names(store.read_tensors(directory, store.ADAPTER), loaded, directory)
     try:
         parts = configs.read(legacy.config(values, path, config))
+        parts = [Part(c, places.meant(method, loaded.config)) for c, method in parts]
         parts = legacy.without_unused(parts, values, found)
         _check_sizes(parts, found)
         method, tree = _translate(parts, found, own, loaded, directory)
@@ -106,10 +108,10 @@ def load(
 def _standard_names(
     found: Mapping[str, np.ndarray], loaded: LoadedBackbone, directory: Path
 ) -> dict[str, np.ndarray]:
-    """Return the tensors by the names that they have inside of the encoder today."""
+    """Return the tensors by the names that they have inside of the backbone today."""
     tensors: dict[str, np.ndarray] = {}
     for name, tensor in found.items():
-        standard = legacy.tensor_name(name).removeprefix(f'{loaded.config.family}.')
+        standard = store.inside(legacy.tensor_name(name), loaded)
         if standard in tensors:
             raise ValueError(f'{directory} has two tensors for {standard}: {name} is the second')
         tensors[standard] = tensor
@@ -141,11 +143,10 @@ def _translate(
     directory: Path,
 ) -> tuple[Method, Tree]:
     """Return the method and its parameters, having accounted for every tensor."""
-    dimensions = loaded.config.dimensions
     tables, expected = [], {}
     for _, method in parts:
         shapes = _leaf_shapes(method, loaded)
-        tables.append(tensors.table(method, shapes, name, dimensions))
+        tables.append(tensors.table(method, shapes, name, loaded.config))
         expected |= entry.shapes(tables[-1], shapes)
     kept = entry.drop_copies([line for table in tables for line in table], found)
     store.check_tensors(kept, expected, directory)
@@ -189,7 +190,7 @@ def save(folder: AdapterFolder, directory: Path | str, loaded: LoadedBackbone) -
             'which the format of `adapters` has no place for; keep it in the format of this project'
         )
     config, found = _written(folder, loaded)
-    prefix = store.model_class(loaded)[1]
+    prefix = store.model_class(loaded).prefix
     with files.atomic(directory) as temporary:
         temporary.mkdir()
         described = store.described(loaded, folder.name) | {'config': config}
@@ -204,7 +205,7 @@ def save(folder: AdapterFolder, directory: Path | str, loaded: LoadedBackbone) -
 def _written(
     folder: AdapterFolder, loaded: LoadedBackbone
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Return the configuration of an adapter and its tensors, by their names in the encoder."""
+    """Return the configuration of an adapter and its tensors, by their names in the backbone."""
     dimensions = loaded.config.dimensions
     parts, found = [], {}
     for method, tree in _members(folder, loaded):
@@ -216,7 +217,7 @@ def _written(
             config = configs.write(method, dimensions)
         parts.append(config)
         leaves = trees.flatten(tree)
-        table = tensors.table(method, leaves, folder.name, dimensions)
+        table = tensors.table(method, leaves, folder.name, loaded.config)
         found |= entry.tensors(table, leaves)
     return configs.join(parts, dimensions), found
 

@@ -6,7 +6,6 @@ a head too.
 """
 
 import dataclasses
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,14 +15,13 @@ import numpy as np
 from adapters_jax import files
 from adapters_jax import params as trees
 from adapters_jax.adapters.fusion import PRESETS, FusionConfig
-from adapters_jax.interop.adapterhub import entry, heads, store
+from adapters_jax.interop.adapterhub import entry, heads, places, store
 from adapters_jax.interop.adapterhub.entry import Entry
 from adapters_jax.interop.adapterhub.heads import Head
 from adapters_jax.interop.backbones import LoadedBackbone
+from adapters_jax.models.backbone import BackboneConfig
 from adapters_jax.params import Tree
-from adapters_jax.sites import Dimensions
-
-_SITES = {'attention': 'attention.output', 'feed_forward': 'output'}
+from adapters_jax.sites import SUB_LAYERS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +58,10 @@ def load(directory: Path | str, loaded: LoadedBackbone, name: str | None = None)
         raise ValueError(f'{path} has adapter_names={mixed!r}; expected a list of names')
     config = _config(values, path)
     found = _inside(store.read_tensors(directory, store.FUSION), loaded)
-    table = _table(config, _sites(found, own, directory), own, loaded.config.dimensions)
+    sites = _sites(found, own, loaded.config)
+    if not sites:
+        raise ValueError(f'{directory} holds no tensors of the fusion {own!r}')
+    table = _table(config, sites, own, loaded.config)
     store.check_tensors(found, _shapes(table, loaded.config.dimensions.hidden), directory)
     leaves = {path: store.copied(x) for path, x in entry.leaves(table, found).items()}
     head = heads.read(directory, loaded)
@@ -91,31 +92,39 @@ def _flag(value: Any) -> Any:
 
 
 def _inside(found: Mapping[str, np.ndarray], loaded: LoadedBackbone) -> dict[str, np.ndarray]:
-    return {name.removeprefix(f'{loaded.config.family}.'): x for name, x in found.items()}
+    return {store.inside(name, loaded): x for name, x in found.items()}
 
 
-def _sites(found: Iterable[str], name: str, directory: Path) -> list[str]:
+def _sites(found: Iterable[str], name: str, config: BackboneConfig) -> list[str]:
     """Return the sub-layers of which the file has tensors; the rest of it follows from them."""
-    pattern = re.compile(rf'encoder\.layer\.\d+\.(.+)\.adapter_fusion_layer\.{re.escape(name)}\..+')
-    theirs = {match[1] for tensor in found if (match := pattern.fullmatch(tensor))}
-    sites = [ours for ours, place in _SITES.items() if place in theirs]
-    if not sites:
-        raise ValueError(f'{directory} holds no tensors of the fusion {name!r}')
-    return sites
+    theirs = {tensor.partition(f'.adapter_fusion_layer.{name}.')[0] for tensor in found}
+    everywhere = _places(SUB_LAYERS, config)
+    there = {site for layer, site in everywhere if places.end(layer, site, config) in theirs}
+    return [site for site in SUB_LAYERS if site in there]
+
+
+def _places(sites: Iterable[str], config: BackboneConfig) -> list[tuple[int, str]]:
+    """Return these sub-layers of all layers that have them."""
+    dimensions = config.dimensions
+    return [
+        (layer, site)
+        for layer in range(dimensions.layers)
+        for site in sites
+        if site in dimensions.projections(layer)
+    ]
 
 
 def _table(
-    config: FusionConfig, sites: Iterable[str], name: str, dimensions: Dimensions
+    config: FusionConfig, sites: Iterable[str], name: str, backbone: BackboneConfig
 ) -> list[Entry]:
     """Return the entries; the library has a fusion in every layer, adapted or not."""
     return [
         entry.dense(
             f'layer_{i}/{site}/{projection}',
-            f'encoder.layer.{i}.{_SITES[site]}.adapter_fusion_layer.{name}.{projection}',
+            f'{places.end(i, site, backbone)}.adapter_fusion_layer.{name}.{projection}',
             leaf,
         )
-        for i in range(dimensions.layers)
-        for site in sites
+        for i, site in _places(sites, backbone)
         for projection, leaves in config.shape.items()
         for leaf in leaves
     ]
@@ -138,22 +147,22 @@ def save(fusion: Fusion, directory: Path | str, loaded: LoadedBackbone) -> Path:
         ValueError: parameters that are not those which the options ask for.
     """
     directory = Path(directory)
-    dimensions = loaded.config.dimensions
     leaves = trees.flatten(fusion.params)
-    sites = [site for site in _SITES if f'layer_0/{site}' in {_place(path) for path in leaves}]
-    table = _table(fusion.config, sites, fusion.name, dimensions)
+    there = {path.split('/')[1] for path in leaves}
+    sites = [site for site in SUB_LAYERS if site in there]
+    described = store.described(loaded, fusion.name)
+    table = _table(fusion.config, sites, fusion.name, loaded.config)
     wanted = {path for line in table for path in line.ours}
     if not sites or wanted != set(leaves):
         raise ValueError(
             f'the fusion {fusion.name!r} does not have the parameters of its options in every '
             f'layer; differing: {", ".join(sorted(wanted ^ set(leaves))[:5]) or "all"}'
         )
-    described = store.described(loaded, fusion.name)
     described |= {
         'adapter_names': list(fusion.adapters),
         'config': dataclasses.asdict(fusion.config),
     }
-    prefix = store.model_class(loaded)[1]
+    prefix = store.model_class(loaded).prefix
     found = entry.tensors(table, leaves)
     with files.atomic(directory) as temporary:
         temporary.mkdir()
@@ -162,7 +171,3 @@ def save(fusion: Fusion, directory: Path | str, loaded: LoadedBackbone) -> Path:
         store.write_tensors(temporary / store.FUSION.safetensors, named)
         heads.write(fusion.head, fusion.name, temporary, loaded)
     return directory
-
-
-def _place(path: str) -> str:
-    return '/'.join(path.split('/')[:2])

@@ -14,15 +14,16 @@ import numpy as np
 
 from adapters_jax import params as trees
 from adapters_jax.interop import hf_heads
-from adapters_jax.interop.adapterhub import store
+from adapters_jax.interop.adapterhub import store, word_heads
 from adapters_jax.interop.backbones import LoadedBackbone
 from adapters_jax.models.heads import TOKENS, HeadConfig
+from adapters_jax.models.vit import PatchStem
 from adapters_jax.params import Tree
 
 _LOG = logging.getLogger(__name__)
-_FIXED = 'ForSequenceClassification'
 # Kinds of exchangeable heads.
 _CLASSES, _TAGS, _QUESTIONS = 'classification', 'tagging', 'question_answering'
+_IMAGES = 'image_classification'
 
 
 class Head(NamedTuple):
@@ -51,8 +52,10 @@ def read(directory: Path, loaded: LoadedBackbone) -> Head:
     tensors = store.read_tensors(directory, store.HEAD)
     config = store.field(values, 'config', dict, path, default={})
     kind = config.get('head_type') if config else values.get('model_class')
-    known = kind in (_CLASSES, _TAGS, _QUESTIONS) if config else str(kind).endswith(_FIXED)
-    if not known:
+    if kind == word_heads.KIND and loaded.config.decoder is not None:
+        described, own = word_heads.read(values, config, tensors, loaded, directory)
+        return Head(described, {}, own)
+    if not _known(kind, bool(config), loaded):
         _LOG.warning('%s: a head of kind %r is not supported, so it is left out', directory, kind)
         return NONE
     _check_sizes(config or values, tensors, path)
@@ -65,6 +68,15 @@ def read(directory: Path, loaded: LoadedBackbone) -> Head:
     outputs, task = _task(config or values, path)
     names = _exchangeable_names(values, config, head, path) if config else _fixed_names(loaded)
     return Head(head.to_json(), task, _params(tensors, names, head, outputs, loaded, directory))
+
+
+def _known(kind: Any, exchangeable: bool, loaded: LoadedBackbone) -> bool:
+    """Tell whether a kind of head is one of ours over this backbone."""
+    if loaded.config.decoder is not None:
+        return False
+    if exchangeable:
+        return kind in (_CLASSES, _IMAGES, _TAGS, _QUESTIONS)
+    return hf_heads.is_class(kind, loaded.config.family)
 
 
 def _check_sizes(config: Mapping[str, Any], tensors: Mapping[str, np.ndarray], path: Path) -> None:
@@ -97,14 +109,8 @@ def _described(config: Mapping[str, Any], path: Path, loaded: LoadedBackbone) ->
 
 
 def _fixed(loaded: LoadedBackbone) -> HeadConfig:
-    """Return the head that a model for sequence classification has."""
-    bert = loaded.config.family == 'bert'
-    return HeadConfig(
-        pooling='pooler' if bert else 'cls',
-        layers=1 if bert else 2,
-        activation='tanh',
-        dropout=loaded.config.block.dropout,
-    )
+    """Return the head that a model of `transformers` for classification has."""
+    return hf_heads.head_config(loaded.config)
 
 
 def _fixed_names(loaded: LoadedBackbone) -> dict[str, str]:
@@ -188,7 +194,12 @@ def write(head: Head, name: str, directory: Path, loaded: LoadedBackbone) -> Non
     """Write the head, unless the library has none like it; this is logged."""
     if not head.head:
         return
-    config = _config(HeadConfig(**head.head), head.task)
+    if loaded.config.decoder is not None:
+        config, tensors = word_heads.write(head.params, name, loaded)
+        _write(config, tensors, name, directory, loaded)
+        return
+    images = _IMAGES if isinstance(loaded.config.stem, PatchStem) else _CLASSES
+    config = _config(HeadConfig(**head.head), head.task, images)
     if config is None:
         _LOG.warning(
             'the adapter %r is written without its head: `adapters` has none with pooling %r for '
@@ -199,16 +210,29 @@ def write(head: Head, name: str, directory: Path, loaded: LoadedBackbone) -> Non
             head.task.get('name'),
         )
         return
-    described = store.described(loaded, name) | {'config': config}
-    store.write_json(directory / store.HEAD.config, described)
     leaves = trees.flatten(head.params)
     names = layer_names(name, head.head['layers'], activated=True)
-    tensors = {name: np.asarray(leaves[path]).T for path, name in names.items()}
+    tensors = {tensor: np.asarray(leaves[path]).T for path, tensor in names.items()}
+    _write(config, tensors, name, directory, loaded)
+
+
+def _write(
+    config: Mapping[str, Any],
+    tensors: Mapping[str, np.ndarray],
+    name: str,
+    directory: Path,
+    loaded: LoadedBackbone,
+) -> None:
+    described = store.described(loaded, name) | {'config': dict(config)}
+    store.write_json(directory / store.HEAD.config, described)
     store.write_tensors(directory / store.HEAD.safetensors, tensors)
 
 
-def _config(head: HeadConfig, task: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the config of an exchangeable head, or None where the library has none like it."""
+def _config(head: HeadConfig, task: Mapping[str, Any], classes: str) -> dict[str, Any] | None:
+    """Return the config of an exchangeable head, or None where the library has none like it.
+
+    `classes` is what the library calls one that classifies a whole input of the backbone's kind.
+    """
     common = {
         'layers': head.layers,
         'activation_function': head.activation,
@@ -222,7 +246,7 @@ def _config(head: HeadConfig, task: Mapping[str, Any]) -> dict[str, Any] | None:
     common |= {'num_labels': len(labels), 'label2id': {label: i for i, label in enumerate(labels)}}
     if task['name'] == _TAGS:
         return {'head_type': _TAGS, **common}
-    return {'head_type': _CLASSES, 'use_pooler': head.pooling == 'pooler', 'bias': True, **common}
+    return {'head_type': classes, 'use_pooler': head.pooling == 'pooler', 'bias': True, **common}
 
 
 def _labels(task: Mapping[str, Any]) -> list[str] | None:

@@ -50,6 +50,7 @@ def read(config: LoRAConfig) -> LowRank | IA3:
     if config.composition_mode == 'scale':
         return _read_ia3(config)
     shared = {name: getattr(config, name) for name in _SHARED}
+    shared['crossattn_lora'] = config.selfattn_lora  # of one kind there
     if isinstance(config.vera_d, float) or isinstance(config.vera_b, float):
         own = {'d_initial': config.vera_d or 0.0, 'b_initial': config.vera_b or 0.0}
         own['save_projection'] = True
@@ -69,6 +70,7 @@ def _read_mtl(config: MTLLoRAConfig) -> MTLLoRA:
         )
     return MTLLoRA(
         **{name: getattr(config, name) for name in (*_SHARED, *_MTL)},
+        crossattn_lora=config.selfattn_lora,
         alpha=config.r if config.use_gating else config.alpha,
         init_weights='bert' if config.init_weights == 'bert' else 'lora',
     )
@@ -133,7 +135,10 @@ def start(method: LowRank | IA3, tree: Tree, dimensions: Dimensions) -> tuple[Lo
         ValueError: an option for which the library has no place.
     """
     if isinstance(method, IA3):
-        return _write_ia3(method), tree
+        return _write_ia3(method, dimensions), tree
+    crossed = dimensions.decoder_layers > 0 and method.crossattn_lora != method.selfattn_lora
+    _refuse(crossed, method, 'crossattn_lora apart from selfattn_lora')
+    _refuse(method.gate_lora and dimensions.gated, method, 'gate_lora')
     _refuse('o' in method.attn_matrices, method, "attn_matrices with 'o'")
     if isinstance(method, MTLLoRA):
         return _start_mtl(method, tree)
@@ -210,12 +215,14 @@ def _is_vera_vector(path: str) -> bool:
     return re.fullmatch(r'layer_\d+/\w+/\w+/[db]', path) is not None
 
 
-def _write_ia3(method: IA3) -> LoRAConfig:
+def _write_ia3(method: IA3, dimensions: Dimensions) -> LoRAConfig:
     _refuse(bool(method.scale_inputs), method, f'scale_inputs={list(method.scale_inputs)}')
     known = {*_LETTERS.values(), 'up', 'down'}
     others = [name for name in method.scale_outputs if name not in known]
     _refuse(bool(others), method, f'scale_outputs with {", ".join(others)}')
     letters = [x for x, name in _LETTERS.items() if name in method.scale_outputs]
+    kinds = [method.self_attention, *([method.cross_attention] * (dimensions.decoder_layers > 0))]
+    _refuse(bool(letters) and not all(kinds), method, 'scales of one kind of attention alone')
     return LoRAConfig(
         selfattn_lora=bool(letters),
         intermediate_lora='up' in method.scale_outputs,

@@ -14,34 +14,55 @@ import numpy as np
 
 from adapters_jax import params as trees
 from adapters_jax.adapters.reft import ReFT, orthonormal, torch_parametrization
+from adapters_jax.interop import modules
+from adapters_jax.interop.adapterhub import places
 from adapters_jax.interop.adapterhub.entry import Arrays, Entry, Shape, dense, same, turned
 from adapters_jax.lazy import Functions
+from adapters_jax.models.backbone import BackboneConfig
 from adapters_jax.params import Tree
-from adapters_jax.sites import Dimensions
 
 linalg = Functions('scipy.linalg')
 
-_PREFIX = re.compile(r'layer_(\d+)/attention/prefix/(key|value)(?:/(kernel|bias))?')
-_GATE = re.compile(r'(layer_(\d+)/attention/prefix/gate)/(kernel|bias)')
-_SHARED = re.compile(r'(shared/attention)/(embedding|down)(?:/(kernel|bias))?')
+_OWN = r'layer_(\d+)/(attention|cross_attention)/(?:decoder_)?prefix'
+_PREFIX = re.compile(rf'{_OWN}/(key|value)(?:/(kernel|bias))?')
+_GATE = re.compile(rf'({_OWN}/gate)/(kernel|bias)')
+_SHARED = re.compile(r'shared/(\w+)/(embedding|down)(?:/(kernel|bias))?')
 _INTERVENTION = re.compile(r'(layer_(\d+)/block)/(prefix|suffix)/(.+)')
 
 
-def prefix_tuning(paths: Iterable[str], name: str, dimensions: Dimensions) -> list[Entry]:
-    """Return the table of prefix tuning (`methods/prefix_tuning.py` of the library)."""
-    group = f'prefix_tunings.{name}.self_prefix'
+def prefix_tuning(paths: Iterable[str], name: str, config: BackboneConfig) -> list[Entry]:
+    """Return the table of prefix tuning (`methods/prefix_tuning.py` of the library).
+
+    There is a group of prefixes for the encoder, one for the decoder and one for cross-attention.
+    """
     table: list[Entry] = []
-    joined: dict[str, list[str]] = {}
+    joined: dict[tuple[str, str], list[str]] = {}
     for path in sorted(paths, key=_by_layer):
         if match := _GATE.fullmatch(path):
-            gate = f'encoder.layer.{match[2]}.attention.self.prefix_tuning.prefix_gates.{name}'
-            table.append(dense(match[1], gate, match[3]))
+            own = modules.attention(int(match[2]), match[3], config)
+            gate = f'{own}.prefix_tuning.prefix_gates.{name}'
+            table.append(dense(match[1], gate, match[4]))
         elif match := _PREFIX.fullmatch(path):
-            joined.setdefault(match[3] or 'flat', []).append(path)
+            group = places.prefixes(int(match[1]), match[2], config)
+            joined.setdefault((group, match[4] or 'flat'), []).append(path)
         elif match := _SHARED.fullmatch(path):
-            table.append(_reparametrisation(path, match, group))
-    table += [_JOINED[leaf](tuple(found), group, dimensions) for leaf, found in joined.items()]
-    return [_with_copies(entry, group, dimensions.layers) for entry in table]
+            table.append(_reparametrisation(path, match, f'{name}.{_group(match[1], config)}'))
+    table += [
+        _JOINED[leaf](tuple(found), f'{_POOL}.{name}.{group}', config.block.inner)
+        for (group, leaf), found in joined.items()
+    ]
+    return [_with_copies(entry, config) for entry in table]
+
+
+_POOL = 'prefix_tuning.prefix_tunings'
+
+
+def _group(network: str, config: BackboneConfig) -> str:
+    """Return the group of prefixes that a shared network is for."""
+    if network == 'cross_attention':
+        return places.prefixes(config.layers, network, config)
+    layer = config.layers if network == 'decoder_prefix' else 0
+    return places.prefixes(layer, 'attention', config)
 
 
 def _by_layer(path: str) -> tuple[int, str]:
@@ -52,15 +73,15 @@ def _by_layer(path: str) -> tuple[int, str]:
 
 def _reparametrisation(path: str, match: re.Match[str], group: str) -> Entry:
     if match[2] == 'embedding':
-        return same(path, f'prefix_tuning.{group}.wte.weight')
-    return dense(f'{match[1]}/down', f'prefix_tuning.{group}.control_trans.0', match[3])
+        return same(path, f'{_POOL}.{group}.wte.weight')
+    return dense(f'shared/{match[1]}/down', f'{_POOL}.{group}.control_trans.0', match[3])
 
 
-def _flat(paths: tuple[str, ...], group: str, dimensions: Dimensions) -> Entry:
+def _flat(paths: tuple[str, ...], group: str, inner: int) -> Entry:
     """Join keys and values [P, D]: one vector, of [P, 2 * layers, D]."""
 
     def read(x: np.ndarray) -> Arrays:
-        rows = x.reshape(-1, len(paths), dimensions.hidden)
+        rows = x.reshape(-1, len(paths), inner)
         return tuple(rows[:, i] for i in range(len(paths)))
 
     def write(*leaves: np.ndarray) -> Arrays:
@@ -69,11 +90,11 @@ def _flat(paths: tuple[str, ...], group: str, dimensions: Dimensions) -> Entry:
     def shapes(*leaves: Shape) -> tuple[Shape]:
         return ((len(leaves) * leaves[0][0] * leaves[0][1],),)
 
-    names = (f'prefix_tuning.{group}.control_trans',)
+    names = (f'{group}.control_trans',)
     return Entry(paths, names, read, write, shapes=shapes)
 
 
-def _kernels(paths: tuple[str, ...], group: str, dimensions: Dimensions) -> Entry:
+def _kernels(paths: tuple[str, ...], group: str, inner: int) -> Entry:
     """Join the kernels [R, D] that make them: [2 * layers * D, R]."""
 
     def read(x: np.ndarray) -> Arrays:
@@ -85,11 +106,11 @@ def _kernels(paths: tuple[str, ...], group: str, dimensions: Dimensions) -> Entr
     def shapes(*leaves: Shape) -> tuple[Shape]:
         return ((len(leaves) * leaves[0][1], leaves[0][0]),)
 
-    names = (f'prefix_tuning.{group}.control_trans.2.weight',)
+    names = (f'{group}.control_trans.2.weight',)
     return Entry(paths, names, read, write, shapes=shapes)
 
 
-def _biases(paths: tuple[str, ...], group: str, dimensions: Dimensions) -> Entry:
+def _biases(paths: tuple[str, ...], group: str, inner: int) -> Entry:
     """Join their biases [D]: [2 * layers * D]."""
 
     def read(x: np.ndarray) -> Arrays:
@@ -98,32 +119,32 @@ def _biases(paths: tuple[str, ...], group: str, dimensions: Dimensions) -> Entry
     def write(*leaves: np.ndarray) -> Arrays:
         return (np.concatenate(leaves),)
 
-    return Entry(paths, (f'prefix_tuning.{group}.control_trans.2.bias',), read, write)
+    return Entry(paths, (f'{group}.control_trans.2.bias',), read, write)
 
 
 _JOINED = {'flat': _flat, 'kernel': _kernels, 'bias': _biases}
 
 
-def _with_copies(entry: Entry, group: str, layers: int) -> Entry:
-    """Name the copies under each layer, also under those that have no prefix."""
-    pools = [f'encoder.layer.{i}.attention.self.prefix_tuning.pool' for i in range(layers)]
+def _with_copies(entry: Entry, config: BackboneConfig) -> Entry:
+    """Name the copies under each attention, also under those that have no prefix."""
+    pools = [f'{module}.prefix_tuning.pool' for module in places.attentions(config)]
     copies = [
         (name.replace('prefix_tuning', pool, 1), name)
         for name in entry.theirs
-        if name.startswith(f'prefix_tuning.{group}.')
+        if name.startswith(f'{_POOL}.')
         for pool in pools
     ]
     return dataclasses.replace(entry, copies=tuple(copies))
 
 
-def reft(paths: Iterable[str], name: str, orthogonal: bool) -> list[Entry]:
+def reft(paths: Iterable[str], name: str, config: BackboneConfig, orthogonal: bool) -> list[Entry]:
     """Return the table of ReFT (`methods/reft.py` of the library)."""
     table = []
     for path in paths:
         if (match := _INTERVENTION.fullmatch(path)) is None:
             continue
         unit = ('prefix', 'suffix').index(match[3])
-        theirs = f'encoder.layer.{match[2]}.reft_layer.refts.{name}.units.{unit}'
+        theirs = f'{modules.block(int(match[2]), config)}.reft_layer.refts.{name}.units.{unit}'
         if match[4] != 'projection':
             ours = f'{match[1]}/{match[3]}/source'
             table.append(dense(ours, f'{theirs}.learned_source', match[4].rpartition('/')[2]))

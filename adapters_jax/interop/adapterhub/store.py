@@ -15,6 +15,7 @@ import numpy as np
 from safetensors.numpy import save as to_bytes
 
 from adapters_jax.interop import hub, torch_pickle
+from adapters_jax.interop.adapterhub.places import MODELS, Model
 from adapters_jax.interop.backbones import LoadedBackbone
 from adapters_jax.interop.tensors import SafetensorsFile, check_is_weights, contents
 
@@ -37,13 +38,7 @@ FUSION = Part(
     'model_adapter_fusion.safetensors',
 )
 
-# The library's class of a model with exchangeable heads, and what precedes its encoder's tensors.
-MODEL_CLASSES = {
-    'bert': ('BertAdapterModel', 'bert.'),
-    'roberta': ('RobertaAdapterModel', 'roberta.'),
-    'xlm-roberta': ('XLMRobertaAdapterModel', 'roberta.'),
-}
-_LAYER = re.compile(r'encoder\.layer\.(\d+)\.')
+_LAYER = re.compile(r'(?:^|\.)(?:layer|layers|block)\.(\d+)\.')
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -173,26 +168,26 @@ def model_type(loaded: LoadedBackbone) -> str:
     return field(config, 'model_type', str, loaded.directory / hub.CONFIG, 'bert')
 
 
-def model_class(loaded: LoadedBackbone) -> tuple[str, str]:
-    """Return the name of the library's class for a backbone, and its prefix of tensor names.
+def model_class(loaded: LoadedBackbone) -> Model:
+    """Return the library's class for a backbone.
 
     Raises:
         ValueError: a model type that the library does not have.
     """
     found = model_type(loaded)
-    if found not in MODEL_CLASSES:
+    if found not in MODELS:
         raise ValueError(
             f'`adapters` has no model for the model type {found!r} of {loaded.name!r}; expected '
-            f'one of {", ".join(MODEL_CLASSES)}'
+            f'one of {", ".join(MODELS)}'
         )
-    return MODEL_CLASSES[found]
+    return MODELS[found]
 
 
 def described(loaded: LoadedBackbone, name: str) -> dict[str, Any]:
     """Return what every config of a folder says of the model and the version of its format."""
     return {
         'hidden_size': loaded.config.dimensions.hidden,
-        'model_class': model_class(loaded)[0],
+        'model_class': model_class(loaded).name,
         'model_name': loaded.name,
         'model_type': model_type(loaded),
         'name': name,
@@ -214,3 +209,12 @@ def check_model(config: Mapping[str, Any], path: Path, loaded: LoadedBackbone) -
                 f'{path} was made for another backbone: its {key} is {found!r}, that of '
                 f'{loaded.name!r} is {value!r}'
             )
+
+
+def inside(name: str, loaded: LoadedBackbone) -> str:
+    """Return a tensor's name inside of the backbone: without what a model with heads puts before.
+
+    Raises:
+        ValueError: a model type that the library does not have.
+    """
+    return name.removeprefix(model_class(loaded).prefix)

@@ -1,7 +1,7 @@
 """Where each leaf of an adapter's parameters lies among the tensors of an AdapterHub file.
 
 A table is made from the leaves that the method asks for, so that a file is compared with exactly
-what it should hold, in its own names. Names are those inside of the encoder, without `bert.`.
+what it should hold, in its own names. Names are those inside of the backbone, without `bert.`.
 """
 
 import re
@@ -9,28 +9,22 @@ from collections.abc import Callable, Iterable
 
 from adapters_jax.adapters.method import Method
 from adapters_jax.adapters.vera import VeRA
-from adapters_jax.interop.adapterhub import special
+from adapters_jax.interop import modules
+from adapters_jax.interop.adapterhub import places, special
 from adapters_jax.interop.adapterhub.entry import Entry, column, dense, same, turned
-from adapters_jax.sites import Dimensions
+from adapters_jax.models.backbone import BackboneConfig
+from adapters_jax.sites import SUB_LAYERS
 
-_SITES = {'attention': 'attention.output', 'feed_forward': 'output'}
-_PROJECTIONS = {
-    'attention/query': 'attention.self.query',
-    'attention/key': 'attention.self.key',
-    'attention/value': 'attention.self.value',
-    'feed_forward/up': 'intermediate.dense',
-    'feed_forward/down': 'output.dense',
-}
-_AT_SITE = re.compile(r'(layer_(\d+)/(attention|feed_forward))/(.+)')
-_AT_PROJECTION = re.compile(r'layer_(\d+)/(\w+/\w+)/(.+)')
+_AT_SITE = re.compile(rf'(layer_(\d+)/({"|".join(SUB_LAYERS)}))/(.+)')
+_AT_PROJECTION = re.compile(rf'(layer_\d+/\w+/(?:{"|".join(places.PROJECTIONS)}))/(.+)')
 _INVERTIBLE = re.compile(r'embeddings/(\w+)/(down|up)/(kernel|bias)')
 
 
-def table(method: Method, paths: Iterable[str], name: str, dimensions: Dimensions) -> list[Entry]:
+def table(method: Method, paths: Iterable[str], name: str, config: BackboneConfig) -> list[Entry]:
     """Return the entries of an adapter with these leaves.
 
     Raises:
-        ValueError: a leaf, or a method, for which the library has no place.
+        ValueError: a leaf, or a method, for which the library has no place in this family.
     """
     paths = list(paths)
     if method.architecture not in _TABLES:
@@ -38,7 +32,8 @@ def table(method: Method, paths: Iterable[str], name: str, dimensions: Dimension
             f'the format of `adapters` has no place for the method {method.architecture!r}; it has '
             f'{", ".join(_TABLES)}'
         )
-    entries = _TABLES[method.architecture](method, paths, name, dimensions)
+    places.check(method, config)
+    entries = _TABLES[method.architecture](method, paths, name, config)
     placed = {path for entry in entries for path in entry.ours}
     lost = [path for path in paths if path not in placed]
     if lost:
@@ -47,14 +42,14 @@ def table(method: Method, paths: Iterable[str], name: str, dimensions: Dimension
 
 
 def _bottleneck(
-    method: Method, paths: Iterable[str], name: str, dimensions: Dimensions
+    method: Method, paths: Iterable[str], name: str, config: BackboneConfig
 ) -> list[Entry]:
     """Return the table of a bottleneck (`methods/modeling.py`, class Adapter)."""
     found = (_AT_SITE.fullmatch(path) for path in paths)
     return [
         _bottleneck_leaf(
             match[1],
-            f'encoder.layer.{match[2]}.{_SITES[match[3]]}.adapters.{name}',
+            f'{places.end(int(match[2]), match[3], config)}.adapters.{name}',
             match[4],
             int(method.ln_before),
         )
@@ -78,7 +73,7 @@ def _bottleneck_leaf(ours: str, theirs: str, rest: str, first: int) -> Entry:
 
 
 def _projections(
-    method: Method, paths: Iterable[str], name: str, dimensions: Dimensions
+    method: Method, paths: Iterable[str], name: str, config: BackboneConfig
 ) -> list[Entry]:
     """Return the table of the methods that act on projections (`methods/lora.py`)."""
     kinds = _VERA if isinstance(method, VeRA) else _LOW_RANK
@@ -89,9 +84,9 @@ def _projections(
     ]
     for path in paths:
         match = _AT_PROJECTION.fullmatch(path)
-        if match and match[2] in _PROJECTIONS and match[3] in kinds:
-            theirs = f'encoder.layer.{match[1]}.{_PROJECTIONS[match[2]]}.loras.{name}'
-            tensor, convert = kinds[match[3]]
+        if match and match[2] in kinds:
+            theirs = f'{modules.by_path(config)[match[1]]}.loras.{name}'
+            tensor, convert = kinds[match[2]]
             entries.append(convert(path, f'{theirs}.{tensor}'))
     return entries
 
@@ -113,7 +108,7 @@ _VERA = _LOW_RANK | {'d': ('vera_D', same), 'b': ('vera_B', same)}
 
 
 def _compacter(
-    method: Method, paths: Iterable[str], name: str, dimensions: Dimensions
+    method: Method, paths: Iterable[str], name: str, config: BackboneConfig
 ) -> list[Entry]:
     """Return the table of a bottleneck of PHM layers (`class PHMLayer`)."""
     entries, plain = [], []
@@ -124,15 +119,15 @@ def _compacter(
             tensor = _phm_tensor(shared[2], place)
             entries.append(same(path, f'shared_parameters.{name}.{tensor}'))
         elif own:
-            theirs = f'encoder.layer.{own[1]}.{_SITES[own[2]]}.adapters.{name}'
+            theirs = f'{places.end(int(own[1]), own[2], config)}.adapters.{name}'
             module = f'adapter_down.{int(method.ln_before)}' if own[3] == 'down' else 'adapter_up'
             entries.append(same(path, f'{theirs}.{module}.{_phm_tensor(own[4])}'))
         else:
             plain.append(path)
-    return entries + _bottleneck(method, plain, name, dimensions)
+    return entries + _bottleneck(method, plain, name, config)
 
 
-_PHM = re.compile(r'(?:constants/)?layer_(\d+)/(attention|feed_forward)/(down|up)/(.+)')
+_PHM = re.compile(rf'(?:constants/)?layer_(\d+)/({"|".join(SUB_LAYERS)})/(down|up)/(.+)')
 _PHM_SHARED = re.compile(
     r'(?:shared|constants)/(?:(down|up)/)?((?:rule/)?(?:left|right|weight|rule))'
 )
@@ -148,20 +143,21 @@ def _phm_tensor(leaf: str, place: str = '') -> str:
     return f'W{place}' if factor == 'weight' else f'W{place}_{factor}'
 
 
-def _prompt(method: Method, paths: Iterable[str], name: str, dimensions: Dimensions) -> list[Entry]:
+def _prompt(method: Method, paths: Iterable[str], name: str, config: BackboneConfig) -> list[Entry]:
     tensor = f'prompt_tuning.prompt_tunings.{name}.prompt_embedding.weight'
     return [same('embeddings/prompt', tensor)]
 
 
 def _invertible(
-    method: Method, paths: Iterable[str], name: str, dimensions: Dimensions
+    method: Method, paths: Iterable[str], name: str, config: BackboneConfig
 ) -> list[Entry]:
     """Return the table of an invertible adapter: two networks (`class NICECouplingBlock`)."""
     found = (_INVERTIBLE.fullmatch(path) for path in paths)
     return [
         dense(
             f'embeddings/{m[1]}/{m[2]}',
-            f'invertible_adapters.{name}.{_NETWORKS[m[1]]}.{("down", "up").index(m[2]) * 2}',
+            f'{places.embeddings(config)}invertible_adapters.{name}.{_NETWORKS[m[1]]}.'
+            f'{("down", "up").index(m[2]) * 2}',
             m[3],
         )
         for m in found
@@ -171,7 +167,7 @@ def _invertible(
 
 _NETWORKS = {'f': 'F', 'g': 'G', 's1': 's1', 's2': 's2'}
 
-_TABLES: dict[str, Callable[[Method, Iterable[str], str, Dimensions], list[Entry]]] = {
+_TABLES: dict[str, Callable[[Method, Iterable[str], str, BackboneConfig], list[Entry]]] = {
     'bottleneck': _bottleneck,
     'compacter': _compacter,
     'lora': _projections,
@@ -180,8 +176,10 @@ _TABLES: dict[str, Callable[[Method, Iterable[str], str, Dimensions], list[Entry
     'vera': _projections,
     'dvora': _projections,
     'mtl_lora': _projections,
-    'prefix_tuning': lambda _, paths, name, sizes: special.prefix_tuning(paths, name, sizes),
+    'prefix_tuning': lambda _, paths, name, config: special.prefix_tuning(paths, name, config),
     'prompt_tuning': _prompt,
     'invertible': _invertible,
-    'reft': lambda method, paths, name, _: special.reft(paths, name, method.orthogonality),
+    'reft': lambda method, paths, name, config: special.reft(
+        paths, name, config, method.orthogonality
+    ),
 }

@@ -14,7 +14,7 @@ from adapters_jax.interop.peft.tensors import Contents, listed
 from adapters_jax.models.backbone import BackboneConfig
 from adapters_jax.params import Tree
 
-CLASSIFICATION, FEATURES = 'SEQ_CLS', 'FEATURE_EXTRACTION'
+CLASSIFICATION, FEATURES, TEXTS = 'SEQ_CLS', 'FEATURE_EXTRACTION', 'SEQ_2_SEQ_LM'
 MODULES = ('classifier', 'score')  # what PEFT stores whole for a classification
 
 
@@ -28,10 +28,11 @@ def read(
             belongs to another kind of model.
     """
     task_type = settings['task_type']
-    if task_type not in (None, CLASSIFICATION, FEATURES):
+    kinds = (CLASSIFICATION, FEATURES) if config.decoder is None else (TEXTS, FEATURES)
+    if task_type not in (None, *kinds):
         raise ValueError(
-            f'task_type is {task_type!r}, which is not supported; expected {CLASSIFICATION}, '
-            f'{FEATURES} or none'
+            f'task_type is {task_type!r}, which is not supported for {config.family}; expected '
+            f'{" or ".join(kinds)}, or none'
         )
     saved = hf_heads.CLASSIFIER in names.saved_modules(settings)
     if task_type != CLASSIFICATION and not saved:
@@ -40,7 +41,7 @@ def read(
                 f'{listed(list(contents.classifier))} is unexpected: the config has no classifier'
             )
         return {}, {}, {}
-    _check_model(settings)
+    _check_model(settings, config)
     head, tree, outputs = hf_heads.read(contents.classifier, config)
     task: tasks.Task
     if outputs == 1:
@@ -50,11 +51,12 @@ def read(
     return head.to_json(), task.to_json(), tree
 
 
-def _check_model(settings: Mapping[str, Any]) -> None:
-    """Refuse the classifier of a model that classifies something else than whole texts."""
+def _check_model(settings: Mapping[str, Any], config: BackboneConfig) -> None:
+    """Refuse the classifier of a model that classifies something else than whole inputs."""
     mapping = settings['auto_mapping']
     name = mapping.get('base_model_class') if isinstance(mapping, Mapping) else None
-    if isinstance(name, str) and not name.endswith('ForSequenceClassification'):
+    if isinstance(name, str) and not hf_heads.is_class(name, config.family):
         raise ValueError(
-            f'the classifier is that of a {name}; expected one of a model ForSequenceClassification'
+            f'the classifier is that of a {name}; expected one of a model '
+            f'{hf_heads.model_class(config.family)}'
         )

@@ -15,6 +15,7 @@ from adapters_jax import params
 from adapters_jax.adapters.lora import LoRA
 from adapters_jax.adapters.low_rank import Place
 from adapters_jax.adapters.method import Method
+from adapters_jax.interop import modules
 from adapters_jax.interop.peft import names
 from adapters_jax.interop.peft.tensors import Tensors
 from adapters_jax.models.backbone import BackboneConfig
@@ -36,7 +37,7 @@ class Adapted:
 
     def places(self) -> dict[Place, str]:
         """Return the torch name of each adapted projection of the blocks, in their order."""
-        found = names.projections(self.config)
+        found = modules.projections(self.config)
         chosen = {Place(*names.place(found[m])): m for m in self.modules if m != names.POOLER}
         return dict(sorted(chosen.items()))
 
@@ -44,7 +45,7 @@ class Adapted:
         """Return the widths of a projection's input and output."""
         if module == names.POOLER:
             return self.config.block.hidden, self.config.block.hidden
-        path = names.projections(self.config)[module]
+        path = modules.projections(self.config)[module]
         return Place(*names.place(path)).sizes(self.config.dimensions)
 
     def rank(self, module: str) -> int:
@@ -69,11 +70,14 @@ class Where:
 def regular(places: Iterable[Place], dimensions: Dimensions) -> Where:
     """Return the smallest choice of the options that has these projections in it."""
     chosen = {place.name for place in places}
+    kinds = {place.sub_layer for place in places}
     options = {
         'attn_matrices': tuple(letter for name, letter in _LETTERS.items() if name in chosen),
-        'selfattn_lora': bool(chosen & set(_LETTERS)),
+        'selfattn_lora': 'attention' in kinds,
+        'crossattn_lora': 'cross_attention' in kinds or dimensions.decoder_layers == 0,
         'intermediate_lora': 'up' in chosen,
         'output_lora': 'down' in chosen,
+        'gate_lora': 'gate' in chosen,
         'leave_out': left_out(places, dimensions),
     }
     return Where(options, LoRA(**options).places(dimensions))
@@ -114,13 +118,15 @@ def pattern(values: Mapping[Place, float], default: float) -> dict[str, float]:
     found: dict[str, float] = {}
     for name in sorted({place.name for place in values}):
         own = {place: value for place, value in values.items() if place.name == name}
-        values_here = set(own.values())
-        if values_here == {default}:
+        if set(own.values()) == {default}:
             continue
-        if len(values_here) == 1:
-            found[name] = values_here.pop()
-        else:
-            found |= {f'{p.layer}/{name}': v for p, v in own.items() if v != default}
+        if len(set(own.values())) == 1:
+            found[name] = next(iter(own.values()))
+            continue
+        several = len({place.sub_layer for place in own}) > 1
+        for place, value in own.items():
+            where = f'{place.sub_layer}/{name}' if several else name
+            found |= {f'{place.layer}/{where}': value} if value != default else {}
     return found
 
 

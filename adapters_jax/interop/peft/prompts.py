@@ -15,6 +15,8 @@ from adapters_jax.adapters.prompt import PromptTuning
 from adapters_jax.interop.peft.places import refuse_gates
 from adapters_jax.interop.peft.tensors import Tensors, expect_shapes
 from adapters_jax.models.backbone import BackboneConfig
+from adapters_jax.models.bert import BertStem
+from adapters_jax.models.text import TextStem
 from adapters_jax.params import Tree
 
 STORED = 'prompt_embeddings'
@@ -29,9 +31,10 @@ def read_prefix(
         ValueError: a tensor or sizes that are not those of the backbone.
     """
     length = settings['num_virtual_tokens']
-    _check_sizes(settings, config)
+    _check_no_decoder(config)
+    _check_sizes(settings, config, config.block.hidden)
     method = PrefixTuning(flat=True, prefix_length=length, shift_positions=True)
-    layers, hidden = config.depth, config.block.hidden
+    layers, hidden = config.layers, config.block.hidden
     expect_shapes('the folder', whole, {STORED: (length, 2 * layers * hidden)})
     stored = whole[STORED].reshape(length, layers, 2, hidden)
     tree = {
@@ -57,26 +60,67 @@ def read_prompt(
         ValueError: a tensor or sizes that are not those of the backbone.
     """
     length = settings['num_virtual_tokens']
-    _check_sizes(settings, config)
+    _check_sizes(settings, config, config.dimensions.word)
+    _check_words(config)
     method = PromptTuning(prompt_length=length, site='words', combine='prefix')
-    expect_shapes('the folder', whole, {STORED: (length, config.dimensions.word)})
-    return method, {'embeddings': {'prompt': whole[STORED]}}
+    # For a model with a decoder PEFT keeps as many vectors again, which it has no use for.
+    copies = settings['num_transformer_submodules'] or 1
+    expect_shapes('the folder', whole, {STORED: (copies * length, config.dimensions.word)})
+    return method, {'embeddings': {'prompt': np.ascontiguousarray(whole[STORED][:length])}}
 
 
-def _check_sizes(settings: Mapping[str, Any], config: BackboneConfig) -> None:
+def _check_sizes(settings: Mapping[str, Any], config: BackboneConfig, width: int) -> None:
     """Refuse sizes that are not the backbone's; PEFT leaves them out where it takes the model's."""
+    decoder = config.decoder
     expected = {
-        'num_transformer_submodules': 1,
-        'num_layers': config.depth,
-        'num_attention_heads': config.block.heads,
-        'token_dim': config.block.hidden,
+        'num_transformer_submodules': (1,) if decoder is None else (1, 2),
+        'num_layers': (config.layers, *([] if decoder is None else [decoder.layers])),
+        'num_attention_heads': (config.block.heads,),
+        'token_dim': (width,),
     }
-    for key, value in expected.items():
-        if settings[key] not in (None, value):
+    for key, values in expected.items():
+        if settings[key] not in (None, *values):
             raise ValueError(
-                f'the folder has {key}={settings[key]}, but for this backbone it is {value}; give '
-                'the backbone that the adapter was trained on'
+                f'the folder has {key}={settings[key]}, but for this backbone it is '
+                f'{" or ".join(map(str, values))}; give the backbone that the adapter was trained '
+                'on'
             )
+
+
+# It is the encoder of these that scales word vectors, where PEFT hands over vectors of its own.
+_SCALED_LATE = ('marian',)
+
+
+def _check_words(config: BackboneConfig) -> None:
+    """Refuse a prompt of a model that reads no words, or whose words PEFT changes with it.
+
+    Raises:
+        ValueError: which of the two.
+    """
+    if config.family in _SCALED_LATE and config.stem.scale != 1:
+        raise ValueError(
+            f'a prompt for {config.family} is not exchanged with PEFT: beside a prompt PEFT does '
+            "not scale the word vectors; keep the adapter in this project's own format"
+        )
+    if not isinstance(config.stem, BertStem | TextStem):
+        raise ValueError(
+            f'PEFT has no prompts for {config.family}, which reads no words; keep the adapter in '
+            "this project's own format"
+        )
+
+
+def _check_no_decoder(config: BackboneConfig) -> None:
+    """Refuse a prefix of a model with a decoder.
+
+    Raises:
+        ValueError: PEFT hands one and the same prefix to a decoder's attention over itself and to
+            its attention over the input, which no method of ours does.
+    """
+    if config.decoder is not None:
+        raise ValueError(
+            'a prefix of a model with a decoder is not exchanged with PEFT: there both attentions '
+            "of a layer share it; use --format=adapterhub or this project's own format"
+        )
 
 
 def write_prefix(
@@ -88,6 +132,7 @@ def write_prefix(
         ValueError: a gate, layers without a prefix, or a text that keeps its positions.
     """
     refuse_gates(method)
+    _check_no_decoder(config)
     if method.leave_out or not method.shift_positions:
         raise ValueError(
             f'prefix_tuning: PEFT puts a prefix into every layer and counts positions from its '
@@ -99,7 +144,7 @@ def write_prefix(
     hidden, length = config.block.hidden, method.prefix_length
     prefixes = [tree[f'layer_{i}']['attention']['prefix'] for i in range(config.depth)]
     stored = np.stack([np.asarray(p[leaf]) for p in prefixes for leaf in ('key', 'value')], axis=1)
-    settings = _settings(length, config) | {'encoder_hidden_size': hidden}
+    settings = _settings(length, config, hidden) | {'encoder_hidden_size': hidden}
     return settings, {STORED: stored.reshape(length, -1)}
 
 
@@ -111,22 +156,23 @@ def write_prompt(
     Raises:
         ValueError: a prompt that stands elsewhere than PEFT's.
     """
+    _check_words(config)
     if method.site != 'words' or method.combine != 'prefix':
         raise ValueError(
             "prompt_tuning: PEFT puts a prompt before the word vectors (site='words', "
             f"combine='prefix'); this adapter has site={method.site!r}, "
             f'combine={method.combine!r}; write it with --format=adapterhub'
         )
-    return _settings(method.prompt_length, config), {
+    return _settings(method.prompt_length, config, config.dimensions.word), {
         STORED: np.asarray(tree['embeddings']['prompt'])
     }
 
 
-def _settings(length: int, config: BackboneConfig) -> dict[str, Any]:
+def _settings(length: int, config: BackboneConfig, width: int) -> dict[str, Any]:
     return {
         'num_attention_heads': config.block.heads,
-        'num_layers': config.depth,
+        'num_layers': config.layers,
         'num_transformer_submodules': 1,
         'num_virtual_tokens': length,
-        'token_dim': config.block.hidden,
+        'token_dim': width,
     }

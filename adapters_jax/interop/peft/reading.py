@@ -18,6 +18,7 @@ from adapters_jax import params
 from adapters_jax.adapters.lora import LoRA
 from adapters_jax.adapters.method import At, Method
 from adapters_jax.adapters.union import Union
+from adapters_jax.interop import hf_heads, modules
 from adapters_jax.interop.adapter_folder import AdapterFolder
 from adapters_jax.interop.backbones import LoadedBackbone
 from adapters_jax.interop.peft import (
@@ -77,6 +78,7 @@ def load(directory: Path | str, loaded: LoadedBackbone, name: str = 'default') -
     kind = settings['peft_type']
     contents = tensors.read(directory, kind, loaded.config)
     try:
+        settings = names.resolved(settings, loaded.config)
         return _translate(settings, contents, loaded, name)
     except ValueError as error:
         raise ValueError(f'{directory} cannot be read as a {kind} adapter: {error}') from error
@@ -142,7 +144,7 @@ def _check_targets(settings: Mapping[str, Any], contents: Contents, config: Back
     Raises:
         ValueError: the modules that are missing, unexpected or of a kind that cannot be adapted.
     """
-    projections = list(names.projections(config))
+    projections = list(modules.projections(config))
     tables = [n.removesuffix('.weight') for n in tensor_names(config) if '_embeddings' in n]
     chosen = names.targets(settings, [*projections, *tables], contents.prefix)
     others = [m for m in (*chosen, *contents.modules) if m not in projections]
@@ -151,7 +153,8 @@ def _check_targets(settings: Mapping[str, Any], contents: Contents, config: Back
             f'it adapts {listed(sorted(set(others)))}; this project adapts the projections of the '
             'blocks, and the pooler'
         )
-    optional = {names.POOLER} if config.family == 'roberta' and contents.prefix else set()
+    absent = hf_heads.without_pooler(config.family) and contents.prefix
+    optional = {names.POOLER} if absent else set()
     missing = [m for m in chosen if m not in contents.modules and m not in optional]
     unexpected = [m for m in contents.modules if m not in chosen]
     problems = [f'{m} is missing' for m in missing] + [f'{m} is unexpected' for m in unexpected]

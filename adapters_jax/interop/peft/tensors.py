@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import save as to_bytes
 
-from adapters_jax.interop import hf_heads, torch_pickle
+from adapters_jax.interop import hf_heads, modules, torch_pickle
 from adapters_jax.interop.tensors import SafetensorsFile, check_is_weights, contents
 from adapters_jax.models import families
 from adapters_jax.models.backbone import BackboneConfig
@@ -62,12 +62,12 @@ def read(directory: Path, kind: str, config: BackboneConfig) -> Contents:
         ValueError: a damaged file, tensors that are not finite floating-point numbers, or tensors
             that a folder of this type cannot hold; these are listed.
     """
-    encoder = f'{config.family}.'
+    inside = modules.prefix(config)
     tensors, prefix = {}, ''
     for name, tensor in _read_file(Path(directory)).items():
         inner = _OUTER.sub('', name, count=1) if _OUTER.match(name) else name
-        prefix = encoder if inner.startswith(encoder) else prefix
-        standard = inner.removeprefix(encoder)
+        prefix = inside if inner.startswith(inside) else prefix
+        standard = inner.removeprefix(inside)
         if standard in tensors:
             raise ValueError(f'{directory} has two tensors for {standard}: {name} is the second')
         tensors[standard] = tensor
@@ -133,7 +133,7 @@ def _sort(
             sorted_.whole[name] = tensor
         elif name in leaves:
             sorted_.leaves[name] = tensor
-        elif name.startswith(f'{hf_heads.CLASSIFIER}.'):
+        elif hf_heads.is_head(name):
             sorted_.classifier[name] = tensor
         else:
             unknown.append(name)

@@ -12,6 +12,7 @@ import numpy as np
 from adapters_jax import params
 from adapters_jax.adapters.method import Method
 from adapters_jax.adapters.tuning import BitFit, LayerNormTuning
+from adapters_jax.interop import hf_heads, modules
 from adapters_jax.interop.peft import names
 from adapters_jax.interop.peft.heads import MODULES
 from adapters_jax.interop.peft.tensors import Contents, Tensors, listed
@@ -19,7 +20,7 @@ from adapters_jax.models import families
 from adapters_jax.models.backbone import BackboneConfig
 from adapters_jax.params import Tree
 
-NORM, POOLER = 'LayerNorm', 'pooler'
+POOLER = 'pooler'
 
 
 def read(
@@ -58,11 +59,11 @@ def _wanted(settings: Mapping[str, Any], contents: Contents, config: BackboneCon
         if entry in MODULES:
             continue
         chosen = [n for n in everything if _is_inside(contents.prefix + n, entry)]
-        others = [n for n in chosen if not (is_norm(n) or n.startswith(f'{POOLER}.'))]
+        others = [n for n in chosen if not (is_norm(n, config) or n.startswith(f'{POOLER}.'))]
         if others or not chosen:
             raise ValueError(
                 f'modules_to_save has {entry!r}, which this project does not train beside an '
-                f'adapter; expected the classifier, {POOLER!r} or {NORM!r}'
+                f'adapter; expected the classifier, {POOLER!r} or one of {_norm_names(config)}'
             )
         found |= set(chosen)
     bias = settings.get('bias', 'none')
@@ -73,37 +74,48 @@ def _wanted(settings: Mapping[str, Any], contents: Contents, config: BackboneCon
     elif bias != 'none':
         raise ValueError(f"bias is {bias!r}; expected 'none', 'all' or '*_only'")
     if settings['peft_type'] == 'LN_TUNING':
-        found |= _norms(settings, contents, everything)
+        found |= _norms(settings, contents, everything, config)
     return found
 
 
-def _norms(settings: Mapping[str, Any], contents: Contents, everything: Iterable[str]) -> set[str]:
+def _norms(
+    settings: Mapping[str, Any],
+    contents: Contents,
+    everything: Iterable[str],
+    config: BackboneConfig,
+) -> set[str]:
     """Return the tensors of the LayerNorms that LN_TUNING tunes."""
-    modules = sorted({name.rpartition('.')[0] for name in everything})
-    chosen = names.targets(settings, modules, contents.prefix)
-    others = [module for module in chosen if not module.endswith(NORM)]
+    owners = sorted({name.rpartition('.')[0] for name in everything})
+    chosen = names.targets(settings, owners, contents.prefix)
+    others = [module for module in chosen if module not in modules.norms(config)]
     if others or not chosen:
         raise ValueError(
             f'LN_TUNING of {listed(others) or "nothing"}: expected target modules that are '
             'LayerNorms'
         )
-    return {f'{module}.{leaf}' for module in chosen for leaf in ('weight', 'bias')}
+    return {n for n in everything if n.rpartition('.')[0] in chosen}
 
 
 def _exists(name: str, prefix: str, config: BackboneConfig) -> bool:
-    """Tell whether the adapted model had the tensor: RoBERTa's with a head have no pooler."""
-    return not (name.startswith(POOLER) and config.family == 'roberta' and prefix)
+    """Tell whether the adapted model had the tensor: some with a head have no pooler."""
+    absent = hf_heads.without_pooler(config.family) and prefix
+    return not (name.startswith(POOLER) and absent)
 
 
 def _is_inside(name: str, entry: str) -> bool:
     """Tell whether a tensor is in a module whose name ends so, as PEFT finds modules to store."""
-    modules = name.split('.')[:-1]
-    return any('.'.join(modules[: i + 1]).endswith(entry) for i in range(len(modules)))
+    owners = name.split('.')[:-1]
+    return any('.'.join(owners[: i + 1]).endswith(entry) for i in range(len(owners)))
 
 
-def is_norm(name: str) -> bool:
+def is_norm(name: str, config: BackboneConfig) -> bool:
     """Tell whether a tensor is that of a LayerNorm."""
-    return name.rpartition('.')[0].endswith(NORM)
+    return name.rpartition('.')[0] in modules.norms(config)
+
+
+def _norm_names(config: BackboneConfig) -> list[str]:
+    """Return what a family's LayerNorms are called in what holds them."""
+    return sorted({name.rpartition('.')[2] for name in modules.norms(config)})
 
 
 def methods(
@@ -113,7 +125,7 @@ def methods(
 
     What the methods train beyond the given leaves is the backbone's own.
     """
-    norms = {path for path in leaves if '/norm/' in path}
+    norms = {path for path in leaves if path.split('/')[-2].endswith('norm')}
     if not any(path.endswith('/scale') for path in norms):
         norms = set()
     members: list[Method] = []
@@ -136,7 +148,8 @@ def _around(paths: Iterable[str], config: BackboneConfig) -> dict[str, Any]:
     left_out = [i for i in range(config.depth) if f'layer_{i}' not in parts]
     if len(left_out) == config.depth:
         left_out = []
-    return {'leave_out': tuple(left_out), 'embedding_norm': 'embeddings' in parts}
+    around = bool(parts & {'embeddings', 'decoder_embeddings'})
+    return {'leave_out': tuple(left_out), 'embedding_norm': around}
 
 
 def write(
@@ -155,10 +168,10 @@ def write(
     current = params.flatten(backbone) | dict(leaves)
     if kind == 'LN_TUNING':
         return _write_norms(left, current, config)
-    modules, names_ = [], set()
-    for module in (POOLER, NORM):
+    whole, names_ = [], set()
+    for module in (POOLER, *_norm_names(config)):
         if any(_is_inside(n, module) and not n.endswith('.bias') for n in left):
-            modules.append(module)
+            whole.append(module)
             names_ |= {n for n in everything if _is_inside(n, module)}
     left -= names_
     settings = {}
@@ -170,31 +183,27 @@ def write(
             f'the adapter trains leaves of the backbone that PEFT does not train with {kind}: '
             f'{listed(sorted(left))}; write it with --format=merged'
         )
-    return settings, modules, _tensors(names_, current, config)
+    return settings, whole, _tensors(names_, current, config)
 
 
 def _write_norms(
     left: set[str], current: Mapping[str, Any], config: BackboneConfig
 ) -> tuple[dict[str, Any], list[str], Tensors]:
-    others = sorted(n for n in left if not is_norm(n))
+    others = sorted(n for n in left if not is_norm(n, config))
     if others:
         raise ValueError(
             f'the adapter trains more of the backbone than LayerNorms: {listed(others)}; write it '
             'with --format=merged'
         )
     chosen = sorted({name.rpartition('.')[0] for name in left})
-    everything = {n.rpartition('.')[0] for n in families.tensor_names(config) if is_norm(n)}
-    tensors = _tensors({f'{m}.{x}' for m in chosen for x in ('weight', 'bias')}, current, config)
-    settings = {'target_modules': [NORM] if set(chosen) == everything else chosen}
-    return (
-        settings,
-        [],
-        {
-            f'{m}.ln_tuning_layers.{x}': tensors[f'{m}.{x}']
-            for m in chosen
-            for x in ('weight', 'bias')
-        },
-    )
+    ends = sorted({module.rpartition('.')[2] for module in chosen})
+    covered = [m for m in modules.norms(config) if m.rpartition('.')[2] in ends]
+    own = {n for n in families.tensor_names(config) if n.rpartition('.')[0] in chosen}
+    tensors = _tensors(own, current, config)
+    settings = {'target_modules': ends if sorted(covered) == chosen else chosen}
+    named = (name.rpartition('.') for name in tensors)
+    found = {f'{m}.ln_tuning_layers.{x}': tensors[f'{m}.{x}'] for m, _, x in named}
+    return settings, [], found
 
 
 def _tensors(chosen: Iterable[str], current: Mapping[str, Any], config: BackboneConfig) -> Tensors:

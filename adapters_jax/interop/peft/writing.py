@@ -16,7 +16,7 @@ from adapters_jax.adapters.prompt import PromptTuning
 from adapters_jax.adapters.tuning import BitFit, LayerNormTuning
 from adapters_jax.adapters.union import Union
 from adapters_jax.adapters.vera import VeRA
-from adapters_jax.interop import hf_heads, hub
+from adapters_jax.interop import hf_heads, hub, modules
 from adapters_jax.interop.adapter_folder import AdapterFolder
 from adapters_jax.interop.backbones import LoadedBackbone
 from adapters_jax.interop.peft import (
@@ -32,6 +32,8 @@ from adapters_jax.interop.peft import (
 )
 from adapters_jax.interop.peft.tensors import Tensors
 from adapters_jax.models.backbone import BackboneConfig
+from adapters_jax.models.bert import BertStem
+from adapters_jax.models.text import TextStem
 
 _LOG = logging.getLogger(__name__)
 
@@ -64,18 +66,20 @@ def save(folder: AdapterFolder, directory: Path | str, loaded: LoadedBackbone) -
     directory = Path(directory)
     main = _main_member(folder.method)
     classifier = _classifier(folder, loaded.config)
-    prefix = '' if classifier is None else f'{loaded.config.family}.'
+    # A decoder is used with scores of words, which are no part of a folder.
+    bare = classifier is None and loaded.config.decoder is None
+    prefix = '' if bare else modules.prefix(loaded.config)
     kind, settings, own = _write_method(main, folder, loaded.config, prefix)
     leaves = params.flatten(folder.backbone_params)
-    more, modules, backbone = tuned.write(kind, leaves, loaded.params, loaded.config, prefix)
+    more, whole, backbone = tuned.write(kind, leaves, loaded.params, loaded.config, prefix)
     if classifier and any(names.POOLER in name for name in classifier):
-        modules.append(tuned.POOLER)
+        whole.append(tuned.POOLER)
     config = configs.write(
         kind,
         **settings | more,
         base_model_name_or_path=_published_name(loaded.name),
-        modules_to_save=[*modules, *(heads.MODULES if classifier else ())] or None,
-        task_type=heads.CLASSIFICATION if classifier else heads.FEATURES,
+        modules_to_save=[*whole, *(heads.MODULES if classifier else ())] or None,
+        task_type=_task_type(classifier, loaded.config),
     )
     outer = 'base_model.' if prompts.STORED in own else 'base_model.model.'
     named = _named(own | backbone, classifier or {}, outer, prefix)
@@ -136,8 +140,17 @@ def _write_method(
     return kind, settings, own
 
 
+def _task_type(classifier: Tensors | None, config: BackboneConfig) -> str | None:
+    """Return PEFT's kind of task; it has none for images and sound."""
+    if not isinstance(config.stem, BertStem | TextStem):
+        return None
+    if config.decoder is not None:
+        return heads.TEXTS
+    return heads.CLASSIFICATION if classifier else heads.FEATURES
+
+
 def _classifier(folder: AdapterFolder, config: BackboneConfig) -> Tensors | None:
-    if not folder.head:
+    if not folder.head or config.decoder is not None:
         return None
     classifier = hf_heads.write(folder.head, folder.head_params, config)
     if classifier is None:
@@ -170,7 +183,7 @@ def _named(own: Tensors, classifier: Tensors, outer: str, prefix: str) -> Tensor
             found[name] = tensor
         elif name in tensors.WHOLE['VERA']:
             found[f'base_model.{name}'] = tensor
-        elif name.startswith(f'{hf_heads.CLASSIFIER}.'):
+        elif hf_heads.is_head(name):
             found[outer + name] = tensor
         else:
             found[f'{outer}{prefix}{name}'] = tensor

@@ -1,0 +1,60 @@
+"""Renders the table of methods and families of backbones.
+
+    python -m pytest tests/conformance/test_families.py tests/interop/test_adapterhub_families.py \\
+        tests/interop/test_peft_families.py --families=experiments/families.json
+    python -m experiments.families
+
+The first command runs the tests and notes what they found, over what is in the file already, so
+that it may be run in parts; the second puts the table into the README.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from adapters_jax.adapters.presets import PRESETS
+from experiments.table import README, insert
+
+STORED = Path(__file__).with_suffix('.json')
+NAME = 'families'
+OWN = ('runs', 'trains', 'saves')
+LIBRARIES = {'adapterhub': 'A', 'peft': 'P'}
+LEGEND = (
+    '✓: the method runs, trains and comes back from its folder with the same numbers, ✗: it does '
+    'not. A: its numbers are those of `adapters`, P: those of `peft`, both ways. a, p: the library '
+    'has no place for the pair, fails by itself, or computes something else, and the pair is '
+    'refused. No letter: the library lacks the method or the family.'
+)
+_ORDER = (
+    *('bert', 'roberta', 'distilbert', 'electra', 'bart', 'mbart', 'marian', 't5', 't5-gated'),
+    *('whisper', 'vit', 'deit'),
+)
+
+
+def render(found: dict[str, dict[str, dict[str, Any]]]) -> str:
+    """Return the Markdown table: a row for each method, a column for each family."""
+    families = sorted(found, key=lambda name: (_ORDER.index(name) if name in _ORDER else 99, name))
+    methods = sorted({preset for of in found.values() for preset in of if preset in PRESETS})
+    lines = [f'| method | {" | ".join(families)} |', f'|---|{"---|" * len(families)}']
+    for preset in methods:
+        cells = (_cell(found[family].get(preset, {})) for family in families)
+        lines.append(f'| `{preset}` | {" | ".join(cells)} |')
+    return '\n'.join([*lines, '', LEGEND])
+
+
+def _cell(shown: dict[str, Any]) -> str:
+    """Return the marks of a pair, of what a test has found of it."""
+    own = [shown[name] for name in OWN if name in shown]
+    mark = '' if not own else '✓' if all(own) else '✗'
+    letters = [
+        letter if shown[name] is True else letter.lower() if shown[name] else '✗'
+        for name, letter in LIBRARIES.items()
+        if name in shown
+    ]
+    return ' '.join([mark, *letters]).strip() or '–'
+
+
+if __name__ == '__main__':
+    table = render(json.loads(STORED.read_text('utf-8')))
+    README.write_text(insert(README.read_text('utf-8'), table, NAME), 'utf-8')
+    print(f'wrote the table of families of {README}')

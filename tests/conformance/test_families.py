@@ -1,0 +1,131 @@
+"""Every method over every family of backbones: it runs, trains, and comes back from its folder."""
+
+import functools
+
+import cases
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import torch_families
+from torch_families import CASES
+
+from adapters_jax import params as trees
+from adapters_jax.adapters import registry
+from adapters_jax.interop import adapter_folder
+from adapters_jax.interop.adapter_folder import AdapterFolder
+from adapters_jax.model import Model
+from adapters_jax.models.heads import HeadConfig
+
+FAMILIES = [name for name in CASES if name not in ('electra-even', 'vit-unbiased')]
+QUICK = {'t5', 'vit'}
+OPTIONS = {'compacter': 'reduction_factor=4', 'compacter++': 'reduction_factor=4'}
+
+
+def pairs():
+    return [
+        pytest.param(
+            family,
+            preset,
+            marks=[] if family in QUICK and preset in cases.FAMILIES else pytest.mark.slow,
+        )
+        for family in FAMILIES
+        for preset in cases.METHODS
+    ]
+
+
+@functools.cache
+def backbone(family):
+    return torch_families.models(family, headed=CASES[family].headed is not None)[1:]
+
+
+@functools.cache
+def batch_of(family):
+    """Return four inputs with their targets or classes."""
+    kind, pad = CASES[family].kind, backbone(family)[0].config.pad_id
+    found = {'starts': np.zeros((4, 1), np.int32), 'classes': np.array([0, 1, 2, 0])}
+    if kind == 'images':
+        return found | {'pixels': torch_families.inputs(family, 4).transpose(0, 2, 3, 1)}
+    if kind == 'sound':
+        found |= {'sound': torch_families.inputs(family, 4)}
+    else:
+        ids, real = torch_families.texts(4, 13, pad, 0)
+        found |= {'input_ids': ids, 'segments': real.astype(np.int32)}
+    if kind == 'text':
+        return found
+    ids, real = torch_families.texts(4, 9, pad, 1)
+    return found | {
+        'target_ids': ids,
+        'target_segments': real.astype(np.int32),
+        'target_positions': np.broadcast_to(np.arange(9, dtype=np.int32), ids.shape),
+    }
+
+
+def model_of(family, preset):
+    """Return the model; a method that asks for tags gets none."""
+    text = f'{preset}[{OPTIONS[preset]}]' if preset in OPTIONS else cases.text_of(preset)
+    config = backbone(family)[0].config
+    pooling = 'cls' if config.decoder is None else 'vocabulary'
+    outputs = 3 if config.decoder is None else config.vocabulary
+    head = HeadConfig(pooling=pooling, dropout=0.0)
+    return Model(config, registry.create(text), head, outputs, name='mine')
+
+
+def loss(trainable, frozen, model, batch):
+    """Return the mean cross-entropy of the classes, or of each next word, and the outputs."""
+    outputs = model.apply(trees.merge(trainable, frozen), batch)
+    classes, weight = batch['classes'][:, None], jnp.ones((4, 1))
+    if model.config.decoder is not None:
+        outputs, classes = outputs[:, :-1], batch['target_ids'][:, 1:]
+        weight = batch['target_segments'][:, 1:]
+    costs = optax.softmax_cross_entropy_with_integer_labels(outputs, classes)
+    return (costs * weight).sum() / weight.sum(), outputs
+
+
+@pytest.mark.shows_family('runs')
+@pytest.mark.shows_family('trains')
+@pytest.mark.shows_family('saves')
+@pytest.mark.parametrize(('family', 'preset'), pairs())
+def test_it_runs_trains_and_comes_back(family, preset, tmp_path):
+    model, batch = model_of(family, preset), batch_of(family)
+    loaded, head = backbone(family)
+    params = model.init(jax.random.key(0), loaded.params)
+    if model.config.decoder is not None:
+        params = params | {'heads': {'mine': head}}
+    trainable, frozen = trees.partition(params, model.rules)
+    step = jax.jit(jax.value_and_grad(loss, has_aux=True), static_argnums=2)
+    (first, outputs), gradient = step(trainable, frozen, model, batch)
+    assert np.isfinite(outputs).all()
+    adapter = gradient.get('adapters', {}).get('mine', gradient.get('backbone'))
+    assert any(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(adapter))
+    optimizer = optax.adam(3e-3)
+    state = optimizer.init(trainable)
+    for _ in range(5):
+        updates, state = optimizer.update(gradient, state)
+        trainable = optax.apply_updates(trainable, updates)
+        (last, outputs), gradient = step(trainable, frozen, model, batch)
+    assert last < first
+    path = adapter_folder.save(written(model, trainable, loaded), tmp_path / 'a')
+    folder = adapter_folder.load(path)
+    constants = model.method.constants(model.config.dimensions)
+    again = folder.overlay(loaded.params, constants)
+    found = step(*trees.partition(again, model.rules), model, batch)[0][1]
+    np.testing.assert_array_equal(found, outputs)
+
+
+def written(model, trainable, loaded):
+    """Return the folder of what has been trained."""
+    trained = jax.device_get(trainable)
+    return AdapterFolder(
+        name='mine',
+        method=model.method.to_json(),
+        head=model.head_config.to_json(),
+        task={},
+        backbone=loaded.describe(),
+        max_length=model.text_positions,
+        pair=None,
+        adapter_params=trained.get('adapters', {}).get('mine', {}),
+        head_params=trained.get('heads', {}).get('mine', {}),
+        backbone_params=trained.get('backbone', {}),
+    )
