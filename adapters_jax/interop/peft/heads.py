@@ -7,7 +7,6 @@ the type of task, or from the modules that were stored whole.
 from collections.abc import Mapping
 from typing import Any
 
-from adapters_jax import tasks
 from adapters_jax.interop import hf_heads
 from adapters_jax.interop.peft import names
 from adapters_jax.interop.peft.tensors import Contents, listed
@@ -43,12 +42,9 @@ def read(
         return {}, {}, {}
     _check_model(settings, config)
     head, tree, outputs = hf_heads.read(contents.classifier, config)
-    task: tasks.Task
-    if outputs == 1:
-        task = tasks.Regression()
-    else:
-        task = tasks.Classification(labels=tuple(f'LABEL_{i}' for i in range(outputs)))
-    return head.to_json(), task.to_json(), tree
+    labels = [f'LABEL_{i}' for i in range(outputs)]
+    task = {'name': 'regression'} if outputs == 1 else {'name': 'classification', 'labels': labels}
+    return head.to_json(), task, tree
 
 
 def _check_model(settings: Mapping[str, Any], config: BackboneConfig) -> None:
