@@ -14,6 +14,7 @@ from adapters_jax.data import audio, batches
 from adapters_jax.evaluate import evaluate
 from adapters_jax.interop import adapter_folder
 from adapters_jax.predict import predict
+from adapters_jax.sweep import sweep
 from adapters_jax.tasks.speech_recognition import SpeechRecognition
 from adapters_jax.train import train
 from adapters_jax.training import ahead, batching, experiment
@@ -50,7 +51,11 @@ def config(folder, method='full', backbone='whisper', **changes):
 @pytest.fixture(scope='module')
 def learned(folder):
     """A finished run: its workdir and its summary."""
-    changes = {'optimizer.learning_rate': 3e-3, 'training.steps': 60}
+    changes = {
+        'optimizer.learning_rate': 3e-3,
+        'training.steps': 60,
+        'training.evaluate_every': 30,
+    }
     return folder / 'learned', train(config(folder, **changes), folder / 'learned')
 
 
@@ -90,6 +95,16 @@ def test_only_the_adapter_is_trained_and_kept(folder, method):
     assert not kept.head_params and (method in ('bitfit', 'houlsby')) == bool(kept.backbone_params)
     metrics = evaluate(workdir, 'validation')['metrics']
     assert metrics == pytest.approx(summary['metrics']['validation'], rel=1e-4)
+
+
+def test_a_population_learns_what_its_members_learn_alone(folder):
+    both = config(folder, 'lora')
+    both.sweep.grid = ('optimizer.learning_rate=1e-3,3e-3',)
+    sweep(both, folder / 'sweep')
+    alone = train(config(folder, 'lora', optimizer__learning_rate='3e-3'), folder / 'alone')
+    member = folder / 'sweep' / 'members' / 'learning_rate-3e-3' / 'summary.json'
+    together = json.loads(member.read_text())['metrics']['validation']
+    assert together == pytest.approx(alone['metrics']['validation'], rel=1e-3, abs=1e-3)
 
 
 def test_a_batch_has_a_recording_a_row(folder):

@@ -136,7 +136,7 @@ def render(result: Mapping[str, Any]) -> str:
         share = 100 * runs[0]['trainable_parameters'] / runs[0]['total_parameters']
         cells = (
             f'`{name}`',
-            f'{runs[0]["trainable_parameters"]:,} ({share:.2g} %)',
+            f'{runs[0]["trainable_parameters"]:,} ({share:.3g} %)',
             *(_spread([100 * run['test'][metric] for run in runs]) for metric in METRICS),
             f'{statistics.mean(run["seconds"] for run in runs):.0f}',
         )
