@@ -347,11 +347,13 @@ def test_a_text_for_which_no_position_is_left_is_refused(tokenizer_dir):
 
 def test_word_vectors_of_another_width_than_the_hidden_states():
     dimensions = dataclasses.replace(small_bert.DIMENSIONS, word=8)
-    for site, width in (('words', 8), ('embeddings', 24)):
-        tree = PromptTuning(site=site).init(jax.random.key(0), dimensions, {})
-        assert tree['embeddings']['prompt'].shape == (10, width)
-    with pytest.raises(ValueError, match='but they are 8 and 24 wide'):
-        PromptTuning(prompt_init='vocabulary').init(jax.random.key(0), dimensions, {})
+    table = np.random.default_rng(0).standard_normal((dimensions.vocabulary, 8))
+    words = {'embeddings': {'word': {'embedding': table.astype(np.float32)}}}
+    for site in ('words', 'embeddings'):  # both are before the vectors get the hidden size
+        for start in ('random_uniform', 'vocabulary'):
+            method = PromptTuning(site=site, prompt_init=start)
+            tree = method.init(jax.random.key(0), dimensions, words)
+            assert tree['embeddings']['prompt'].shape == (10, 8)
 
 
 @pytest.mark.parametrize(
