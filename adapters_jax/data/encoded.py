@@ -16,6 +16,8 @@ from jaxtyping import Int64, Integer
 # The token column that says which text of its example a token is of, from 0; absent where each
 # example is one text.
 PART = 'part'
+# Columns of examples that a backbone reads in place of tokens: images, and sound.
+READ = ('pixels', 'sound')
 # Token columns that are computed from the others, so that they are no part of what a split is.
 DERIVED = ('trunk',)
 # The token column of tags, 0 for none; splits whose texts nobody has tagged are without it.
@@ -35,6 +37,8 @@ class Encoded:
         when they were encoded (a selection of examples does not know, and says 0).
     aside: token columns that no batch has, such as the word that a token stands for: what it takes
         to make predictions of the outputs.
+    known: for columns of examples, a hexadecimal name of what is in them, so that `fingerprint`
+        need not read what does not fit in memory.
     rows: int64 [N], ascending: the row of the split that each example is a part of, where a row may
         be cut into several; None where example i is row i.
 
@@ -47,6 +51,7 @@ class Encoded:
     truncated: int = 0
     aside: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
     rows: np.ndarray | None = None
+    known: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         offsets = self.offsets
@@ -119,9 +124,10 @@ class Encoded:
         }
         for group, members in groups.items():
             for name in sorted(members):
-                column = np.ascontiguousarray(members[name])
+                column = members[name]
                 digest.update(f'{group}/{name}:{column.dtype.str}:{column.shape}\n'.encode())
-                digest.update(column.data)
+                known = self.known.get(name) if group == 'examples' else None
+                digest.update(known.encode() if known else np.ascontiguousarray(column).data)
         return digest.hexdigest()
 
 

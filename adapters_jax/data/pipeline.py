@@ -124,7 +124,7 @@ def train_batches(
 
     def make(number: int, _: int) -> tuple[Position, Batch]:
         epoch, index = divmod(number, batches)
-        check_mapped(encoded.tokens.values())
+        check_mapped([*encoded.tokens.values(), *encoded.examples.values()])
         batch = assemble(encoded, plans(epoch), index, pad_id, rows)
         return Position(epoch, index), batch if transform is None else transform(batch, epoch)
 
@@ -153,7 +153,7 @@ def eval_batches(
     numbers = grain.MapDataset.source(range(len(plan)))
 
     def make(index: int) -> Batch:
-        check_mapped(encoded.tokens.values())
+        check_mapped([*encoded.tokens.values(), *encoded.examples.values()])
         batch = assemble(encoded, plan, index, pad_id, rows)
         return batch if transform is None else transform(batch)
 

@@ -37,6 +37,7 @@ _TOKENIZER_PATTERNS = (
     'vocab.*',
     'merges.txt',
     '*.model',
+    'preprocessor_config.json',
 )
 
 

@@ -5,7 +5,7 @@ DeiT has one more vector than ViT before the patches, its distillation token (To
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -25,6 +25,8 @@ ALIASES: dict[str, str] = {}
 @dataclasses.dataclass(frozen=True)
 class PatchStem:
     """Square patches, one projection for all, and learned positions behind the first vectors."""
+
+    reads: ClassVar[str] = 'pixels'
 
     image: tuple[int, int]  # height and width
     patch: int

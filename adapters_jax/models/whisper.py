@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -25,6 +25,8 @@ _KERNEL, _STRIDE = 3, 2
 @dataclasses.dataclass(frozen=True)
 class SoundStem:
     """Two convolutions over frames of log-mel features, the second with a stride of 2."""
+
+    reads: ClassVar[str] = 'sound'
 
     bands: int
     positions: int  # of the vectors that come out, of which two frames make one

@@ -25,7 +25,7 @@ from adapters_jax.data.preprocess.chain import Chain
 from adapters_jax.interop.adapter_folder import AdapterFolder
 from adapters_jax.interop.backbones import LoadedBackbone, load_backbone
 from adapters_jax.model import Model
-from adapters_jax.models.backbone import CHANNELS
+from adapters_jax.models.backbone import CHANNELS, BackboneConfig
 from adapters_jax.models.block import REMAT
 from adapters_jax.models.heads import HeadConfig
 from adapters_jax.params import Tree, flatten, merge, partition, unflatten
@@ -146,9 +146,8 @@ def build(
         raise ValueError('there is no training split; set data.train, data.dir or data.name')
     task = make_task(config, texts['train'])
     backbone = backbone or load_backbone(config.backbone, dtype=None)
-    task = task.fitted(
-        backbone.config.vocabulary, lambda: tokenize.load_tokenizer(backbone.directory)
-    )
+    fitting.check_input(task, backbone)
+    task = task.fitted(backbone.config, backbone.directory)
     model = make_model(config, members, task, backbone, name)
     fitting.check_texts(task, model)
     first = start.load(config)
@@ -197,10 +196,23 @@ def check_model(model: Model, backbone: Tree) -> None:
             one another.
     """
     shapes = jax.eval_shape(model.init, jax.random.key(0), backbone)
+    jax.eval_shape(model.apply, shapes, smallest_batch(model.config))
+
+
+def smallest_batch(config: BackboneConfig) -> dict[str, Any]:
+    """Return a batch of one row, to be traced."""
+    starts = dict.fromkeys(('starts', 'masked'), np.zeros((1, 1), np.int32))
+    if config.stem.reads != 'input_ids':
+        return {config.stem.reads: config.stem.example()} | starts
     names = ('input_ids', 'token_type_ids', 'positions', 'segments')
-    batch = dict.fromkeys((*names, TAGS), np.ones((1, 8), np.int32))
-    batch |= dict.fromkeys(('starts', 'masked'), np.zeros((1, 1), np.int32))
-    jax.eval_shape(model.apply, shapes, batch)
+    return dict.fromkeys((*names, TAGS), np.ones((1, 8), np.int32)) | starts
+
+
+def tokenizer_of(backbone: LoadedBackbone) -> tokenize.Tokenizer | None:
+    """Return a backbone's tokenizer; None where it reads no tokens."""
+    if backbone.config.stem.reads != 'input_ids':
+        return None
+    return tokenize.load_tokenizer(backbone.directory)
 
 
 # The least value of a key of `training`; below it nothing sensible could be done.
@@ -302,7 +314,7 @@ def encode_splits(
     chain: Chain,
 ) -> dict[str, Encoded]:
     """Take every split through the chain, tokenize it and attach its labels as numbers."""
-    tokenizer = tokenize.load_tokenizer(backbone.directory)
+    tokenizer = tokenizer_of(backbone)
     cache = config.data.cache_dir
     directory = None if cache == 'none' else Path(cache or cache_directory() / 'tokens')
     encoding = Encoding(tokenizer, config.data.max_length, model.text_positions, directory, chain)
