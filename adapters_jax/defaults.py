@@ -88,8 +88,8 @@ def task() -> Config:
         {
             # 'classification', 'regression', 'multi_label' (any number of classes, also none),
             # 'multiple_choice' (one of the candidates that each row has), 'tagging',
-            # 'question_answering', 'masked_lm' (no labels), 'seq2seq' (a text for a text) or
-            # 'speech_recognition' (what is said in a recording).
+            # 'question_answering', 'masked_lm' (no labels), 'image_classification', 'seq2seq' (a
+            # text for a text) or 'speech_recognition' (what is said in a recording).
             'name': 'classification',
             # Class names in their order; empty: the sorted labels of the training data.
             'labels': (),
@@ -105,6 +105,10 @@ def task() -> Config:
             'scheme': '',
             # 'multi_label': the least probability of a class that is predicted.
             'label_threshold': 0.5,
+            # 'image_classification': other views of the training images in each epoch: 'none',
+            # 'crop' (shifted by up to an eighth of a side, black coming in), 'flip' (half of them
+            # mirrored) or 'crop_flip'.
+            'augment': 'none',
             # 'masked_lm': the share of words that are hidden, and whether only as a whole.
             'mask_rate': 0.15,
             'whole_words': False,
@@ -153,6 +157,8 @@ def data() -> Config:
             # The hub data set's configuration, where it has several.
             'config_name': '',
             # A folder: of train/validation/test files, or of GLUE task folders when `glue` is set.
+            # Of images: of folders train, validation (or dev, valid, val) and test with a folder
+            # for each class, or of such folders of classes alone; or a tar file that holds these.
             'dir': '',
             # A GLUE task: cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte, wnli.
             'glue': '',
@@ -162,11 +168,16 @@ def data() -> Config:
             'train': '',
             'validation': '',
             'test': '',
+            # Of images, folders of classes or tar files of them.
             # Column names, or numbers from 0 in files without a header; empty: detected. To answer
             # questions: text_a is the question, text_b the context, label the answers. To tag:
-            # text_a is the words (the first column; FORM), label the tags (the last; UPOS).
+            # text_a is the words (the first column; FORM), label the tags (the last; UPOS). Of
+            # sets of images: text_a is the image.
             # `choices`, of 'multiple_choice': that of a list, or several: 'ending0+ending1'.
             'columns': ConfigDict({'text_a': '', 'text_b': '', 'label': '', 'choices': ''}),
+            # Where images are in no folders of their classes: a regular expression whose group
+            # finds the class in a name, '([a-z]+)_'.
+            'class_pattern': '',
             # Whether rows with an empty text are left out, and counted in the log; else refused.
             # Of texts with classes, sets of labels or numbers; 'masked_lm' always leaves them out.
             'skip_empty': False,
@@ -201,7 +212,8 @@ def data() -> Config:
             # 'packed': several short texts to a row, about `training.batch_size` examples a step.
             # 'buckets': one text a row, a few fixed lengths, exactly that many examples a step.
             'batching': 'packed',
-            # Where token ids are kept between runs; empty: the project's cache; 'none': nowhere.
+            # Where token ids, and the pixels of images, are kept between runs; empty: the project's
+            # cache; 'none': nowhere.
             'cache_dir': '',
         }
     )

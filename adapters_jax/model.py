@@ -140,7 +140,7 @@ class Model:
         )
         if self.config.decoder is not None:
             return self.score_words(params, hidden)
-        batch = _with_places(batch, hidden)
+        batch = self._with_places(batch, hidden)
         copies = getattr(self.method, 'replicas', 1)
         segments = self.method.lengthen(batch['segments'], rows)
         if (self.heads or self.head_config).per_token:
@@ -162,6 +162,16 @@ class Model:
         return self.head.apply(
             own, *pooled, key is None, rngs={} if key is None else {'dropout': key}
         )
+
+    def _with_places(self, batch: Batch, hidden: Float[Array, 'B T D']) -> Batch:
+        """Return the batch with one example a row where it does not say what a row holds."""
+        if 'segments' in batch:
+            return batch
+        rows = len(inputs_of(batch))
+        # Vectors that the method inserts and rows that it copies are counted later.
+        length = self.config.positions if 'pixels' in batch else hidden.shape[1]
+        segments = jnp.ones((rows, length), jnp.int32)
+        return {**batch, 'segments': segments, 'starts': jnp.zeros((rows, 1), jnp.int32)}
 
     def sites(
         self,
@@ -255,8 +265,12 @@ def _own_places(
 
 
 def inputs_of(batch: Batch) -> Array:
-    """Return what a batch has for the backbone to read: tokens, pixels or sound."""
-    return next(batch[name] for name in ('input_ids', 'pixels', 'sound') if name in batch)
+    """Return what a batch has for the backbone to read: tokens, pixels or sound.
+
+    Pixels may be [B, 1, H, W, C], as columns of examples are: a row holds one image.
+    """
+    values = next(batch[name] for name in ('input_ids', 'pixels', 'sound') if name in batch)
+    return values[:, 0] if 'pixels' in batch and values.ndim == 5 else values
 
 
 def _mask(batch: Batch) -> Bool[Array, 'B 1 #T T'] | None:
@@ -279,15 +293,6 @@ def _target(batch: Batch) -> dict[str, Any]:
         return {'target': target, 'target_mask': _mask(batch)}
     across = own[:, None, :, None] == batch['segments'][:, None, None, :]
     return {'target': target, 'target_mask': across}
-
-
-def _with_places(batch: Batch, hidden: Float[Array, 'B T D']) -> Batch:
-    """Return the batch with one example a row where it does not say what a row holds."""
-    if 'segments' in batch:
-        return batch
-    rows = len(hidden)
-    segments = jnp.ones(hidden.shape[:2], jnp.int32)
-    return {**batch, 'segments': segments, 'starts': jnp.zeros((rows, 1), jnp.int32)}
 
 
 def attention_mask(segments: Int[Array, 'B T'], examples: int) -> Bool[Array, 'B 1 #T T']:

@@ -4,14 +4,15 @@
     python -m adapters_jax.predict --adapter=a=DIR,b=DIR --input=in.jsonl --output=out.jsonl
 
 Input: one JSON object a line with `text`, or `text_a` and `text_b`, or `question` and `context`, or
-`choices` and what they belong to; a masked language model's `text` has a `[MASK]`. With several
-adapters also `adapter`, the name of the one to use. Output: for each, in order, the object plus
-`prediction` and, for classification, `label` and `logits`, for sets of labels `probabilities`, for
-questions `start` and `end` (characters of the context), `score` and `n_best`, for choices `index`
-and `scores`, for missing words `masks`. DIR is an adapter of this project, of
-AdapterHub or of PEFT; which, is found out. Several adapters share one backbone and, where they can
-be chosen by row, one program and its batches. With `--drop_layers=N` adapters are left out of the N
-lowest layers; `--frozen_dtype=int8` keeps the backbone in a quarter of its memory.
+`choices` and what they belong to, or the path of an `image`; a masked language model's `text` has a
+`[MASK]`. With several adapters also `adapter`, the name of the one to use. Output: for each, in
+order, the object plus `prediction` and, for classification, `label` and `logits`, for sets of
+labels `probabilities`, for questions `start` and `end` (characters of the context), `score` and
+`n_best`, for choices `index` and `scores`, for missing words `masks`. DIR is an adapter of this
+project, of AdapterHub or of PEFT; which, is found out. Several adapters share one backbone and,
+where they can be chosen by row, one program and its batches. With `--drop_layers=N` adapters are
+left out of the N lowest layers; `--frozen_dtype=int8` keeps the backbone in a quarter of its
+memory.
 """
 
 import json
@@ -27,7 +28,6 @@ from adapters_jax import files
 from adapters_jax.adapters import dropping
 from adapters_jax.adapters.dropping import Dropped
 from adapters_jax.config import Config
-from adapters_jax.data import tokenize
 from adapters_jax.data.encoded import Encoded
 from adapters_jax.interop import formats
 from adapters_jax.interop.adapter_folder import AdapterFolder
@@ -119,7 +119,7 @@ def _predict(
         config.data.batching = 'buckets'  # each row is one text, and one adapter's
     found = serving.outputs(folders, loaded, encoded, config, tasks, drop_layers)
     result: Rows = [{}] * len(rows)
-    tokenizer = tokenize.load_tokenizer(loaded.directory)
+    tokenizer = experiment.tokenizer_of(loaded)
     for name, own in places.items():
         told = tasks[name].predict(found[name], encoded[name], texts[name])
         told = tasks[name].worded(told, texts[name], tokenizer)
@@ -131,7 +131,7 @@ def _predict(
 def _encode(
     texts: datasets.Dataset, task: Task, folder: AdapterFolder, loaded: LoadedBackbone
 ) -> Encoded:
-    tokenizer = tokenize.load_tokenizer(loaded.directory)
+    tokenizer = experiment.tokenizer_of(loaded)
     model, chain = experiment.bind(folder, loaded), preprocessing.chain_of(folder)
     preprocessing.check_tags(model.method, chain)
     positions = model.text_positions

@@ -169,7 +169,7 @@ def test_a_checkpoint_of_several_languages_is_told_which(folder):
         ('whisper', {'task__target_length': 12}, 'target_length is 12, but the decoder has 12 pos'),
         ('many', {}, "task.language is ''; a checkpoint of several languages"),
         ('many', {'task__language': 'fr'}, r'the tokenizer has no token <\|fr\|>'),
-        ('bart', {}, r'needs a backbone that reads sound, and .* \(bart\) reads input_ids'),
+        ('bart', {}, r'is about sound, but the backbone .* \(bart\) reads texts'),
     ],
 )
 def test_mistakes_are_named(folder, backbone, changes, message):

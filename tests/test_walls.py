@@ -1,4 +1,4 @@
-"""What may know what: rooms use those below them, and adapters and models do not know each other."""
+"""What may know what: rooms use those below them; adapters and models do not know each other."""
 
 import ast
 import re

@@ -94,6 +94,11 @@ class PromptTuning(Method):
         Raises:
             ValueError: a prompt that the backbone has no words or no positions for.
         """
+        self.require(
+            self.site != 'words' or dimensions.vocabulary > 0,
+            "site='words' stands among vectors of words, and the backbone reads none; "
+            "use site='embeddings'",
+        )
         left = dimensions.positions - self.reserved_positions
         self.require(
             left >= 1,

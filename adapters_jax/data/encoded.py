@@ -16,6 +16,8 @@ from jaxtyping import Int64, Integer
 # The token column that says which text of its example a token is of, from 0; absent where each
 # example is one text.
 PART = 'part'
+# Columns of examples that a backbone reads in place of tokens: images, and sound.
+READ = ('pixels', 'sound')
 # Token columns that are computed from the others, so that they are no part of what a split is.
 DERIVED = ('trunk',)
 # The token column of tags, 0 for none; splits whose texts nobody has tagged are without it.
@@ -38,6 +40,8 @@ class Encoded:
     target: flat columns of what is to be written for each example, if anything, laid end to end as
         `target_offsets` [N + 1] says: 'target_ids' (what a decoder reads) and 'label' (what it is
         to say), int32.
+    known: for columns of examples, a hexadecimal name of what is in them, so that `fingerprint`
+        need not read what does not fit in memory.
     rows: int64 [N], ascending: the row of the split that each example is a part of, where a row may
         be cut into several; None where example i is row i.
 
@@ -52,6 +56,7 @@ class Encoded:
     rows: np.ndarray | None = None
     target: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
     target_offsets: np.ndarray | None = None
+    known: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         _check_columns(self.tokens | self.aside, self.offsets)
@@ -142,9 +147,10 @@ class Encoded:
             groups['target'] = self.target | {'offsets': self.target_offsets}
         for group, members in groups.items():
             for name in sorted(members):
-                column = np.ascontiguousarray(members[name])
+                column = members[name]
                 digest.update(f'{group}/{name}:{column.dtype.str}:{column.shape}\n'.encode())
-                digest.update(column.data)
+                known = self.known.get(name) if group == 'examples' else None
+                digest.update(known.encode() if known else np.ascontiguousarray(column).data)
         return digest.hexdigest()
 
 

@@ -40,6 +40,7 @@ _TOKENIZER_PATTERNS = (
     'vocab.*',
     'merges.txt',
     '*.model',
+    'preprocessor_config.json',
 )
 # How texts are written, how sound and images are read, and which spellings are the same.
 _SETTINGS = ('generation_config.json', 'preprocessor_config.json', 'normalizer.json')

@@ -9,7 +9,7 @@ an adapter's parameters name a layer by this number alone.
 """
 
 import dataclasses
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import flax.linen as nn
 import jax
@@ -40,7 +40,12 @@ class Inputs:
 
 
 class Stem(Protocol):
-    """What a stack begins with: the settings of its module. Equal settings are equal stems."""
+    """What a stack begins with: the settings of its module. Equal settings are equal stems.
+
+    `reads` is the column of a batch that it takes: 'input_ids', 'pixels' or 'sound'.
+    """
+
+    reads: ClassVar[str]
 
     @property
     def word(self) -> int:
@@ -93,8 +98,8 @@ class BackboneConfig:
 
     @property
     def reads(self) -> str:
-        """What it reads, as batches call it: 'input_ids', and of other stems what they say."""
-        return getattr(self.stem, 'reads', 'input_ids')
+        """What it reads, as batches call it; see `Stem`."""
+        return self.stem.reads
 
     @property
     def depth(self) -> int:

@@ -6,7 +6,7 @@ RoBERTa is the same network with positions that start after the padding id and o
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -30,6 +30,8 @@ class BertStem:
 
     Vectors narrower than the hidden size are projected after that (Clark et al. 2020, section 3.2).
     """
+
+    reads: ClassVar[str] = 'input_ids'
 
     token_types: int = 2  # 0: none
     position_offset: int = 0  # RoBERTa counts positions from pad_id + 1

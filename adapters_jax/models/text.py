@@ -4,7 +4,7 @@ The vectors of words may be those of the other stack, and are then given with th
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -26,6 +26,8 @@ class TextStem:
     (Vaswani et al. 2017, section 3.5, sines first), or 'relative': nothing is added to the vectors,
     but scores of attention get a bias by distance (Raffel et al. 2020, section 2.1).
     """
+
+    reads: ClassVar[str] = 'input_ids'
 
     positions: int
     kind: str = LEARNED

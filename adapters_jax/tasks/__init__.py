@@ -1,6 +1,7 @@
 """What is learned: labels, loss, metrics and predictions, one file a kind of task."""
 
 from adapters_jax.tasks.classification import Classification
+from adapters_jax.tasks.image_classification import ImageClassification
 from adapters_jax.tasks.masked_lm import MaskedLM
 from adapters_jax.tasks.multi_label import MultiLabel
 from adapters_jax.tasks.multiple_choice import MultipleChoice
@@ -13,6 +14,7 @@ from adapters_jax.tasks.task import Task, create, from_json, kind
 
 __all__ = [
     'Classification',
+    'ImageClassification',
     'MaskedLM',
     'MultiLabel',
     'MultipleChoice',

@@ -8,6 +8,7 @@ evaluation needs two numbers of each place, a prediction its likeliest words.
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import datasets
@@ -16,12 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Float32, Int
 
-from adapters_jax.data import columns, corpus, sources
+from adapters_jax.data import columns, corpus, sources, tokenize
 from adapters_jax.data.batches import Batch
 from adapters_jax.data.encoded import Encoded
 from adapters_jax.data.masking import Masking, reveal
 from adapters_jax.data.tokenize import Tokenizer
-from adapters_jax.interop.backbones import LoadedBackbone
+from adapters_jax.models.backbone import BackboneConfig
 from adapters_jax.models.heads import VOCABULARY, HeadConfig
 from adapters_jax.tasks.losses import masked_sum, refuse_smoothing
 from adapters_jax.tasks.task import Column, Encoding, Objects, Rows, Task, register
@@ -78,16 +79,16 @@ class MaskedLM(Task):
         """Return how words are hidden."""
         return {'mask_rate': given['mask_rate'], 'whole_words': given['whole_words']}
 
-    def fitted(self, backbone: LoadedBackbone, tokenizer: Callable[[], Tokenizer] | None) -> Self:
+    def fitted(self, config: BackboneConfig, directory: Path | None) -> Self:
         """Return the task for a backbone's vocabulary and mask token.
 
         Raises:
             ValueError: the tokenizer has no mask token.
         """
-        vocabulary = backbone.config.vocabulary
-        if tokenizer is None:
+        vocabulary = config.vocabulary
+        if directory is None:
             return dataclasses.replace(self, vocabulary=vocabulary)
-        own = tokenizer()
+        own = tokenize.load_tokenizer(directory)
         if own.mask_token is None:
             raise ValueError(
                 'the tokenizer of the backbone has no mask token, which a masked language model '

@@ -7,6 +7,7 @@ so that shorter ones are followed by silence, as they were when it was trained.
 import dataclasses
 import json
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import datasets
@@ -19,12 +20,13 @@ from adapters_jax.data import audio, recordings, written
 from adapters_jax.data.batches import Batch
 from adapters_jax.data.encoded import Encoded
 from adapters_jax.data.tokenize import Tokenizer
-from adapters_jax.interop.backbones import LoadedBackbone
+from adapters_jax.models.backbone import BackboneConfig
 from adapters_jax.tasks.speech_metrics import SPEECH_METRICS, Normaliser, load_normaliser
 from adapters_jax.tasks.task import Encoding, Objects, Rows, register
 from adapters_jax.tasks.writing import FORCED, KEPT, Writing, generation_settings
 
 SOUND = 'sound'
+_FRAMES_A_SECOND = 100  # of Whisper, where no checkpoint is at hand to say
 
 
 @register
@@ -41,6 +43,7 @@ class SpeechRecognition(Writing):
     """
 
     name: ClassVar[str] = 'speech_recognition'
+    reads: ClassVar[str] = SOUND
     text_metrics: ClassVar[Mapping[str, Callable[..., float]]] = SPEECH_METRICS
     known_metrics: ClassVar[Mapping[str, Callable[..., float]]] = SPEECH_METRICS | FORCED
     default_metrics: ClassVar[tuple[str, ...]] = ('wer', 'cer', 'nll')
@@ -61,36 +64,34 @@ class SpeechRecognition(Writing):
         own = {name: given[name] for name in ('window', 'language', 'translate')}
         return super().settings(given, train) | own
 
-    def fitted(self, backbone: LoadedBackbone, tokenizer: Callable[[], Tokenizer] | None) -> Self:
+    def fitted(self, config: BackboneConfig, directory: Path | None) -> Self:
         """Return the task for a backbone's features, normaliser and what `Writing` needs of it.
 
         Raises:
-            ValueError: a backbone that reads no sound, or what its checkpoint cannot do.
+            ValueError: what its checkpoint cannot do.
         """
-        if backbone.config.reads != SOUND:
-            raise ValueError(
-                f'the task {self.name} needs a backbone that reads sound, and '
-                f'{backbone.name!r} ({backbone.config.family}) reads {backbone.config.reads}; '
-                "choose backbone='whisper-tiny.en', say"
-            )
-        extractor = audio.load_extractor(backbone.directory)
-        frames, positions = audio.frames_of(extractor, self.window), backbone.config.positions
+        if directory is None:
+            frames = round(self.window * _FRAMES_A_SECOND) or 2 * config.positions
+            described = dataclasses.replace(self, bands=config.stem.bands, frames=frames)
+            return super(SpeechRecognition, described).fitted(config, directory)
+        extractor = audio.load_extractor(directory)
+        frames, positions = audio.frames_of(extractor, self.window), config.positions
         if frames > 2 * positions:
             raise ValueError(
                 f'task.window is {self.window:g}, of which {frames} frames would make '
                 f'{frames // 2} vectors, but the encoder has {positions} positions; set a shorter '
                 'one'
             )
-        multilingual = generation_settings(backbone.directory).get('is_multilingual', False)
+        multilingual = generation_settings(directory).get('is_multilingual', False)
         fitted = dataclasses.replace(
             self,
             extractor=extractor,
             bands=extractor.feature_size,
             frames=frames,
             multilingual=multilingual,
-            normaliser=load_normaliser(backbone.directory, self._english(multilingual)),
+            normaliser=load_normaliser(directory, self._english(multilingual)),
         )
-        return super(SpeechRecognition, fitted).fitted(backbone, tokenizer)
+        return super(SpeechRecognition, fitted).fitted(config, directory)
 
     def _english(self, multilingual: bool) -> bool:
         """Tell whether what is written is English."""

@@ -9,7 +9,8 @@ import abc
 import dataclasses
 import math
 import os
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import datasets
@@ -21,7 +22,7 @@ from adapters_jax.data.batches import Batch
 from adapters_jax.data.encoded import Encoded
 from adapters_jax.data.preprocess.chain import Chain
 from adapters_jax.data.tokenize import NO_STEPS, Tokenizer
-from adapters_jax.interop.backbones import LoadedBackbone
+from adapters_jax.models.backbone import BackboneConfig
 from adapters_jax.models.heads import TOKENS, HeadConfig
 
 Rows = datasets.Dataset  # a split as people know it; each row may be several examples, or a part
@@ -43,11 +44,11 @@ class Column(NamedTuple):
 class Encoding(NamedTuple):
     """How rows become tokens: by which tokenizer, of which length, and where they are kept.
 
-    `positions` is how many tokens the model can take; `cache_dir` may be None; `chain` are the
-    steps that texts go through before.
+    The tokenizer is None where the backbone reads no tokens; `positions` is how many the model can
+    take; `cache_dir` may be None; `chain` are the steps that texts go through before.
     """
 
-    tokenizer: Tokenizer
+    tokenizer: Tokenizer | None
     max_length: int
     positions: int | None = None
     cache_dir: str | os.PathLike | None = None
@@ -73,6 +74,7 @@ class Task(abc.ABC):
     # Whether the head gives outputs for each token, instead of each example.
     per_token: ClassVar[bool] = False
     several_texts: ClassVar[bool] = False  # whether an example is several texts, which share a row
+    reads: ClassVar[str] = 'input_ids'  # the column of a batch that the backbone reads
     draws: ClassVar[bool] = False  # whether `transform` makes other batches of it in each epoch
     smooths: ClassVar[bool] = False  # whether label smoothing has a meaning
     writes: ClassVar[bool] = False  # whether outputs are texts that a decoder writes
@@ -130,9 +132,17 @@ class Task(abc.ABC):
         """
         return {}
 
-    def fitted(self, backbone: LoadedBackbone, tokenizer: Callable[[], Tokenizer] | None) -> Self:
-        """Return the task for a backbone; the tokenizer is None where a run is only described."""
+    def fitted(self, config: BackboneConfig, directory: Path | None) -> Self:
+        """Return the task for a backbone.
+
+        `directory` is its folder, or None where a run is only described.
+        """
         return self
+
+    @property
+    def layout(self) -> Hashable:
+        """What tasks must have in common for their examples to share a batch."""
+        return self.reads, self.per_token, self.several_texts
 
     def predicting(self) -> Self:
         """Return the task as it predicts for inputs, where that is another one than evaluating."""

@@ -23,7 +23,7 @@ from adapters_jax.data.tokenize import Tokenizer
 from adapters_jax.decoding import rules as rule
 from adapters_jax.decoding.rules import Rules
 from adapters_jax.decoding.search import Search
-from adapters_jax.interop.backbones import LoadedBackbone
+from adapters_jax.models.backbone import BackboneConfig
 from adapters_jax.models.heads import VOCABULARY, HeadConfig
 from adapters_jax.tasks.losses import check_smoothing, masked_sum
 from adapters_jax.tasks.task import Column, Rows, Task
@@ -80,20 +80,20 @@ class Writing(Task):
         names = ('target_length', 'beams', 'length_penalty', 'min_length', 'repeated')
         return {name: given[name] for name in names}
 
-    def fitted(self, backbone: LoadedBackbone, tokenizer: Callable[[], Tokenizer] | None) -> Self:
+    def fitted(self, config: BackboneConfig, directory: Path | None) -> Self:
         """Return the task for a backbone's vocabulary, tokenizer and own rules.
 
         Raises:
             ValueError: a text may grow longer than the decoder's positions, or has no end.
         """
-        config = backbone.config
         task = dataclasses.replace(self, vocabulary=config.written)
-        if tokenizer is None or config.decoder is None:
+        if directory is None or config.decoder is None:
             return task
-        own = self.prepared(tokenize.load_writer(backbone.directory) or tokenizer())
+        plain = tokenize.load_writer(directory) or tokenize.load_tokenizer(directory)
+        own = self.prepared(plain)
         if own.eos_token_id is None:
             raise ValueError(
-                f'the tokenizer of {backbone.directory} has no token that ends a text (eos_token)'
+                f'the tokenizer of {directory} has no token that ends a text (eos_token)'
             )
         start = self.start(config.decoder.start_id, own)
         if self.target_length + len(start) - 1 > config.decoder.positions:
@@ -102,7 +102,7 @@ class Writing(Task):
                 f'{config.decoder.positions} positions; set it to '
                 f'{config.decoder.positions - len(start) + 1} or less'
             )
-        found = dict(rule.from_hf(generation_settings(backbone.directory))) | self.forced(own)
+        found = dict(rule.from_hf(generation_settings(directory))) | self.forced(own)
         if self.repeated:
             found['repeated'] = self.repeated
         rules = Rules(

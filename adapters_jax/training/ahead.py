@@ -20,7 +20,7 @@ from adapters_jax.config import Config
 from adapters_jax.data.encoded import TAGS
 from adapters_jax.interop.backbones import describe_backbone
 from adapters_jax.params import Tree
-from adapters_jax.training import batching, collectives, loop
+from adapters_jax.training import batching, collectives, fitting, loop
 from adapters_jax.training.experiment import Experiment, check_numbers, make_model, make_task
 from adapters_jax.training.members import load as load_members
 from adapters_jax.training.placement import Described, make_mesh
@@ -116,7 +116,9 @@ def _experiment(config: Config, labels: int) -> Experiment:
             names[-1:] = [config.task.positive]
         config = config.copy_and_resolve_references()
         config.task.labels = tuple(names)
-    task = make_task(config, None).fitted(backbone, None)
+    task = make_task(config, None)
+    fitting.check_input(task, backbone)
+    task = task.fitted(backbone.config, None)
     model = make_model(config, members, task, backbone)
     return Experiment(config, backbone, task, model, {}, {}, members)
 
@@ -134,6 +136,13 @@ def _batch(
 ) -> dict[str, jax.ShapeDtypeStruct]:
     """Return the columns of a batch as `data.batches.assemble` makes them."""
     config, limit = experiment.config, experiment.model.text_positions
+    rows = batching.filled_rows(config, config.training.batch_size, placement.row_parts)
+    names = ['input_ids', 'token_type_ids', 'positions', 'segments']
+    names += [TAGS] if experiment.model.method.known_tags else []
+    if experiment.task.reads != 'input_ids':
+        # An example fills a row, whose length is that of what is to be written, if anything.
+        names, texts = [], 1
+        length = length if experiment.task.writes else 1
     length = length or config.data.max_length
     if not 1 <= texts <= length or length > max(limit, 2 * config.data.max_length):
         raise ValueError(
@@ -141,11 +150,6 @@ def _batch(
             f'tokens up to the {limit} positions of the backbone, or up to twice data.max_length '
             'where texts share a row'
         )
-    rows = batching.filled_rows(config, config.training.batch_size, placement.row_parts)
-    names = ['input_ids', 'token_type_ids', 'positions', 'segments']
-    names += [TAGS] if experiment.model.method.known_tags else []
-    if experiment.model.config.reads != 'input_ids':
-        names = []  # the task knows what there is in their place
     tokens = dict.fromkeys(names, jnp.int32)
     per_text = {'starts': jnp.int32, 'example_mask': bool, 'example_id': jnp.int32}
     shapes = {name: jax.ShapeDtypeStruct((rows, length), dtype) for name, dtype in tokens.items()}
@@ -202,7 +206,9 @@ def report(plan: Plan) -> dict[str, Any]:
     """Compile the step and the forward pass; return what they hold, compute and send a device."""
     mesh = dict(plan.placement.mesh.shape)
     quick = plan.placement.mesh.devices.flat[0].platform == 'cpu'
-    rows, length = plan.batch['input_ids'].shape
+    rows, texts = plan.batch['example_id'].shape
+    words = plan.batch.get('input_ids')
+    length = plan.experiment.model.config.positions if words is None else words.shape[1]
     return {
         'backbone': plan.experiment.config.backbone,
         'method': plan.experiment.config.method,
@@ -210,7 +216,7 @@ def report(plan: Plan) -> dict[str, Any]:
         'device': plan.placement.mesh.devices.flat[0].device_kind,
         'rows': rows,
         'length': length,
-        'texts': plan.batch['starts'].shape[1],
+        'texts': texts,
         'held': {name: sharding.bytes_per_device(tree) for name, tree in plan.held.items()},
         'step': measure(lower_step(plan), mesh, quick=quick),
         'forward': measure(lower_forward(plan), mesh, 'forward pass', quick),

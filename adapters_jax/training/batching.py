@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from adapters_jax import tasks
 from adapters_jax.adapters.method import Method
 from adapters_jax.config import Config
 from adapters_jax.data import batches, policies
@@ -12,6 +13,7 @@ from adapters_jax.data.shares import Mixing
 from adapters_jax.model import Model
 
 _LOG = logging.getLogger(__name__)
+TOKENS = 'input_ids'
 BATCHINGS = ('packed', 'buckets')
 
 
@@ -30,12 +32,13 @@ def check(config: Config, method: Method, devices: int) -> None:
         if training[key] < 1:
             raise ValueError(f'training.{key} is {training[key]}; expected 1 or more')
     parts = devices * training.accumulate
-    if not _packed(config, method) and training.batch_size % parts:
+    reads = tasks.kind(config.task.name).reads
+    if not _packed(config, method, reads) and training.batch_size % parts:
         raise ValueError(
             f'training.batch_size is {training.batch_size}, which does not divide over {devices} '
             f'devices x {training.accumulate} accumulation steps; choose a multiple of {parts}'
         )
-    if config.data.batching == 'packed' and not method.packable:
+    if config.data.batching == 'packed' and reads == TOKENS and not method.packable:
         _LOG.warning(
             'method %s cannot share a row between texts: batching by length buckets instead',
             method.architecture,
@@ -54,12 +57,15 @@ def choose(
     parts = config.training.accumulate if training else devices
     size = config.training.batch_size * (1 if training else 4)
     writes = model.config.decoder is not None and not training
-    texts = model.config.reads == 'input_ids'  # of others, each example fills a row
-    if texts and _packed(config, model.method) and not writes:  # a text is written for one row
+    # A text is written for one row.
+    if _packed(config, model.method, model.config.reads) and not writes:
         # Examples of several texts are longer than a text may be.
         longest = max(config.data.max_length, int(lengths.max(initial=1)))
         return policies.choose_packing(lengths, size, max_length=longest, rows_multiple=parts)
-    return policies.choose_buckets(lengths, -(-size // parts) * parts)
+    size = -(-size // parts) * parts
+    if model.config.reads != TOKENS and not model.config.decoder:  # as long as one another
+        return policies.Buckets((int(lengths.max(initial=1)),), size)
+    return policies.choose_buckets(lengths, size)
 
 
 def choose_mixed(
@@ -78,7 +84,7 @@ def choose_mixed(
 
 def fill(batch: batches.Batch, rows: int, pad_id: int) -> batches.Batch:
     """Return the batch with empty rows at its end, so that it has `rows` of them."""
-    missing = rows - len(batch['example_id'])
+    missing = rows - len(next(iter(batch.values())))
     if not missing:
         return batch
     empty = {'input_ids': pad_id, 'example_id': -1, 'adapter': -1}
@@ -104,5 +110,6 @@ def filled_rows(config: Config, rows: int, devices: int) -> int:
     return filled
 
 
-def _packed(config: Config, method: Method) -> bool:
-    return config.data.batching == 'packed' and method.packable
+def _packed(config: Config, method: Method, reads: str = TOKENS) -> bool:
+    """Whether examples share rows; those that are no tokens have one each."""
+    return config.data.batching == 'packed' and method.packable and reads == TOKENS

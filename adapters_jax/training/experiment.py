@@ -25,7 +25,7 @@ from adapters_jax.data.preprocess.chain import Chain
 from adapters_jax.interop.adapter_folder import AdapterFolder
 from adapters_jax.interop.backbones import LoadedBackbone, load_backbone
 from adapters_jax.model import Model
-from adapters_jax.models.backbone import CHANNELS
+from adapters_jax.models.backbone import CHANNELS, BackboneConfig
 from adapters_jax.models.block import REMAT
 from adapters_jax.models.heads import HeadConfig
 from adapters_jax.params import Tree, flatten, merge, partition, unflatten
@@ -146,6 +146,7 @@ def build(
         raise ValueError('there is no training split; set data.train, data.dir or data.name')
     task = make_task(config, texts['train'])
     backbone = backbone or load_backbone(config.backbone, dtype=None)
+    fitting.check_input(task, backbone)
     task = fitted(task, backbone)
     model = make_model(config, members, task, backbone, name)
     fitting.check_texts(task, model)
@@ -195,16 +196,25 @@ def check_model(model: Model, backbone: Tree) -> None:
             one another.
     """
     shapes = jax.eval_shape(model.init, jax.random.key(0), backbone)
-    names = ('input_ids', 'token_type_ids', 'positions', 'segments', TAGS)
-    if model.config.reads == 'input_ids':
-        batch = dict.fromkeys(names, np.ones((1, 8), np.int32))
-    else:
-        batch = {model.config.reads: model.config.stem.example()}
-    batch |= dict.fromkeys(('starts', 'masked'), np.zeros((1, 1), np.int32))
-    if model.config.decoder is not None:
-        names = ('target_ids', 'target_positions', 'target_segments')
-        batch |= dict.fromkeys(names, np.ones((1, 8), np.int32))
-    jax.eval_shape(model.apply, shapes, batch)
+    jax.eval_shape(model.apply, shapes, smallest_batch(model.config))
+
+
+def smallest_batch(config: BackboneConfig) -> dict[str, Any]:
+    """Return a batch of one row, to be traced."""
+    batch: dict[str, Any] = dict.fromkeys(('starts', 'masked'), np.zeros((1, 1), np.int32))
+    names = ['input_ids', 'token_type_ids', 'positions', 'segments', TAGS]
+    if config.reads != 'input_ids':
+        batch, names = batch | {config.reads: config.stem.example()}, []
+    if config.decoder is not None:
+        names += ['target_ids', 'target_positions', 'target_segments']
+    return batch | dict.fromkeys(names, np.ones((1, 8), np.int32))
+
+
+def tokenizer_of(backbone: LoadedBackbone) -> tokenize.Tokenizer | None:
+    """Return a backbone's tokenizer; None where it reads no tokens."""
+    if backbone.config.reads != 'input_ids':
+        return None
+    return tokenize.load_tokenizer(backbone.directory)
 
 
 # The least value of a key of `training`; below it nothing sensible could be done.
@@ -306,7 +316,7 @@ def encode_splits(
     chain: Chain,
 ) -> dict[str, Encoded]:
     """Take every split through the chain, tokenize it and attach its labels as numbers."""
-    tokenizer = tokenize.load_tokenizer(backbone.directory)
+    tokenizer = tokenizer_of(backbone)
     cache = config.data.cache_dir
     directory = None if cache == 'none' else Path(cache or cache_directory() / 'tokens')
     encoding = Encoding(tokenizer, config.data.max_length, model.text_positions, directory, chain)
@@ -322,7 +332,7 @@ def _encode(split: str, rows: Rows, task: Task, encoding: Encoding) -> Encoded:
 
 def fitted(task: Task, backbone: LoadedBackbone) -> Task:
     """Return the task for a backbone and its tokenizer."""
-    return task.fitted(backbone, lambda: tokenize.load_tokenizer(backbone.directory))
+    return task.fitted(backbone.config, backbone.directory)
 
 
 def task_of(folder: AdapterFolder) -> Task:

@@ -31,6 +31,29 @@ def choose_head(config: Config, task: Task, backbone: LoadedBackbone) -> HeadCon
     return dataclasses.replace(head, train='none' if there else 'all')
 
 
+def check_input(task: Task, backbone: LoadedBackbone) -> None:
+    """Refuse a backbone that reads something else than the task's examples are.
+
+    Raises:
+        ValueError: naming both.
+    """
+    given = backbone.config.reads
+    if given != task.reads:
+        raise ValueError(
+            f'{task.name} is about {_INPUTS[task.reads][0]}, but the backbone {backbone.name!r} '
+            f'({backbone.config.family}) reads {_INPUTS[given][0]}; set config.backbone to '
+            f'{_INPUTS[task.reads][1]}'
+        )
+
+
+# What a backbone reads, and which backbones read it.
+_INPUTS = {
+    'input_ids': ('texts', 'a model of texts, such as minilm'),
+    'pixels': ('images', 'a ViT or DeiT'),
+    'sound': ('sound', 'a Whisper model'),
+}
+
+
 def check_texts(task: Task, model: Model) -> None:
     """Refuse a method that cannot do with several texts in a row where the task has them.
 

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from adapters_jax import config as configs
-from adapters_jax import params
+from adapters_jax import params, tasks
 from adapters_jax.config import Config
 from adapters_jax.data.encoded import TAGS, Encoded
 from adapters_jax.data.mixing import join
@@ -83,6 +83,8 @@ def build(config: Config) -> Multitask:
         raise ValueError(
             f'mixing.best is {config.mixing.best!r}; expected one of {", ".join(BEST)}'
         )
+    for name in sorted(config.tasks):
+        _check_kind(config, name)
     backbone = load_backbone(config.backbone, dtype=None)
     members = {name: build_member(config, name, backbone) for name in sorted(config.tasks)}
     _check_validation(members)
@@ -110,6 +112,16 @@ def _check_model(built: Multitask) -> None:
     batch = dict.fromkeys((*names, TAGS), np.ones((1, 8), np.int32))
     batch |= {'starts': np.zeros((1, 1), np.int32), 'adapter': np.zeros(1, np.int32)}
     jax.eval_shape(built.model.apply, shapes, batch)
+
+
+def _check_kind(config: Config, name: str) -> None:
+    """Refuse a task whose batches are not of texts."""
+    kind = tasks.kind(configs.of_task(config, name).task.name)
+    if kind.reads != 'input_ids':
+        raise ValueError(
+            f'task {name!r}: {kind.name} cannot share a run with other tasks, whose batches are of '
+            'texts that all see alike; train it by itself'
+        )
 
 
 def _check_validation(members: Mapping[str, Experiment]) -> None:

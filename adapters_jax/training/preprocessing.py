@@ -77,6 +77,10 @@ def check_task(kind: type[Task], steps: Chain) -> None:
     Raises:
         ValueError: naming both.
     """
+    if steps and kind.reads != 'input_ids':
+        raise ValueError(
+            f'data.preprocess is {steps.names}, but {kind.name} has no texts; leave it empty'
+        )
     if steps and not kind.takes_steps:
         raise ValueError(
             f'data.preprocess is {steps.names}, but the labels of {kind.name} belong to the words '

@@ -6,6 +6,7 @@ whole matrices of the backbone, have one each.
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -15,7 +16,7 @@ from adapters_jax.adapters import registry
 from adapters_jax.adapters.bank import BACKBONE, Bank
 from adapters_jax.adapters.dropping import Dropped
 from adapters_jax.config import Config
-from adapters_jax.data.encoded import Encoded, tokens_on_end
+from adapters_jax.data.encoded import READ, Encoded, tokens_on_end
 from adapters_jax.interop import adapter_folder
 from adapters_jax.interop.adapter_folder import AdapterFolder
 from adapters_jax.interop.backbones import LoadedBackbone
@@ -75,13 +76,13 @@ def _groups(adapters: Mapping[str, AdapterFolder], tasks: Mapping[str, Task]) ->
     """Return the names of adapters whose texts can lie in the same batches.
 
     Texts with and without vectors inserted among them are laid out in rows of their own; outputs
-    are either of texts, of tokens or of several texts together.
+    are either of texts, of tokens or of several texts together. Images are prepared in one way.
     """
-    groups: dict[tuple[bool, ...], list[str]] = {}
+    groups: dict[tuple[Any, ...], list[str]] = {}
     for name, folder in adapters.items():
         task = tasks[name]
         packable = registry.from_json(folder.method).packable
-        key = packable, task.per_token, task.several_texts
+        key = packable, task.layout
         groups.setdefault(key, []).append(name)
     return list(groups.values())
 
@@ -148,7 +149,9 @@ def _routed(
     given = {}, placed, joined, policy, pad_id, placement.mesh
     per_token = model.heads.per_token
     task = tasks[next(iter(adapters))]  # of one kind with the others in what it needs
-    found = evaluation.outputs(jit_outputs(model, task), *given, per_token=per_token)
+    found = evaluation.outputs(
+        jit_outputs(model, task), *given, per_token=per_token, transform=task.transform
+    )
     sizes = [encoded[name].offsets[-1] if per_token else len(encoded[name]) for name in adapters]
     parts = np.split(found, np.cumsum(sizes)[:-1])
     widths = [tasks[name].width(encoded[name]) for name in adapters]
@@ -159,8 +162,13 @@ def join(parts: Sequence[Encoded]) -> Encoded:
     """Return the examples of several sets one after another, numbered by set as `adapter`."""
     lengths = np.concatenate([part.lengths for part in parts])
     counts = [len(part) for part in parts]
+    inputs = {
+        name: np.concatenate([part.examples[name] for part in parts])
+        for name in READ
+        if name in parts[0].examples
+    }
     return Encoded(
         tokens=tokens_on_end(parts),
         offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-        examples={'adapter': np.repeat(np.arange(len(parts), dtype=np.int32), counts)},
+        examples=inputs | {'adapter': np.repeat(np.arange(len(parts), dtype=np.int32), counts)},
     )

@@ -22,7 +22,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int64
 
-from adapters_jax import processes, xla
+from adapters_jax import processes, tasks, xla
 from adapters_jax.config import Config
 from adapters_jax.data import pipeline, policies
 from adapters_jax.data.batches import Batch
@@ -94,6 +94,11 @@ def check(config: Config) -> None:
         )
     if kind == 'none':
         return
+    if tasks.kind(config.task.name).reads != 'input_ids':
+        raise ValueError(
+            f'training.trunk_cache is {kind!r}, but what is kept there belongs to the tokens of '
+            f"texts, which {config.task.name} has none of; set it to 'none'"
+        )
     if config.data.cache_dir == 'none':
         raise ValueError(
             f"training.trunk_cache is {kind!r}, but data.cache_dir is 'none', so there is nowhere "

@@ -17,7 +17,7 @@ from adapters_jax import params, sharding, xla
 from adapters_jax.adapters import registry
 from adapters_jax.config import Config
 from adapters_jax.data import batches, pipeline, policies
-from adapters_jax.model import Model
+from adapters_jax.model import Model, inputs_of
 from adapters_jax.training import experiment
 from adapters_jax.training.experiment import Experiment
 from adapters_jax.training.members import load as load_members
@@ -65,8 +65,9 @@ def _model(config: Config, run: Experiment) -> Model:
 def _batch(run: Experiment) -> batches.Batch:
     split = run.splits[run.validation_splits[0]]
     policy = policies.choose_buckets(split.sizes, ROWS)
-    found = pipeline.eval_batches(split, policy, run.backbone.config.pad_id)
-    return max(found, key=lambda batch: batch['input_ids'].shape[1])
+    pad_id, transform = run.backbone.config.pad_id, run.task.transform
+    found = pipeline.eval_batches(split, policy, pad_id, transform=transform)
+    return max(found, key=lambda batch: inputs_of(batch).shape[1])
 
 
 def _compile(model: Model, backbone: params.Tree, batch: Any) -> tuple[Callable[[], Any], float]:

@@ -1,0 +1,211 @@
+"""Where the images of a set lie: in folders, or in a tar file that is read in place.
+
+An image is named by the way from the root of its split to it; the first folder on that way is its
+class, unless a pattern finds the class in the name. Files that are no images are passed over.
+"""
+
+import re
+import tarfile
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+from adapters_jax.data import folders
+
+SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.gif', '.webp', '.tif', '.tiff', '.ppm', '.pgm')
+
+
+class File(NamedTuple):
+    """An image: its name below a root, and the bytes of which file hold it (size -1: all)."""
+
+    name: PurePosixPath
+    path: str
+    start: int = 0
+    size: int = -1
+
+    @property
+    def shown(self) -> str:
+        """Where it is, for people."""
+        return self.path if self.size < 0 else f'{self.path}:{self.name}'
+
+    def below(self, depth: int) -> 'File':
+        """Return it as named without the first `depth` folders."""
+        return self._replace(name=PurePosixPath(*self.name.parts[depth:]))
+
+
+class Listing(NamedTuple):
+    """The images below a root, and the folders there, which may be empty."""
+
+    root: str
+    images: list[File]
+    directories: list[PurePosixPath]
+
+    @property
+    def first_folders(self) -> set[str]:
+        """The folders at the root."""
+        deep = [image.name for image in self.images if len(image.name.parts) > 1]
+        return {name.parts[0] for name in (*deep, *self.directories)}
+
+    def inside(self, folder: str) -> 'Listing':
+        """Return what is in one of the folders at the root."""
+        images = [file.below(1) for file in self.images if file.name.parts[0] == folder]
+        own = [d for d in self.directories if d.parts[0] == folder and len(d.parts) > 1]
+        deeper = [PurePosixPath(*directory.parts[1:]) for directory in own]
+        return Listing(f'{self.root}/{folder}', images, deeper)
+
+
+def listing(root: Path) -> Listing:
+    """Return what is in a folder or a tar file.
+
+    Raises:
+        FileNotFoundError: neither is there.
+        ValueError: a file that is no tar file, or a compressed one.
+    """
+    if root.is_dir():
+        return _in_folder(root)
+    if not root.is_file():
+        raise FileNotFoundError(
+            f'there is no folder or tar file {root}; {folders.content(root.parent)}'
+        )
+    try:
+        with tarfile.open(root, 'r:') as archive:
+            return _in_tar(root, archive)
+    except tarfile.ReadError as error:
+        raise ValueError(
+            f'{root} cannot be read as a tar file ({error}); expected one that is not compressed, '
+            'because images are read in place, or a folder'
+        ) from error
+
+
+def _in_folder(root: Path) -> Listing:
+    below = [(path, PurePosixPath(path.relative_to(root).as_posix())) for path in root.rglob('*')]
+    seen = sorted((name, path) for path, name in below if not _hidden(name))
+    images = [File(name, str(path)) for name, path in seen if _is_image(name) and path.is_file()]
+    return Listing(str(root), images, [name for name, path in seen if path.is_dir()])
+
+
+def _in_tar(root: Path, archive: tarfile.TarFile) -> Listing:
+    members = [(PurePosixPath(member.name), member) for member in archive]
+    seen = sorted(((n, m) for n, m in members if n.parts and not _hidden(n)), key=lambda x: x[0])
+    images = [
+        File(name, str(root), member.offset_data, member.size)
+        for name, member in seen
+        if _is_image(name) and member.isreg()
+    ]
+    return Listing(str(root), images, [name for name, member in seen if member.isdir()])
+
+
+def _hidden(name: PurePosixPath) -> bool:
+    """Whether it is a file of some system, such as .DS_Store and what macOS puts beside files."""
+    return any(part.startswith('.') or part == '__MACOSX' for part in name.parts)
+
+
+def _is_image(name: PurePosixPath) -> bool:
+    return name.suffix.lower() in SUFFIXES
+
+
+def splits_in(whole: Listing) -> dict[str, Listing]:
+    """Return the splits of a set: its folders train, validation (dev, valid, val) and test.
+
+    Where there is none of these, everything is for training. One folder around all is looked into.
+    """
+    at = whole.first_folders
+    if len(at) == 1 and not at & _names() and whole.inside(*at).first_folders & _names():
+        whole = whole.inside(*at)
+        at = whole.first_folders
+    found = {
+        split: [whole.inside(name) for name in sorted(at) if name.lower() in names]
+        for split, names in folders.SPLITS.items()
+    }
+    if not any(found.values()):
+        return {'train': whole}
+    for split, several in found.items():
+        if len(several) > 1:
+            raise ValueError(
+                f'{whole.root} has several folders for {split}: '
+                f'{", ".join(one.root for one in several)}; keep one of them, or name it in '
+                f'data.{split}'
+            )
+    return {split: one for split, several in found.items() for one in several}
+
+
+def _names() -> set[str]:
+    return {name for names in folders.SPLITS.values() for name in names}
+
+
+def classes_of(found: Listing, pattern: str, labelled: bool) -> list[str] | None:
+    """Return the class of each image; None where no image has one and none is needed.
+
+    `pattern` is a regular expression whose group is the class; empty: the first folder.
+
+    Raises:
+        ValueError: no images, a class without images, or an image without a class.
+    """
+    if not found.images:
+        raise ValueError(f'{found.root} holds no images (files ending in {", ".join(SUFFIXES)})')
+    if pattern:
+        return _by_pattern(found, pattern)
+    images, empty = found.images, found.first_folders - {f.name.parts[0] for f in found.images}
+    if empty:
+        raise ValueError(
+            f'{found.root}/{min(empty)} holds no images, though a folder is a class; put images '
+            'there, or remove it'
+        )
+    without = [image for image in images if len(image.name.parts) == 1]
+    if len(without) == len(images) and not labelled:
+        return None
+    if without:
+        raise ValueError(
+            f'{without[0].shown} lies in no folder, which would be its class; put each image into '
+            "the folder of its class, or set data.class_pattern, such as '([a-z]+)_'"
+        )
+    return [image.name.parts[0] for image in images]
+
+
+def _by_pattern(found: Listing, pattern: str) -> list[str]:
+    try:
+        compiled = re.compile(pattern)
+    except re.error as error:
+        raise ValueError(
+            f'data.class_pattern is {pattern!r}, which is no regular expression: {error}'
+        ) from error
+    if compiled.groups != 1:
+        raise ValueError(f'data.class_pattern is {pattern!r}; expected one group, around the class')
+    return [_matched(compiled, image) for image in found.images]
+
+
+def _matched(pattern: re.Pattern[str], image: File) -> str:
+    match = pattern.search(image.name.as_posix())
+    if not match or not match[1]:
+        raise ValueError(
+            f'data.class_pattern {pattern.pattern!r} finds no class in {image.name.as_posix()!r} '
+            f'({image.shown})'
+        )
+    return match[1]
+
+
+def select_root(given: str, key: str, base: Path) -> Listing:
+    """Return the listing of one split's own folder or tar file.
+
+    Raises:
+        ValueError: it holds several splits itself.
+    """
+    found = listing(base / Path(given).expanduser())
+    if len(splits := splits_in(found)) > 1 or 'train' not in splits:
+        raise ValueError(
+            f'data.{key}: {found.root} holds the splits {", ".join(splits)}; give it as data.dir'
+        )
+    return splits['train']
+
+
+def named_splits(data: dict[str, str]) -> dict[str, Listing]:
+    """Return the splits that a config's section `data` names, by `dir` or one by one.
+
+    Raises:
+        FileNotFoundError, ValueError: with one sentence on what to change.
+    """
+    base = Path(data.get('dir') or '.').expanduser()
+    given: Sequence[str] = [split for split in folders.SPLITS if data.get(split)]
+    if given:
+        return {split: select_root(data[split], split, base) for split in given}
+    return splits_in(listing(base))
