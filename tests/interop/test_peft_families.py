@@ -211,7 +211,7 @@ def test_peft_still_fails_by_itself(source, name, method):
 
 @shows('differs')
 @pytest.mark.parametrize('method', ['prefix'])
-@pytest.mark.parametrize('name', DECODERS[:-1])
+@pytest.mark.parametrize('name', [name for name in DECODERS if name != 'whisper'])
 def test_a_prefix_of_a_decoder_is_refused(source, tmp_path, name, method):
     of = source(name)
     theirs.adapt(fresh(of), config_of(name, method)).save_pretrained(tmp_path / 'a')
