@@ -306,3 +306,21 @@ def test_what_cannot_be_written_is_refused_before_it_is_tried():
     encoder = dataclasses.replace(model, config=dataclasses.replace(model.config, decoder=None))
     with pytest.raises(ValueError, match='a bart backbone writes no texts'):
         generate(encoder, params, batch, Rules((2,), 1, 1, 6), Search())
+
+
+@pytest.mark.parametrize('name', ['t5', 'bart'])
+@pytest.mark.parametrize('text', ['prompt_tuning[prompt_length=3]', 'prefix_tuning'])
+def test_what_an_adapter_puts_before_the_input_is_seen_while_writing(name, text):
+    """With keys kept or computed anew; of T5's prefixes the keys are counted, too."""
+    _, model, params = pair(name)
+    if text == 'prefix_tuning':
+        text += f'[prefix_length=3,bottleneck_size=5,count_keys={name == "t5"}]'
+    model = dataclasses.replace(model, method=registry.create(text))
+    fresh = model.method.init(jax.random.key(0), model.config.dimensions, params['backbone'])
+    params = params | {'adapters': {model.name: fresh}}
+    rules, (_, batch) = rules_of(name), batch_of(name, 30, 4, model.config.pad_id)
+    kept, anew = (
+        generate(model, params, batch, rules, Search(beams=2), cached=cached).tokens
+        for cached in (True, False)
+    )
+    np.testing.assert_array_equal(kept, anew)
