@@ -32,9 +32,13 @@ _TOKENIZER_FILES = (
     'vocab.json',
     'merges.txt',
     'sentencepiece.bpe.model',
+    'preprocessor_config.json',
 )
 _CLASSES = {'bert': 'Bert', 'roberta': 'Roberta', 'xlm-roberta': 'XLMRoberta'}
-_CLASSES['camembert'] = 'Camembert'
+_CLASSES |= {'camembert': 'Camembert', 'vit': 'ViT', 'deit': 'DeiT'}
+_OF_IMAGES = ('vit', 'deit')
+# Whose model with a classifier is built without the pooler.
+_WITHOUT_POOLER = ('roberta', *_OF_IMAGES)
 # What the config of another model with a head says of that head.
 _OF_A_HEAD = ('id2label', 'label2id', 'num_labels', 'problem_type', 'finetuning_task')
 
@@ -53,7 +57,7 @@ def save(
         loaded: the checkpoint that it comes from.
         directory: written under a temporary name, then renamed.
         head: description (JSON values) and parameters of the head that comes with it, as a model
-            for sequence classification; one that no such model has is left out with a warning.
+            for classification; one that no such model has is left out with a warning.
         labels: names of the classes; None for a regression.
 
     Raises:
@@ -101,8 +105,9 @@ def _config(
     labels = ['LABEL_0'] if labels is None else list(labels)
     if len(labels) != outputs:
         raise ValueError(f'the head has {outputs} outputs, but {len(labels)} labels: {labels}')
+    kind = 'Image' if described['model_type'] in _OF_IMAGES else 'Sequence'
     return described | {
-        'architectures': [f'{name}ForSequenceClassification'],
+        'architectures': [f'{name}For{kind}Classification'],
         'num_labels': outputs,
         'id2label': {str(i): label for i, label in enumerate(labels)},
         'label2id': {label: i for i, label in enumerate(labels)},
@@ -125,8 +130,8 @@ def _tensors(
     prefix = '' if classifier is None else f'{config.family}.'
     tensors = {}
     for name, (path, transpose) in names.items():
-        # RoBERTa's classifier has a dense layer of its own and is built without the pooler.
-        if classifier is not None and config.family == 'roberta' and name.startswith('pooler.'):
+        headed = classifier is not None and config.family in _WITHOUT_POOLER
+        if headed and name.startswith('pooler.'):
             continue
         leaf = np.asarray(leaves[path], np.float32)
         tensors[prefix + name] = np.ascontiguousarray(leaf.T if transpose else leaf)

@@ -2,7 +2,8 @@
 
 `BertForSequenceClassification` puts one dense layer on the pooler's output;
 `RobertaForSequenceClassification` a dense layer, tanh and another dense layer on the first token.
-Both call it `classifier`, and so do the folders that hold nothing but what was trained.
+`ViTForImageClassification` and DeiT's put one dense layer on the first vector. All call it
+`classifier`, and so do the folders that hold nothing but what was trained.
 """
 
 from collections.abc import Mapping
@@ -16,8 +17,8 @@ from adapters_jax.params import Tree
 
 CLASSIFIER = 'classifier'
 # Of each family: the dense layers' names below `classifier`, first to last.
-_LAYERS = {'bert': ('',), 'roberta': ('dense.', 'out_proj.')}
-_POOLING = {'bert': 'pooler', 'roberta': 'cls'}
+_LAYERS = {'bert': ('',), 'roberta': ('dense.', 'out_proj.'), 'vit': ('',), 'deit': ('',)}
+_POOLING = {'bert': 'pooler', 'roberta': 'cls', 'vit': 'cls', 'deit': 'cls'}
 
 
 def tensor_names(family: str) -> dict[str, tuple[str, bool]]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from adapters_jax import tasks
 from adapters_jax.interop import hf_heads
+from adapters_jax.interop.backbones import LoadedBackbone
 from adapters_jax.interop.peft import names
 from adapters_jax.interop.peft.tensors import Contents, listed
 from adapters_jax.models.backbone import BackboneConfig
@@ -19,7 +20,7 @@ MODULES = ('classifier', 'score')  # what PEFT stores whole for a classification
 
 
 def read(
-    settings: Mapping[str, Any], contents: Contents, config: BackboneConfig
+    settings: Mapping[str, Any], contents: Contents, loaded: LoadedBackbone
 ) -> tuple[dict[str, Any], dict[str, Any], Tree]:
     """Return the head's and the task's descriptions and the head's parameters; empty without one.
 
@@ -27,7 +28,7 @@ def read(
         ValueError: a type of task that is not supported, or a classifier that is missing or that
             belongs to another kind of model.
     """
-    task_type = settings['task_type']
+    config, task_type = loaded.config, settings['task_type']
     if task_type not in (None, CLASSIFICATION, FEATURES):
         raise ValueError(
             f'task_type is {task_type!r}, which is not supported; expected {CLASSIFICATION}, '
@@ -40,21 +41,30 @@ def read(
                 f'{listed(list(contents.classifier))} is unexpected: the config has no classifier'
             )
         return {}, {}, {}
-    _check_model(settings)
+    images = config.stem.reads == 'pixels'
+    _check_model(settings, 'ForImageClassification' if images else 'ForSequenceClassification')
     head, tree, outputs = hf_heads.read(contents.classifier, config)
-    task: tasks.Task
-    if outputs == 1:
-        task = tasks.Regression()
-    else:
-        task = tasks.Classification(labels=tuple(f'LABEL_{i}' for i in range(outputs)))
-    return head.to_json(), task.to_json(), tree
+    labels = tuple(f'LABEL_{i}' for i in range(outputs))
+    return head.to_json(), _task(labels, loaded).to_json(), tree
 
 
-def _check_model(settings: Mapping[str, Any]) -> None:
-    """Refuse the classifier of a model that classifies something else than whole texts."""
+def task_type(config: BackboneConfig, classifies: bool) -> str | None:
+    """Return the type of task that PEFT calls it; for images it has none."""
+    if not classifies:
+        return FEATURES
+    return None if config.stem.reads == 'pixels' else CLASSIFICATION
+
+
+def _task(labels: tuple[str, ...], loaded: LoadedBackbone) -> tasks.Task:
+    if loaded.config.stem.reads == 'pixels':
+        task = tasks.ImageClassification(labels=labels)
+        return task.fitted(loaded.config, loaded.directory)
+    return tasks.Regression() if len(labels) == 1 else tasks.Classification(labels=labels)
+
+
+def _check_model(settings: Mapping[str, Any], expected: str) -> None:
+    """Refuse the classifier of a model that classifies something else than whole examples."""
     mapping = settings['auto_mapping']
     name = mapping.get('base_model_class') if isinstance(mapping, Mapping) else None
-    if isinstance(name, str) and not name.endswith('ForSequenceClassification'):
-        raise ValueError(
-            f'the classifier is that of a {name}; expected one of a model ForSequenceClassification'
-        )
+    if isinstance(name, str) and not name.endswith(expected):
+        raise ValueError(f'the classifier is that of a {name}; expected one of a model {expected}')

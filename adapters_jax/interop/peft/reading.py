@@ -86,7 +86,7 @@ def _translate(
     settings: Mapping[str, Any], contents: Contents, loaded: LoadedBackbone, name: str
 ) -> AdapterFolder:
     config = loaded.config
-    head, task, head_params = heads.read(settings, contents, config)
+    head, task, head_params = heads.read(settings, contents, loaded)
     leaves = tuned.read(settings, contents, config, loaded.params)
     main, tree = _read_method(settings, contents, loaded, leaves)
     pooler = {p.removeprefix('pooler/'): leaves.pop(p) for p in list(leaves) if _is_pooler(p)}

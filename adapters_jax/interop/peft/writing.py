@@ -75,7 +75,7 @@ def save(folder: AdapterFolder, directory: Path | str, loaded: LoadedBackbone) -
         **settings | more,
         base_model_name_or_path=_published_name(loaded.name),
         modules_to_save=[*modules, *(heads.MODULES if classifier else ())] or None,
-        task_type=heads.CLASSIFICATION if classifier else heads.FEATURES,
+        task_type=heads.task_type(loaded.config, classifier is not None),
     )
     outer = 'base_model.' if prompts.STORED in own else 'base_model.model.'
     named = _named(own | backbone, classifier or {}, outer, prefix)
