@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tiny
 import toy
+import toy_images
 
 from adapters_jax import params
 from adapters_jax.adapters import registry
@@ -32,6 +33,7 @@ PAIRED = [
     ('masked_lm', 'seq_bn_inv[bottleneck={reduction_factor: 2}]'),
     ('question_answering', 'pfeiffer[reduction_factor=2]'),
     ('tagging', 'pfeiffer[reduction_factor=2]'),
+    ('images', 'pfeiffer[reduction_factor=2]'),
     ('glue:task=cola', 'attention[size=4,heads=2]'),
     ('glue:task=sst2', 'attention_side[size=4,heads=2]'),
     ('glue:task=mrpc', 'full'),
@@ -52,9 +54,10 @@ pytestmark = pytest.mark.usefixtures('compiled_once')
 
 @pytest.fixture(scope='module')
 def backbones(tmp_path_factory):
-    """A backbone of one layer, one of two for what tells layers apart, and one for long texts."""
+    """Backbones of one layer, of two to tell layers apart, for long texts, and for images."""
     folder = tmp_path_factory.mktemp('backbones')
     made = {n: toy.write_backbone(folder / f'bert{n}', layers=n) for n in (1, 2)}
+    made |= {'images': toy_images.write_vit(folder / 'vit', layers=1)}
     return made | {'long': toy.write_backbone(folder / 'long', positions=512)}
 
 
@@ -76,6 +79,8 @@ def shipped(name, method, backbone, folder, monkeypatch):
         config.data.train = toy.write_choices(folder / 'choices.jsonl', 60)
     elif file == 'question_answering':
         config.data.train = toy.write_questions(folder / 'questions.json', 60)
+    elif file == 'images':
+        config.data.dir = toy_images.write_set(folder / 'images', 60, 12)
     elif file == 'tagging':
         config.data.dir = toy.write_tagged(folder)
     elif 'regression' in argument:
@@ -107,7 +112,8 @@ def test_three_steps_change_what_the_rules_match_and_nothing_else(
     name, method, backbones, tmp_path, monkeypatch
 ):
     wanted = 2 if name == 'quickstart' or 'layers' in method else 1
-    backbone = backbones['long' if name == 'question_answering' else wanted]
+    own = {'question_answering': 'long', 'images': 'images'}
+    backbone = backbones[own.get(name, wanted)]
     config = shipped(name, method, backbone, tmp_path, monkeypatch)
     built = experiment.build(config)
     before = toy.bits(built.init_params())

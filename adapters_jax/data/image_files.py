@@ -16,21 +16,16 @@ SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.gif', '.webp', '.tif', '.tiff', '
 
 
 class File(NamedTuple):
-    """An image: its name below a root, and the bytes of which file hold it (size -1: all)."""
+    """An image: its name below a root, and the bytes of which file hold it (size -1: all).
+
+    `shown` says where it is, for people.
+    """
 
     name: PurePosixPath
+    shown: str
     path: str
     start: int = 0
     size: int = -1
-
-    @property
-    def shown(self) -> str:
-        """Where it is, for people."""
-        return self.path if self.size < 0 else f'{self.path}:{self.name}'
-
-    def below(self, depth: int) -> 'File':
-        """Return it as named without the first `depth` folders."""
-        return self._replace(name=PurePosixPath(*self.name.parts[depth:]))
 
 
 class Listing(NamedTuple):
@@ -48,10 +43,13 @@ class Listing(NamedTuple):
 
     def inside(self, folder: str) -> 'Listing':
         """Return what is in one of the folders at the root."""
-        images = [file.below(1) for file in self.images if file.name.parts[0] == folder]
+        images = [f._replace(name=_below(f.name)) for f in self.images if f.name.parts[0] == folder]
         own = [d for d in self.directories if d.parts[0] == folder and len(d.parts) > 1]
-        deeper = [PurePosixPath(*directory.parts[1:]) for directory in own]
-        return Listing(f'{self.root}/{folder}', images, deeper)
+        return Listing(f'{self.root}/{folder}', images, [_below(directory) for directory in own])
+
+
+def _below(name: PurePosixPath) -> PurePosixPath:
+    return PurePosixPath(*name.parts[1:])
 
 
 def listing(root: Path) -> Listing:
@@ -80,7 +78,11 @@ def listing(root: Path) -> Listing:
 def _in_folder(root: Path) -> Listing:
     below = [(path, PurePosixPath(path.relative_to(root).as_posix())) for path in root.rglob('*')]
     seen = sorted((name, path) for path, name in below if not _hidden(name))
-    images = [File(name, str(path)) for name, path in seen if _is_image(name) and path.is_file()]
+    images = [
+        File(name, str(path), str(path))
+        for name, path in seen
+        if _is_image(name) and path.is_file()
+    ]
     return Listing(str(root), images, [name for name, path in seen if path.is_dir()])
 
 
@@ -88,7 +90,7 @@ def _in_tar(root: Path, archive: tarfile.TarFile) -> Listing:
     members = [(PurePosixPath(member.name), member) for member in archive]
     seen = sorted(((n, m) for n, m in members if n.parts and not _hidden(n)), key=lambda x: x[0])
     images = [
-        File(name, str(root), member.offset_data, member.size)
+        File(name, f'{root}:{name}', str(root), member.offset_data, member.size)
         for name, member in seen
         if _is_image(name) and member.isreg()
     ]

@@ -125,7 +125,7 @@ def _label_column(data: Mapping[str, Any], rows: Rows, labelled: bool, where: st
     )
 
 
-def _content(row: Mapping[str, Any]) -> bytes:
+def content(row: Mapping[str, Any]) -> bytes:
     """Return the bytes of a row's image."""
     held = row.get('data') or {}
     if held.get('bytes') is not None:
@@ -143,7 +143,7 @@ def _mapped(function: Callable[[Mapping[str, Any]], Any], rows: Rows) -> Iterato
 
 
 def _digests(rows: Rows) -> list[str]:
-    return list(_mapped(lambda row: hashlib.sha256(_content(row)).hexdigest(), rows))
+    return list(_mapped(lambda row: hashlib.sha256(content(row)).hexdigest(), rows))
 
 
 def encode(
@@ -188,7 +188,7 @@ def _remembered(stored: Stored, fill: Callable[[np.ndarray], None]) -> np.ndarra
 def _fill(rows: Rows, preparation: Preparation, array: UInt8[np.ndarray, 'N H W C']) -> None:
     def prepare(row: Mapping[str, Any]) -> np.ndarray:
         try:
-            return preparation(_content(row))
+            return preparation(content(row))
         except (ValueError, OSError) as error:
             raise ValueError(f'{row["image"]} {error}; replace or remove it') from error
 

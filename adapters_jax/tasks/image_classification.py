@@ -136,4 +136,4 @@ def _file(given: Mapping[str, Any], line: int) -> File:
         )
     if not Path(path).is_file():
         raise ValueError(f'input line {line}: there is no image {path}')
-    return File(PurePosixPath(Path(path).as_posix()), path)
+    return File(PurePosixPath(Path(path).as_posix()), path, path)

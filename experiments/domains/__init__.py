@@ -1,1 +1,1 @@
-"""Adapters where they are least known: translation, speech and images."""
+"""What adapters do where a model of texts, speech or images meets another domain."""

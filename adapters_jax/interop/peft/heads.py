@@ -43,7 +43,12 @@ def read(
     _check_model(settings, config)
     head, tree, outputs = hf_heads.read(contents.classifier, config)
     labels = [f'LABEL_{i}' for i in range(outputs)]
-    task = {'name': 'regression'} if outputs == 1 else {'name': 'classification', 'labels': labels}
+    if config.reads == 'pixels':
+        task = {'name': 'image_classification', 'labels': labels}
+    elif outputs == 1:
+        task = {'name': 'regression'}
+    else:
+        task = {'name': 'classification', 'labels': labels}
     return head.to_json(), task, tree
 
 
