@@ -343,6 +343,22 @@ def test_a_part_of_a_protocol_has_a_report_too(given, tmp_path):
     assert '--scale=small --tasks=mpqa --option=backbone=' in text
 
 
+def test_a_report_grows_by_what_is_trained_on_other_days():
+    stored = Path(report.__file__).parents[1] / 'results' / 'papers' / 'houlsby2019_small'
+    before = json.loads((stored / 'houlsby2019.json').read_text())
+    known, _ = report.from_json(before)
+    anew = dataclasses.replace(known.of('full', 'trec')[0], scores=[0.5, 0.5, 0.5])
+    other = dataclasses.replace(known.of('layer_norm', 'trec')[0], task='cr')
+    now = Results([anew, other], {'spans': {'cr': {'whole': 1}}}, 'small')
+    found = report.extended(before, now)
+    assert len(found.rows) == len(known.rows) + 1
+    assert found.of('full', 'trec') == [anew] and found.of('layer_norm', 'cr') == [other]
+    assert found.of('init') == known.of('init')
+    assert set(found.examined['spans']) == {'trec', 'cr'}
+    with pytest.raises(ValueError, match="is of scale 'small', not 'full'"):
+        report.extended(before, Results([], {}, 'full'))
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures('compiled_once')
 def test_shards_train_each_cell_once_and_a_cell_waits_for_its_sources(given, tmp_path):

@@ -5,6 +5,9 @@ configs/text_sets.py) at small scale, `glue` (RTE/train.tsv, ...) at full scale;
 comes from the hub. Writes DIR/runs/ (the workdirs, shared by all papers that are given the same
 DIR), DIR/PAPER_SCALE/PAPER.json, PAPER.md and the figures. Finished runs are not run again.
 
+A report grows: `--tasks=trec` today and `--tasks=cr` tomorrow, on whatever machine has
+DIR/PAPER_SCALE/, make one of both. A row that was trained anew takes the place of what stood there.
+
 Many jobs may work on one protocol: `--shard=I/N` trains every N-th cell and writes no report; cells
 that begin with the adapters of others wait until those are done. The same command without it trains
 what is missing, and reports. On SLURM:
@@ -12,6 +15,7 @@ what is missing, and reports. On SLURM:
     sbatch --array=0-7 launch/slurm.sbatch experiments.PAPER --shard=%a/8 --scale=full --output=DIR
 """
 
+import json
 from pathlib import Path
 
 from absl import flags
@@ -53,12 +57,15 @@ def finish(runner: Runner, directory: Path) -> None:
     rows = [row for cell in runner.cells for row in runner.rows(cell)]
     results = Results(rows, {}, scale)
     results.examined = paper.examine(results, runner.runs)
+    before = directory / f'{paper.name}.json'
+    if before.exists():
+        results = report.extended(json.loads(before.read_text('utf-8')), results)
     result = {
         'paper': paper.name,
         'title': paper.title,
         'scale': scale,
         'settings': _SMALL if scale == 'small' else '',
-        'command': f'python -m experiments.{paper.name} --scale={scale}{_told(runner)}',
+        'command': f'python -m experiments.{paper.name} --scale={scale}{_told(runner, results)}',
         'titles': dict(paper.titles),
         'expected': report.read_expected(paper.name),
         'figures': [path.name for path in paper.draw(results, directory)],
@@ -69,8 +76,10 @@ def finish(runner: Runner, directory: Path) -> None:
     print(f'wrote {", ".join(result["figures"])}')
 
 
-def _told(runner: Runner) -> str:
-    tasks = f' --tasks={",".join(runner.tasks)}' * bool(runner.tasks)
+def _told(runner: Runner, results: Results) -> str:
+    found = list(dict.fromkeys(row.task for row in results.rows))
+    every = {cell.task for cell in runner.paper.cells(runner.scale)}
+    tasks = f' --tasks={",".join(found)}' * (set(found) != every)
     return tasks + ''.join(f' --option={option}' for option in runner.options)
 
 

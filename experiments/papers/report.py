@@ -35,6 +35,30 @@ def from_json(values: Mapping[str, Any]) -> tuple[Results, list[Finding]]:
     return Results(rows, values['examined'], values['scale']), findings
 
 
+def extended(before: Mapping[str, Any], results: Results) -> Results:
+    """Return results with the rows that an earlier report has beside them, which come first.
+
+    Raises:
+        ValueError: a report of another scale.
+    """
+    known, _ = from_json(before)
+    if known.scale != results.scale:
+        raise ValueError(
+            f'the report that is there is of scale {known.scale!r}, not {results.scale!r}; set '
+            'another --output'
+        )
+    new = {(row.task, row.way) for row in results.rows}
+    rows = [row for row in known.rows if (row.task, row.way) not in new] + results.rows
+    return Results(rows, _merged(known.examined, results.examined), results.scale)
+
+
+def _merged(old: Any, new: Any) -> Any:
+    """Return what was examined then and now; now counts where both say something."""
+    if not (isinstance(old, Mapping) and isinstance(new, Mapping)):
+        return new
+    return {**old, **{key: _merged(old.get(key), value) for key, value in new.items()}}
+
+
 def render(result: Mapping[str, Any]) -> str:
     """Return the Markdown report: scores, findings, and how they were made."""
     results, findings = from_json(result)
