@@ -84,7 +84,7 @@ def _evaluate_one(
     preprocessing.chain_of(folder)  # refuses steps that are not what they were in training
     encoded, rows = run.splits[split], run.texts[split]
     # With what training has tuned of it.
-    task = experiment.fitted(experiment.task_of(folder), run.backbone)
+    task = experiment.served(folder, run.backbone)
     found = inference.outputs(folder, run.backbone, encoded, run.config, task, dropped)
     _write_predictions(predictions, run, task, split, found)
     if not task.is_labelled(encoded):

@@ -103,10 +103,7 @@ def _predict(
     places = {
         name: [i for i, own in enumerate(chosen) if own == name] for name in dict.fromkeys(chosen)
     }
-    tasks = {
-        name: experiment.fitted(experiment.task_of(folders[name]).predicting(), loaded)
-        for name in places
-    }
+    tasks = {name: experiment.served(folders[name], loaded).predicting() for name in places}
     texts = {
         name: tasks[name].rows_of(
             [rows[i] for i in own], [lines[i] for i in own], folders[name].pair

@@ -110,14 +110,11 @@ def _head(
     head: tuple[Mapping[str, Any], Tree] | None, loaded: LoadedBackbone, directory: Path
 ) -> dict[str, np.ndarray] | None:
     """Return the tensors of a head; a model that writes has its checkpoint's, unless it has own."""
-    config, given = loaded.config, head is not None and bool(head[1])
-    if config.decoder is not None:
-        there = config.decoder.tied or decoder_heads.exists(loaded)
-        if not given and not there:
-            return None
-        return decoder_heads.write(head[1] if given else decoder_heads.read(loaded), config)
+    config = loaded.config
     if head is None:
         return None
+    if config.decoder is not None:
+        return decoder_heads.write(head[1] or decoder_heads.read(loaded), config)
     classifier = hf_heads.write(*head, config)
     if classifier is None:
         _LOG.warning(

@@ -335,6 +335,20 @@ def fitted(task: Task, backbone: LoadedBackbone) -> Task:
     return task.fitted(backbone.config, backbone.directory)
 
 
+def served(folder: AdapterFolder, backbone: LoadedBackbone) -> Task:
+    """Return the task that a finished adapter serves, with what its folder does not say of it.
+
+    Raises:
+        ValueError: the adapter came without a head.
+    """
+    task = task_of(folder)
+    return (
+        task
+        if task.to_json().keys() <= folder.task.keys() and not task.writes
+        else fitted(task, backbone)
+    )
+
+
 def task_of(folder: AdapterFolder) -> Task:
     """Return the task that a finished adapter serves.
 

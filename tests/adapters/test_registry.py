@@ -74,6 +74,7 @@ ATTENTION = {
     'tags': st.integers(0, 50),
 }
 LOW_RANK = {
+    'gate_lora': FLAGS,
     'r': st.integers(1, 64),
     'attn_matrices': st.lists(st.sampled_from('qkvo'), min_size=1, max_size=4),
     'selfattn_lora': st.just(True),
@@ -132,6 +133,7 @@ IA3_OPTIONS = {
     'init_weights_seed': SEEDS,
 }
 PREFIX = {
+    'count_keys': FLAGS,
     'encoder_prefix': FLAGS,
     'cross_prefix': FLAGS,
     'flat': FLAGS,

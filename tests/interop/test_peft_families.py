@@ -240,8 +240,8 @@ def test_a_prompt_before_words_that_lose_their_scale_is_refused(source, tmp_path
 
 @pytest.mark.parametrize('name', ['vit', 'whisper'])
 def test_a_prompt_among_no_words_is_refused(source, tmp_path, name):
-    own = library.our_folder(source(name).loaded, "prompt_tuning[prompt_length=3,site='words']")
-    with pytest.raises(ValueError, match='which reads no words'):
+    with pytest.raises(ValueError, match=r'reads no(ne| words)'):
+        own = library.our_folder(source(name).loaded, "prompt_tuning[prompt_length=3,site='words']")
         ours.save(own, tmp_path / 'b', source(name).loaded)
 
 

@@ -157,7 +157,7 @@ def test_a_model_that_is_written_is_read_by_transformers_as_it_was(name, tmp_pat
     theirs, _, _ = models(name, headed=True)
     theirs.save_pretrained(tmp_path / 'theirs')
     loaded = load_backbone(str(tmp_path / 'theirs'))
-    hf_export.save(loaded.params, loaded, tmp_path / 'ours')
+    hf_export.save(loaded.params, loaded, tmp_path / 'ours', ({}, {}))
     again = type(theirs).from_pretrained(tmp_path / 'ours')
     state = theirs.state_dict()
     assert again.state_dict().keys() == state.keys()
