@@ -33,7 +33,7 @@ from adapters_jax.interop import formats
 from adapters_jax.interop.adapter_folder import AdapterFolder
 from adapters_jax.interop.backbones import LoadedBackbone
 from adapters_jax.tasks.task import Encoding, Task
-from adapters_jax.training import experiment, preprocessing, serving
+from adapters_jax.training import experiment, fitting, preprocessing, serving
 
 Rows = list[dict[str, Any]]
 
@@ -116,7 +116,7 @@ def _predict(
         config.data.batching = 'buckets'  # each row is one text, and one adapter's
     found = serving.outputs(folders, loaded, encoded, config, tasks, drop_layers)
     result: Rows = [{}] * len(rows)
-    tokenizer = experiment.tokenizer_of(loaded)
+    tokenizer = fitting.tokenizer_of(loaded)
     for name, own in places.items():
         told = tasks[name].predict(found[name], encoded[name], texts[name])
         told = tasks[name].worded(told, texts[name], tokenizer)
@@ -128,7 +128,7 @@ def _predict(
 def _encode(
     texts: datasets.Dataset, task: Task, folder: AdapterFolder, loaded: LoadedBackbone
 ) -> Encoded:
-    tokenizer = experiment.tokenizer_of(loaded)
+    tokenizer = fitting.tokenizer_of(loaded)
     model, chain = experiment.bind(folder, loaded), preprocessing.chain_of(folder)
     preprocessing.check_tags(model.method, chain)
     positions = model.text_positions

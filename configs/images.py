@@ -7,14 +7,15 @@ r"""Classify images, from folders, a tar file or a set with a column of images.
 
 BACKBONE is any ViT or DeiT, by hub id or folder. `predict` reads {"image": PATH} and adds
 `prediction`, `label` and `logits`. DIR may be a tar file of the same layout, and is read in place.
-Without a folder for each class a pattern finds the class in
-the names: `--config.data.class_pattern='([a-z]+)_'`. Images of a `datasets` set, from the hub or a
-folder that it was saved in, come with `--config.data.name=NAME`. What a checkpoint's
-preprocessor_config.json says is done to each image; training images are moved and mirrored as
-`augment` says (`augment=crop` for digits and letters, which have no mirror images).
+Without a folder for each class a pattern finds the class in the names:
+`--config.data.class_pattern='([a-z]+)_'`. Images of a `datasets` set, from the hub or a folder that
+it was saved in, come with `--config.data.name=NAME`. What a checkpoint's preprocessor_config.json
+says is done to each image; training images are moved and mirrored as `augment` says (`augment=crop`
+for digits and letters, which have no mirror images).
 
-A ViT-B/16 at 224 x 224 wants an accelerator. What to expect of a small one on two cores,
-`experiments/domains/images.py` shows: it pretrains its own ViT on a part of CIFAR-10.
+A ViT-B/16 at 224 x 224 wants an accelerator. `python -m experiments.domains.images` pretrains a
+small one on two cores, on seven classes of a part of CIFAR-10 (after 8 epochs: accuracy 0.41); five
+epochs of LoRA on the three other classes then reach 0.72 of their test images in under a minute.
 """
 
 from adapters_jax.config import Config, base, parse_arg

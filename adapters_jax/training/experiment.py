@@ -20,12 +20,12 @@ from adapters_jax.adapters import dropping, registry
 from adapters_jax.adapters.dropping import Dropped
 from adapters_jax.config import Config
 from adapters_jax.data import tokenize
-from adapters_jax.data.encoded import TAGS, Encoded
+from adapters_jax.data.encoded import Encoded
 from adapters_jax.data.preprocess.chain import Chain
 from adapters_jax.interop.adapter_folder import AdapterFolder
 from adapters_jax.interop.backbones import LoadedBackbone, load_backbone
 from adapters_jax.model import Model
-from adapters_jax.models.backbone import CHANNELS, BackboneConfig
+from adapters_jax.models.backbone import CHANNELS
 from adapters_jax.models.block import REMAT
 from adapters_jax.models.heads import HeadConfig
 from adapters_jax.params import Tree, flatten, merge, partition, unflatten
@@ -196,25 +196,7 @@ def check_model(model: Model, backbone: Tree) -> None:
             one another.
     """
     shapes = jax.eval_shape(model.init, jax.random.key(0), backbone)
-    jax.eval_shape(model.apply, shapes, smallest_batch(model.config))
-
-
-def smallest_batch(config: BackboneConfig) -> dict[str, Any]:
-    """Return a batch of one row, to be traced."""
-    batch: dict[str, Any] = dict.fromkeys(('starts', 'masked'), np.zeros((1, 1), np.int32))
-    names = ['input_ids', 'token_type_ids', 'positions', 'segments', TAGS]
-    if config.reads != 'input_ids':
-        batch, names = batch | {config.reads: config.stem.example()}, []
-    if config.decoder is not None:
-        names += ['target_ids', 'target_positions', 'target_segments']
-    return batch | dict.fromkeys(names, np.ones((1, 8), np.int32))
-
-
-def tokenizer_of(backbone: LoadedBackbone) -> tokenize.Tokenizer | None:
-    """Return a backbone's tokenizer; None where it reads no tokens."""
-    if backbone.config.reads != 'input_ids':
-        return None
-    return tokenize.load_tokenizer(backbone.directory)
+    jax.eval_shape(model.apply, shapes, fitting.smallest_batch(model.config))
 
 
 # The least value of a key of `training`; below it nothing sensible could be done.
@@ -316,7 +298,7 @@ def encode_splits(
     chain: Chain,
 ) -> dict[str, Encoded]:
     """Take every split through the chain, tokenize it and attach its labels as numbers."""
-    tokenizer = tokenizer_of(backbone)
+    tokenizer = fitting.tokenizer_of(backbone)
     cache = config.data.cache_dir
     directory = None if cache == 'none' else Path(cache or cache_directory() / 'tokens')
     encoding = Encoding(tokenizer, config.data.max_length, model.text_positions, directory, chain)

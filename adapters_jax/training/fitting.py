@@ -1,13 +1,19 @@
-"""What task, method and checkpoint must agree on: whose head it is, and which texts share rows."""
+"""What task, method and checkpoint agree on: what is read, whose head it is, who shares a row."""
 
 import dataclasses
+from typing import Any
+
+import numpy as np
 
 from adapters_jax.adapters import composed
 from adapters_jax.config import Config
+from adapters_jax.data import tokenize
+from adapters_jax.data.encoded import TAGS
 from adapters_jax.interop import decoder_heads, language_heads
 from adapters_jax.interop.adapter_folder import AdapterFolder
 from adapters_jax.interop.backbones import LoadedBackbone
 from adapters_jax.model import Model
+from adapters_jax.models.backbone import BackboneConfig
 from adapters_jax.models.heads import HeadConfig
 from adapters_jax.params import Tree
 from adapters_jax.tasks.task import Task
@@ -52,6 +58,24 @@ _INPUTS = {
     'pixels': ('images', 'a ViT or DeiT'),
     'sound': ('sound', 'a Whisper model'),
 }
+
+
+def smallest_batch(config: BackboneConfig) -> dict[str, Any]:
+    """Return a batch of one row, to be traced."""
+    batch: dict[str, Any] = dict.fromkeys(('starts', 'masked'), np.zeros((1, 1), np.int32))
+    names = ['input_ids', 'token_type_ids', 'positions', 'segments', TAGS]
+    if config.reads != 'input_ids':
+        batch, names = batch | {config.reads: config.stem.example()}, []
+    if config.decoder is not None:
+        names += ['target_ids', 'target_positions', 'target_segments']
+    return batch | dict.fromkeys(names, np.ones((1, 8), np.int32))
+
+
+def tokenizer_of(backbone: LoadedBackbone) -> tokenize.Tokenizer | None:
+    """Return a backbone's tokenizer; None where it reads no tokens."""
+    if backbone.config.stem.reads != 'input_ids':
+        return None
+    return tokenize.load_tokenizer(backbone.directory)
 
 
 def check_texts(task: Task, model: Model) -> None:

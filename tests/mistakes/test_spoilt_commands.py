@@ -25,7 +25,7 @@ SPOILT = {
     'a stray word': ('train', "unexpected argument 'train'; options begin with --"),
     'unknown task': (
         '--config.task.name=clasification',
-        "unknown task 'clasification'; known: classification, image_classification, masked",
+        "unknown task 'clasification'; known: classification, image_classification, masked_lm,",
     ),
     'unknown method': ('--config.method=houlsbee', "unknown method 'houlsbee'; known: .*houlsby"),
     'unknown option': (
