@@ -1,7 +1,7 @@
 """A small ViT, pretrained on one set of images and adapted to others: what is won, and forgotten.
 
     python -m experiments.domains.images --output=DIR --images=IMAGES [--seeds=1]
-        [--pretrain_epochs=60] [--epochs=15] [--targets=classes,digits] [--methods=...]
+        [--pretrain_epochs=40] [--epochs=12] [--targets=classes,digits] [--methods=...]
 
 IMAGES is CIFAR-10 or a part of it, as a folder or a tar file with train/CLASS and test/CLASS. The
 ViT is pretrained here, from scratch, on the classes but the last three in the alphabet. It is
@@ -71,7 +71,7 @@ METHODS = (
 )
 # Mirrored, a digit is none.
 AUGMENT = {'first': 'crop_flip', 'classes': 'crop_flip', 'digits': 'crop'}
-DEFAULTS = {'pretrain_epochs': 60.0, 'epochs': 15.0}  # some 25 minutes of two quiet cores
+DEFAULTS = {'pretrain_epochs': 40.0, 'epochs': 12.0}  # some 25 minutes of two quiet cores
 
 
 def write_fresh(directory: Path, seed: int) -> str:
