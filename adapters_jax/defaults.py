@@ -3,6 +3,8 @@
 Each key that is here is read by something; a key that is not here is refused (`config.py`).
 """
 
+from typing import Any
+
 from ml_collections import ConfigDict
 
 Config = ConfigDict
@@ -112,40 +114,52 @@ def task() -> Config:
             # 'masked_lm': the share of words that are hidden, and whether only as a whole.
             'mask_rate': 0.15,
             'whole_words': False,
-            # Question answering, in tokens: what neighbouring windows of a long context share, the
-            # most of a question (the rest is cut), and the most of an answer.
-            'stride': 128,
-            'question_length': 64,
-            'answer_length': 30,
-            # How many answers are listed for a question.
-            'n_best': 20,
-            # A question has no answer where that scores better than the best one by more than this:
-            # a number, 'tuned' (on the validation split), 'none' (each has one), or 'auto': 'tuned'
-            # where training questions lack answers.
-            'threshold': 'auto',
-            # Where texts are written: their most and least tokens, the end included; how many are
-            # followed at once (1: the likeliest token each time), and the power of the length that
-            # their log-probabilities are divided by; how many tokens on end never come twice (0:
-            # what the checkpoint says).
-            'target_length': 128,
-            'min_length': 0,
-            'beams': 1,
-            'length_penalty': 1.0,
-            'repeated': 0,
-            # 'seq2seq': what stands before each text, as T5 wants it ('translate English to German:
-            # '), and the languages of texts and of what is written, as the tokenizer of mBART calls
-            # them: ('en_XX', 'de_DE').
-            'prefix': '',
-            'languages': (),
-            # 'speech_recognition': the seconds that the encoder reads of each recording, of which
-            # shorter ones are filled up with silence and longer ones cut (0: as many as the
-            # checkpoint was trained with, 30 of Whisper); and, of a checkpoint of several
-            # languages, the one that is spoken ('de'), and whether to write English.
-            'window': 0.0,
-            'language': '',
-            'translate': False,
+            **_answers(),
+            **_written(),
         }
     )
+
+
+def _answers() -> dict[str, int | str]:
+    return {
+        # Question answering, in tokens: what neighbouring windows of a long context share, the
+        # most of a question (the rest is cut), and the most of an answer.
+        'stride': 128,
+        'question_length': 64,
+        'answer_length': 30,
+        # How many answers are listed for a question.
+        'n_best': 20,
+        # A question has no answer where that scores better than the best one by more than this:
+        # a number, 'tuned' (on the validation split), 'none' (each has one), or 'auto': 'tuned'
+        # where training questions lack answers.
+        'threshold': 'auto',
+    }
+
+
+def _written() -> dict[str, Any]:
+    return {
+        # Where texts are written: their most and least tokens, the end included; how many are
+        # followed at once (1: the likeliest token each time), and the power of the length that
+        # their log-probabilities are divided by; how many tokens on end never come twice (0:
+        # what the checkpoint says).
+        'target_length': 128,
+        'min_length': 0,
+        'beams': 1,
+        'length_penalty': 1.0,
+        'repeated': 0,
+        # 'seq2seq': what stands before each text, as T5 wants it ('translate English to German:
+        # '), and the languages of texts and of what is written, as the tokenizer of mBART calls
+        # them: ('en_XX', 'de_DE').
+        'prefix': '',
+        'languages': (),
+        # 'speech_recognition': the seconds that the encoder reads of each recording, of which
+        # shorter ones are filled up with silence and longer ones cut (0: as many as the
+        # checkpoint was trained with, 30 of Whisper); and, of a checkpoint of several
+        # languages, the one that is spoken ('de'), and whether to write English.
+        'window': 0.0,
+        'language': '',
+        'translate': False,
+    }
 
 
 def data() -> Config:
@@ -164,11 +178,11 @@ def data() -> Config:
             'glue': '',
             # Explicit files instead of a folder: CSV, TSV, JSONL, JSON, Parquet or text, also .gz;
             # for tagging CoNLL, CoNLL-U, JSONL, JSON or Parquet. Of a JSON object of lists
-            # FILE.json#KEY, or FILE.json#KEY+KEY for two after each other.
+            # FILE.json#KEY, or FILE.json#KEY+KEY for two after each other. Of images, folders of
+            # classes or tar files of them.
             'train': '',
             'validation': '',
             'test': '',
-            # Of images, folders of classes or tar files of them.
             # Column names, or numbers from 0 in files without a header; empty: detected. To answer
             # questions: text_a is the question, text_b the context, label the answers. To tag:
             # text_a is the words (the first column; FORM), label the tags (the last; UPOS). Of
@@ -189,16 +203,7 @@ def data() -> Config:
             # The number that the first candidate has in the labels of 'multiple_choice'.
             'first_choice': 0,
             **_layout(),
-            # Shares of the training file that become validation and test where those are missing.
-            'split_fractions': (0.1, 0.1),
-            'split_seed': 0,
-            # The order of the training examples follows from it; -1: from the run's seed. A sweep
-            # over seeds gives all members one order, so that they share their batches.
-            'seed': -1,
-            # Use only so many examples of each split; 0: all of them.
-            'limit': 0,
-            # The same of the training split alone, to see how a method does with few examples.
-            'train_limit': 0,
+            **_examples(),
             # Steps that each text goes through, in this order, before it is tokenized:
             # ('nfkc', 'lower', 'stop_words[language=en]', 'tags[spacy=en_core_web_sm]'), on a
             # command line the flag once for each. There are 'nfc', 'nfd', 'nfkc', 'nfkd' (Unicode's
@@ -217,6 +222,21 @@ def data() -> Config:
             'cache_dir': '',
         }
     )
+
+
+def _examples() -> dict[str, Any]:
+    return {
+        # Shares of the training file that become validation and test where those are missing.
+        'split_fractions': (0.1, 0.1),
+        'split_seed': 0,
+        # The order of the training examples follows from it; -1: from the run's seed. A sweep
+        # over seeds gives all members one order, so that they share their batches.
+        'seed': -1,
+        # Use only so many examples of each split; 0: all of them.
+        'limit': 0,
+        # The same of the training split alone, to see how a method does with few examples.
+        'train_limit': 0,
+    }
 
 
 def _layout() -> dict[str, str]:

@@ -117,6 +117,7 @@ class Model:
     ) -> Float[Array, 'B S C']:
         """Return the outputs of every example in the batch, in float32; no key, no dropout.
 
+        With a decoder they are its scores of every word in every place of what it reads, [B, T, V].
         With a head of tokens they are those of every token, [B, T, C], and with a language head
         those of every word in the places that the batch's column `masked` names, [B, M, V].
 

@@ -85,9 +85,13 @@ class Dimensions:
     word: int  # width of the word embeddings; differs from `hidden` where they are factorised
     vocabulary: int
     positions: int
-    inner: int = 0  # width of queries, keys and values; 0: `hidden`
+    inner: int = 0  # width of queries, keys and values; given as 0, it is `hidden`
     decoder_layers: int = 0  # how many of the layers, the last ones, have cross-attention
     gated: bool = False  # whether the feed-forward networks have a gate
+
+    def __post_init__(self) -> None:
+        """Say how wide attention is where nobody has."""
+        object.__setattr__(self, 'inner', self.inner or self.hidden)
 
     def projections(self, layer: int) -> dict[str, tuple[str, ...]]:
         """Return the projections of a layer by sub-layer."""

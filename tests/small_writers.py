@@ -8,6 +8,7 @@ import tokenizers
 from safetensors.numpy import save_file
 from tokenizers import models, pre_tokenizers, processors
 
+from adapters_jax.config import assign
 from adapters_jax.models import families
 from adapters_jax.models.backbone import shapes
 from adapters_jax.params import flatten
@@ -64,6 +65,14 @@ def _write_tokenizer(folder: Path) -> None:
     names = {'bos_token': '<s>', 'pad_token': '<pad>', 'eos_token': '</s>', 'unk_token': '<unk>'}
     settings = {'tokenizer_class': 'PreTrainedTokenizerFast', **names}
     (folder / 'tokenizer_config.json').write_text(json.dumps(settings))
+
+
+def changed(config, settings, **changes):
+    """Return a config with settings by their keys, and changes that name keys with `__`."""
+    settings |= {key.replace('__', '.'): value for key, value in changes.items()}
+    for key, value in settings.items():
+        assign(config, key, str(value))
+    return config
 
 
 def write_task(folder: Path, rows: int = 400, seed: int = 0) -> str:

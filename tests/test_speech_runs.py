@@ -8,8 +8,8 @@ import jiwer
 import numpy as np
 import pytest
 import small_whisper
+import small_writers
 
-from adapters_jax.config import assign
 from adapters_jax.data import audio, batches
 from adapters_jax.evaluate import evaluate
 from adapters_jax.interop import adapter_folder
@@ -42,10 +42,7 @@ def config(folder, method='full', backbone='whisper', **changes):
         'training.batch_size': 16,
         'training.steps': 4,
     }
-    settings |= {key.replace('__', '.'): value for key, value in changes.items()}
-    for key, value in settings.items():
-        assign(found, key, str(value))
-    return found
+    return small_writers.changed(found, settings, **changes)
 
 
 @pytest.fixture(scope='module')

@@ -7,7 +7,6 @@ import pytest
 import sacrebleu
 import small_writers
 
-from adapters_jax.config import assign
 from adapters_jax.data import batches, tokenize
 from adapters_jax.data.policies import Packed
 from adapters_jax.evaluate import evaluate
@@ -49,10 +48,7 @@ def config(folder, method='full', **changes):
         'training.evaluate_every': 10,
         'training.steps': 20,
     }
-    settings |= {key.replace('__', '.'): value for key, value in changes.items()}
-    for key, value in settings.items():
-        assign(found, key, str(value))
-    return found
+    return small_writers.changed(found, settings, **changes)
 
 
 @pytest.fixture(scope='module')
@@ -182,3 +178,18 @@ def test_tasks_and_backbones_must_fit(folder):
     with pytest.raises(ValueError, match='classification writes no texts, but a bart backbone has'):
         experiment.build(given)
     assert load_backbone(str(folder / 'bart')).config.decoder is not None
+
+
+@pytest.mark.parametrize('shape', ['stack(a, b)', 'fuse(a, b)', 'average(a, b)'])
+def test_adapters_are_composed_in_both_stacks(folder, shape):
+    changes = {'adapters': 'a=pfeiffer[reduction_factor=4],b=pfeiffer[size=4]'}
+    summary = train(config(folder, shape, **changes), folder / shape[:4])
+    found = evaluate(folder / shape[:4], 'validation')['metrics']
+    assert found == pytest.approx(summary['metrics']['validation'], rel=1e-5)
+
+
+@pytest.mark.parametrize('shape', ['split(a, b, splits=[4, 8])', 'parallel(a, b)'])
+def test_what_divides_the_rows_of_one_text_is_refused(folder, shape):
+    changes = {'adapters': 'a=pfeiffer[reduction_factor=4],b=pfeiffer[reduction_factor=4]'}
+    with pytest.raises(ValueError, match=r'\(\.\.\.\) divides or copies the rows of one text'):
+        experiment.build(config(folder, shape, **changes))

@@ -45,8 +45,7 @@ class Place(NamedTuple):
         if self.sub_layer == 'feed_forward':
             inward, outward = (d.hidden, d.feed_forward), (d.feed_forward, d.hidden)
             return outward if self.name == 'down' else inward
-        inner = d.inner or d.hidden
-        return (inner, d.hidden) if self.name == 'output' else (d.hidden, inner)
+        return (d.inner, d.hidden) if self.name == 'output' else (d.hidden, d.inner)
 
     def key(self, key: PRNGKeyArray) -> PRNGKeyArray:
         """Return the random key that belongs to it."""

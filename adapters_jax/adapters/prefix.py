@@ -125,7 +125,7 @@ class PrefixTuning(Method):
         }
 
     def _init_one(self, key: PRNGKeyArray, dimensions: Dimensions) -> Tree:
-        hidden, inner = dimensions.hidden, dimensions.inner or dimensions.hidden
+        hidden, inner = dimensions.hidden, dimensions.inner
         *keys, gate_key = jax.random.split(key, 3)
         params: Tree = {}
         for name, own in zip(('key', 'value'), keys, strict=True):

@@ -11,7 +11,6 @@ moreover
 """
 
 import dataclasses
-import gzip
 import pathlib
 import re
 from collections.abc import Mapping, Sequence
@@ -19,9 +18,10 @@ from typing import Any, ClassVar, Self
 
 import datasets
 
-from adapters_jax.data import columns, folders, sources
+from adapters_jax.data import columns, folders, sources, text_files
 from adapters_jax.data.columns import Choice, check_encodable, named, shown
 from adapters_jax.data.forms import Place
+from adapters_jax.data.text_files import Layout
 
 USUAL = {
     'text_a': ('source', 'src', 'text', 'document', 'article', 'dialogue', 'input'),
@@ -138,7 +138,8 @@ def load(data: Mapping[str, Any]) -> dict[str, datasets.Dataset]:
         folder = pathlib.Path(data['dir']).expanduser()
         found = _files(folder, languages)
         if found:
-            return sources.finish(_read_files(found), data)
+            encoding = data.get('encoding') or Layout().encoding
+            return sources.finish(_read_files(found, encoding), data)
     return sources.read(data, Pairs.of(data))
 
 
@@ -172,23 +173,29 @@ def _in_language(folder: pathlib.Path, words: Sequence[str], language: str) -> p
     return None
 
 
-def _read_files(found: Mapping[str, tuple[pathlib.Path, ...]]) -> dict[str, datasets.Dataset]:
+def _read_files(
+    found: Mapping[str, tuple[pathlib.Path, ...]], encoding: str
+) -> dict[str, datasets.Dataset]:
+    form = Pairs(Choice())
     splits = {}
     for split, paths in found.items():
-        texts, labels = (_lines(path) for path in paths)
-        if len(texts) != len(labels):
+        (texts, lines), (targets, other) = (_lines(path, encoding) for path in paths)
+        if odd := sorted(set(lines) ^ set(other)):
+            has, lacks = paths if odd[0] in lines else paths[::-1]
             raise ValueError(
-                f'{paths[0]} has {len(texts)} lines and {paths[1]} {len(labels)}; expected one '
-                'line in the second for each of the first.'
+                f'{has} has a text on line {odd[0]} and {lacks} none there; each line of the one '
+                'must have its own in the other.'
             )
-        form, values = Pairs(Choice()), {'text_a': texts, 'label': labels}
-        place = columns.at_lines(paths[0], range(1, len(texts) + 1))
-        splits[split] = form.build(values, True, place)
+        values = {'text_a': texts, 'label': targets}
+        splits[split] = form.build(values, True, columns.at_lines(paths[0], lines))
     return splits
 
 
-def _lines(path: pathlib.Path) -> list[str]:
-    opener = gzip.open if path.suffix == '.gz' else open
-    with opener(path, 'rt', encoding='utf-8') as lines:
-        # A text may hold other line separators than the one that ends it.
-        return [line.removesuffix('\n').removesuffix('\r') for line in lines]
+def _lines(path: pathlib.Path, encoding: str) -> tuple[list[str], list[int]]:
+    """Return the lines that are not blank, and their numbers."""
+    # No line has a line feed in it, so this divides none.
+    layout = Layout(encoding, delimiter='\n', header=False, quoting='none')
+    table = text_files.open_table(path, layout)
+    values, numbers = table.read({'text': table.names[0]})
+    kept = [(text, n) for text, n in zip(values['text'], numbers, strict=True) if text.strip()]
+    return [text for text, _ in kept], [n for _, n in kept]

@@ -94,7 +94,7 @@ def search(
         raise ValueError(f'temperature={how.temperature}, but no key to draw words with')
     if how.beams == 1:
         return _words(step, cache, rows, rules, how, key)
-    return _beams(step, cache, rows, rules, how, reorder)
+    return _Beams(step, rows, rules, how, reorder)(cache)
 
 
 def _started(rules: Rules, *rows: int) -> Int[Array, '... L']:
@@ -178,54 +178,100 @@ class _State(NamedTuple):
     cache: Cache
 
 
-def _beams(
-    step: Step,
-    cache: Cache,
-    rows: int,
-    rules: Rules,
-    how: Search,
-    reorder: Reorder,
-) -> Found:
-    beams = how.beams
+@dataclasses.dataclass(frozen=True)
+class _Beams:
+    """Follows several texts of each row, and keeps the best of those that have ended."""
 
-    def advance(state: _State, logits: Float[Array, 'B K V'], cache: Cache) -> _State:
+    step: Step
+    rows: int
+    rules: Rules
+    how: Search
+    reorder: Reorder
+
+    def __call__(self, cache: Cache) -> Found:
+        state = self._start()
+        # All beams begin with the same: the first word is looked for with one row for each text.
+        logits, cache = self.step(state.tokens[:, 0], state.written, cache)
+        state = self._advanced(state, logits[:, None], cache)
+        state = jax.lax.while_loop(self._goes_on, self._followed, state)
+        best = slice(0, self.how.n_best)
+        texts = state.ended[:, best, len(self.rules.start) :]
+        return Found(texts, state.ended_scores[:, best])
+
+    def _start(self) -> _State:
+        tokens = _started(self.rules, self.rows, self.how.beams)
+        none = jnp.zeros(tokens.shape[:2], bool)
+        far = jnp.full(none.shape, _FAR)
+        return _State(
+            written=jnp.int32(0),
+            tokens=tokens,
+            scores=far.at[:, 0].set(0),
+            ended=tokens,
+            ended_scores=far,
+            has_ended=none,
+            open=~none[:, 0],
+            stuck=jnp.bool_(False),
+            cache={},
+        )
+
+    def _goes_on(self, state: _State) -> Bool[Array, '']:
+        done = state.has_ended.all() & (self.how.early_stopping is True)
+        return state.open.any() & ~done & ~state.stuck
+
+    def _followed(self, state: _State) -> _State:
+        flat = state.tokens.reshape(self.rows * self.how.beams, -1)
+        logits, cache = self.step(flat, state.written, state.cache)
+        return self._advanced(state, logits.reshape(self.rows, self.how.beams, -1), cache)
+
+    def _advanced(self, state: _State, logits: Float[Array, 'B K V'], cache: Cache) -> _State:
         """Follow the best continuations, of which twice as many as beams are looked at: as many
         as beams may end."""
-        vocabulary, followed = logits.shape[-1], logits.shape[1]
-        scores = jax.nn.log_softmax(logits.astype(jnp.float32))
-        flat = state.tokens[:, :followed].reshape(-1, rules.length)
-        scores = rules(scores.reshape(-1, vocabulary), flat, state.written)
-        scores = scores.reshape(rows, followed, vocabulary) + state.scores[:, :followed, None]
-        scores, chosen = jax.lax.top_k(scores.reshape(rows, -1), 2 * beams)
-        of, word = chosen // vocabulary, (chosen % vocabulary).astype(jnp.int32)
-        tokens = _chosen(state.tokens, of)
-        tokens = _written(tokens, word, len(rules.start) + state.written)
+        beams, followed = self.how.beams, logits.shape[1]
+        scores, of, word = self._candidates(state, logits)
+        place = len(self.rules.start) + state.written
+        tokens = _written(_chosen(state.tokens, of), word, place)
         written = state.written + 1
-        ends = (word == rules.end_id) | (written >= rules.max_length)
+        ends = (word == self.rules.end_id) | (written >= self.rules.max_length)
         own_scores, best = jax.lax.top_k(scores + jnp.where(ends, _FAR, 0), beams)
-        ended = _ended(state, tokens, scores, ends, written)
-        source = _chosen(of, best) + jnp.arange(rows)[:, None] * followed
+        source = _chosen(of, best) + jnp.arange(self.rows)[:, None] * followed
         state = state._replace(
             written=written,
             tokens=_chosen(tokens, best),
             scores=own_scores,
             stuck=ends.all(),
-            cache=reorder(cache, source.reshape(-1)),
-            **ended,
+            cache=self.reorder(cache, source.reshape(-1)),
+            **self._ended(state, tokens, scores, ends),
         )
-        return state._replace(open=state.open & _can_improve(state))
+        return state._replace(open=state.open & self._can_improve(state))
+
+    def _candidates(
+        self, state: _State, logits: Float[Array, 'B K V']
+    ) -> tuple[Float[Array, 'B N'], Int[Array, 'B N'], Int[Array, 'B N']]:
+        """Return the best continuations: their scores, the beams that they go on with, and the
+        words that they add."""
+        rows, followed, vocabulary = logits.shape
+        scores = jax.nn.log_softmax(logits.astype(jnp.float32)).reshape(-1, vocabulary)
+        flat = state.tokens[:, :followed].reshape(-1, self.rules.length)
+        scores = self.rules(scores, flat, state.written).reshape(logits.shape)
+        scores = (scores + state.scores[:, :followed, None]).reshape(rows, -1)
+        scores, chosen = jax.lax.top_k(scores, 2 * self.how.beams)
+        return scores, chosen // vocabulary, (chosen % vocabulary).astype(jnp.int32)
 
     def _ended(
-        state: _State, tokens: Array, scores: Array, ends: Array, written: Array
+        self,
+        state: _State,
+        tokens: Int[Array, 'B N L'],
+        scores: Float[Array, 'B N'],
+        ends: Bool[Array, 'B N'],
     ) -> dict[str, Array]:
         """Return the best texts that have ended; only among the first beams does one end."""
+        beams, written = self.how.beams, state.written + 1
         now = ends & (jnp.arange(2 * beams) < beams)[None]
-        full = state.has_ended.all(1) & (how.early_stopping is True)
+        full = state.has_ended.all(1) & (self.how.early_stopping is True)
         counts = now & ~full[:, None] & state.open[:, None]
-        own = scores / written.astype(jnp.float32) ** how.length_penalty
+        own = scores / written.astype(jnp.float32) ** self.how.length_penalty
         own = jnp.where(counts, own, own + _FAR)
-        scores = jnp.concatenate([state.ended_scores, own], axis=1)
-        scores, best = jax.lax.top_k(scores, beams)
+        scores, best = jax.lax.top_k(jnp.concatenate([state.ended_scores, own], axis=1), beams)
         texts = jnp.concatenate([state.ended, tokens], axis=1)
         has = jnp.concatenate([state.has_ended, now], axis=1)
         return {
@@ -234,34 +280,12 @@ def _beams(
             'has_ended': _chosen(has, best),
         }
 
-    def _can_improve(state: _State) -> Bool[Array, 'B']:
-        longest = how.early_stopping == 'never' and how.length_penalty > 0
-        length = jnp.float32(rules.max_length) if longest else state.written.astype(jnp.float32)
-        hoped = state.scores[:, :1] / length**how.length_penalty
+    def _can_improve(self, state: _State) -> Bool[Array, 'B']:
+        longest = self.how.early_stopping == 'never' and self.how.length_penalty > 0
+        length = self.rules.max_length if longest else state.written
+        hoped = state.scores[:, :1] / jnp.float32(length) ** self.how.length_penalty
         worst = jnp.where(state.has_ended, state.ended_scores.min(1, keepdims=True), _FAR)
         return (hoped > worst).any(1)
-
-    def goes_on(state: _State) -> Bool[Array, '']:
-        done = state.has_ended.all() & (how.early_stopping is True)
-        return state.open.any() & ~done & ~state.stuck
-
-    def follow(state: _State) -> _State:
-        flat = state.tokens.reshape(rows * beams, -1)
-        logits, cache = step(flat, state.written, state.cache)
-        return advance(state, logits.reshape(rows, beams, -1), cache)
-
-    tokens = _started(rules, rows, beams)
-    none = jnp.zeros((rows, beams), bool)
-    far = jnp.full((rows, beams), _FAR)
-    start = _State(
-        jnp.int32(0), tokens, far.at[:, 0].set(0), tokens, far, none, ~none[:, 0], jnp.bool_(0), {}
-    )
-    # All beams begin with the same: the first word is looked for with one row for each text.
-    logits, cache = step(tokens[:, 0], jnp.int32(0), cache)
-    state = advance(start, logits[:, None], cache)
-    state = jax.lax.while_loop(goes_on, follow, state)
-    best = slice(0, how.n_best)
-    return Found(state.ended[:, best, len(rules.start) :], state.ended_scores[:, best])
 
 
 def _chosen(values: Array, which: Int[Array, 'B N']) -> Array:

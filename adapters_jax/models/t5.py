@@ -69,12 +69,13 @@ def _read(hf: Mapping[str, Any]) -> BackboneConfig:
     )
     tied = hf.get('tie_word_embeddings', True)
     decoder_layers = hf.get('num_decoder_layers')
+    pad_id, start_id = hf.get('pad_token_id', 0), hf.get('decoder_start_token_id')
     decoder = Decoder(
         layers=hf['num_layers'] if decoder_layers is None else decoder_layers,
         positions=stem.positions,
         block=dataclasses.replace(block, cross_attention=True, causal=True),
         stem=dataclasses.replace(stem, decoder=True, shared=True),
-        start_id=hf.get('decoder_start_token_id') or hf.get('pad_token_id', 0),
+        start_id=pad_id if start_id is None else start_id,
         final_norm=True,
         tied=tied,
         scale=hf['d_model'] ** -0.5 if tied else 1.0,
@@ -84,7 +85,7 @@ def _read(hf: Mapping[str, Any]) -> BackboneConfig:
         layers=hf['num_layers'],
         vocabulary=hf['vocab_size'],
         positions=stem.positions,
-        pad_id=hf.get('pad_token_id', 0),
+        pad_id=pad_id,
         block=block,
         stem=stem,
         final_norm=True,

@@ -149,7 +149,6 @@ def build(
     fitting.check_input(task, backbone)
     task = fitted(task, backbone)
     model = make_model(config, members, task, backbone, name)
-    fitting.check_texts(task, model)
     first = start.load(config)
     if first:
         start.check(first, model, task)
@@ -178,6 +177,7 @@ def make_model(
         dtype=choose_dtype(config),
         remat=choose_remat(config),
     )
+    fitting.check_texts(task, model)
     check_model(model, backbone.params)
     if choose_frozen_dtype(config) == jnp.int8:
         check_frozen_matrices(model, backbone.params)
@@ -324,11 +324,9 @@ def served(folder: AdapterFolder, backbone: LoadedBackbone) -> Task:
         ValueError: the adapter came without a head.
     """
     task = task_of(folder)
-    return (
-        task
-        if task.to_json().keys() <= folder.task.keys() and not task.writes
-        else fitted(task, backbone)
-    )
+    # What writes needs a tokenizer, which no folder of an adapter holds.
+    whole = not task.writes and task.to_json().keys() <= folder.task.keys()
+    return task if whole else fitted(task, backbone)
 
 
 def task_of(folder: AdapterFolder) -> Task:

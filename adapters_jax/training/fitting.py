@@ -92,7 +92,13 @@ def check_texts(task: Task, model: Model) -> None:
         )
     blocks = getattr(model.method, 'tree', None)
     kinds = {block.kind for block in composed.blocks_of(blocks)} if blocks else set()
-    if model.head_config.scores_words and kinds - {'stack'}:
+    if task.writes and (refused := kinds & {'split', 'parallel'}):
+        raise ValueError(
+            f'{task.name} under {model.method.expression}: {refused.pop()}(...) divides or copies '
+            'the rows of one text, but an encoder and a decoder have two; use stack, fuse, average '
+            'or batch_split'
+        )
+    if model.head_config.scores_words and not task.writes and kinds - {'stack'}:
         raise ValueError(
             f'{task.name} under {model.method.expression}: what the adapters do to the embedded '
             'input must be undone before the output embeddings, which only stack(...) can'

@@ -60,8 +60,8 @@ INEXACT = {
 REWRITTEN = {'dvora_scaled'}  # as the LoRA that it is
 # The library's wrapper of images collects states before a block's hooks.
 COLLECTED_EARLY = {('vit', name) for name in library.METHODS if 'reft' in name}
-# A square projection takes the whole state away and puts another in its place: what is left of the
-# tolerance after that, over states this large, is rounding (9e-5).
+# A square projection takes the whole state away and puts another in its place. In float32 what is
+# left there is rounding, of the library's too: see the test of these.
 CANCELLED = {('bart', 'square_reft'), ('mbart', 'square_reft')}
 # The presets of ours that a config stands for; what is none of theirs is a variant.
 PRESETS = {
@@ -136,6 +136,22 @@ def test_both_ways(source, tmp_path, family, name):
     compare(library.library_states(again, of, x), expected, x, late)
     if name not in REWRITTEN:
         _check_bytes(tmp_path, exact=name not in INEXACT)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(('family', 'name'), sorted(CANCELLED))
+def test_what_cancels_is_within_the_rounding_of_float32(source, tmp_path, family, name):
+    of = source(family)
+    model, x = library.adapted(of, name), inputs(of, name)
+    model.save_adapter(str(tmp_path / 'a'), 'ad')
+    single = library.library_states(model, of, x)
+    expected = library.library_states(model.double(), of, x)
+    found = library.our_states(adapterhub.load(tmp_path / 'a', of.loaded), of, x)
+
+    def furthest(states):
+        return max(np.abs(a - b).max() for a, b in zip(states, expected, strict=True))
+
+    assert furthest(found) < max(2 * TOLERANCE, furthest(single))
 
 
 def _check_it_acts(of, x, expected):
