@@ -128,11 +128,8 @@ def load(data: Mapping[str, Any]) -> dict[str, datasets.Dataset]:
     Raises:
         ValueError, FileNotFoundError: with one sentence on what to change.
     """
-    if data.get('glue'):
-        raise ValueError(
-            f'data.glue is {data["glue"]!r}, whose labels are no texts to be written; set '
-            'data.dir, data.train or data.name to texts and their translations or summaries'
-        )
+    remedy = 'data.dir, data.train or data.name to texts and their translations or summaries'
+    sources.refuse_glue(data, 'no texts to be written', remedy)
     languages = languages_of(data)
     if languages and data.get('dir') and not data.get('train'):
         folder = pathlib.Path(data['dir']).expanduser()

@@ -103,11 +103,8 @@ def load(data: Mapping[str, Any]) -> dict[str, datasets.Dataset]:
     Raises:
         ValueError, FileNotFoundError: with one sentence on what to change.
     """
-    if data.get('glue'):
-        raise ValueError(
-            f'data.glue is {data["glue"]!r}, which has no recordings; set data.dir, data.train or '
-            'data.name to recordings and what is said in them'
-        )
+    remedy = 'data.dir, data.train or data.name to recordings and what is said in them'
+    sources.refuse_glue(data, 'no recordings', remedy)
     table = pathlib.Path(data.get('train') or '').expanduser()
     folder = pathlib.Path(data.get('dir') or table.parent).expanduser()
     form = Recordings(Choice(**(data.get('columns') or {})), folder)

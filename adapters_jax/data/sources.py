@@ -65,6 +65,12 @@ def read(data: Mapping[str, Any], form: Form, groups: Groups | None = None) -> S
     return finish(_READERS[source_of(data)](data, form), data, groups)
 
 
+def refuse_glue(data: Mapping[str, Any], has: str, remedy: str) -> None:
+    """Raises ValueError where a task that GLUE has nothing for is to be read from it."""
+    if data.get('glue'):
+        raise ValueError(f'data.glue is {data["glue"]!r}, which has {has}; set {remedy}')
+
+
 def finish(found: Splits, data: Mapping[str, Any], groups: Groups | None = None) -> Splits:
     """The splits of a source as a run takes them: none is empty, missing ones are cut off.
 
