@@ -48,10 +48,10 @@ def _check(model: Model, batch: Batch, rules: Rules) -> None:
     decoder = model.config.decoder
     if decoder is None:
         raise ValueError(f'a {model.config.family} backbone writes no texts: it has no decoder')
-    if rules.length > decoder.positions:
+    if rules.read > decoder.positions:
         raise ValueError(
             f'max_length={rules.max_length} words behind a start of {len(rules.start)} need '
-            f'{rules.length} positions, but the decoder has {decoder.positions}; set a lower '
+            f'{rules.read} positions, but the decoder has {decoder.positions}; set a lower '
             'max_length'
         )
     if 'starts' in batch and batch['starts'].shape[1] > 1:
@@ -94,6 +94,7 @@ class _Uncached:
         """Return the scores of the next word."""
         beams = len(tokens) // len(self.memory)
         end = len(self.rules.start) + written
+        tokens = tokens[:, : self.rules.read]
         real = jnp.broadcast_to(jnp.arange(tokens.shape[1])[None] < end, tokens.shape)
         repeat = functools.partial(jnp.repeat, repeats=beams, axis=0)
         hidden = self.backbone.apply(
@@ -135,7 +136,7 @@ class _Cached(_Uncached):
         if mask is not None and self.routed:
             mask = jnp.repeat(mask, beams, axis=0)
         places = at + jnp.arange(ids.shape[1])
-        target = Inputs(ids, mask=_seen(places, tokens.shape), at=at)
+        target = Inputs(ids, mask=_seen(places, (len(tokens), self.rules.read)), at=at)
         variables = {'params': self.params['backbone'], **({'cache': cache} if cache else {})}
         hidden, kept = self.backbone.apply(
             variables,

@@ -54,6 +54,11 @@ class Rules:
         """The number of tokens with the start."""
         return len(self.start) + self.max_length
 
+    @property
+    def read(self) -> int:
+        """The number of tokens that a decoder reads: nothing follows on the last one."""
+        return self.length - 1
+
     def __call__(
         self, scores: Float[Array, 'N V'], tokens: Int[Array, 'N L'], written: Int[Array, '']
     ) -> Float[Array, 'N V']:

@@ -96,12 +96,6 @@ class Writing(Task):
                 f'the tokenizer of {directory} has no token that ends a text (eos_token)'
             )
         start = self.start(config.decoder.start_id, own)
-        if self.target_length + len(start) - 1 > config.decoder.positions:
-            raise ValueError(
-                f'task.target_length is {self.target_length}, but the decoder has '
-                f'{config.decoder.positions} positions; set it to '
-                f'{config.decoder.positions - len(start) + 1} or less'
-            )
         found = dict(rule.from_hf(generation_settings(directory))) | self.forced(own)
         if self.repeated:
             found['repeated'] = self.repeated
@@ -113,6 +107,13 @@ class Writing(Task):
             min_length=self.min_length,
             **found,
         )
+        left = config.decoder.positions - rules.read
+        if left < 0:
+            raise ValueError(
+                f'task.target_length is {self.target_length}, but the decoder has '
+                f'{config.decoder.positions} positions; set it to {self.target_length + left} or '
+                'less'
+            )
         return dataclasses.replace(task, tokenizer=own, rules=rules)
 
     @property

@@ -245,6 +245,20 @@ def test_with_an_adapter_the_cache_changes_nothing(method):
         np.testing.assert_allclose(found[0].scores, found[1].scores, atol=1e-4)
 
 
+def test_a_text_may_be_as_long_as_the_decoder_has_positions():
+    model, params = adapted('lora')
+    _, batch = batch_of('bart', 4, 4, 1)
+    rules = Rules((2,), end_of('bart'), 1, model.config.decoder.positions, min_length=40)
+    found = [
+        generate(model, params, batch, rules, Search(), cached=c).tokens for c in (True, False)
+    ]
+    np.testing.assert_array_equal(*found)
+    assert (np.asarray(found[0]) != 1).all()
+    longer = dataclasses.replace(rules, max_length=41)
+    with pytest.raises(ValueError, match='need 41 positions, but the decoder has 40'):
+        generate(model, params, batch, longer, Search())
+
+
 @pytest.mark.parametrize('method', ['houlsby', 'lora', 'prefix_tuning'])
 def test_each_row_may_have_an_adapter_of_its_own(method):
     model, params = adapted(method)
