@@ -86,6 +86,7 @@ def make(name: str, directory: Path, **options: Any) -> Source:
 def adapted(source: Source, method: str, name: str = 'ad'):
     """Return a model of the library with an adapter whose weights are random."""
     model = source.model()
+    torch.manual_seed(0)  # for the random bases of orthogonal projections, which are no parameters
     model.add_adapter(name, config=METHODS[method])
     randomise(source, model)
     model.set_active_adapters(name)

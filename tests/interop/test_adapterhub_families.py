@@ -18,8 +18,6 @@ from adapters_jax.interop import adapterhub
 from adapters_jax.interop.adapterhub import composed, places
 
 TOLERANCE = 5e-5
-# The library's own blocks call those of `transformers` by an old name.
-pytestmark = pytest.mark.filterwarnings('ignore:`past_key_value` is deprecated')
 FAMILIES = [name for name in library.CLASSES if name != 'bert']
 DECODERS = ['bart', 'mbart', 't5', 't5-gated', 'whisper']
 CORE = {
@@ -60,9 +58,9 @@ INEXACT = {
 REWRITTEN = {'dvora_scaled'}  # as the LoRA that it is
 # The library's wrapper of images collects states before a block's hooks.
 COLLECTED_EARLY = {('vit', name) for name in library.METHODS if 'reft' in name}
-# A square projection takes the whole state away and puts another in its place. In float32 what is
-# left there is rounding, of the library's too: see the test of these.
-CANCELLED = {('bart', 'square_reft'), ('mbart', 'square_reft')}
+# A square projection takes the whole state away and puts a larger one in its place, which nothing
+# normalises: the tolerance is a part of the largest state there.
+LARGE = {'square_reft'}
 # The presets of ours that a config stands for; what is none of theirs is a variant.
 PRESETS = {
     'seq_bn': ['pfeiffer'],
@@ -76,7 +74,11 @@ PRESETS = {
 }
 
 
-pytestmark = pytest.mark.usefixtures('one_thread')
+pytestmark = [
+    pytest.mark.usefixtures('one_thread'),
+    # The library's own blocks call those of `transformers` by an old name.
+    pytest.mark.filterwarnings('ignore:`past_key_value` is deprecated'),
+]
 
 
 @pytest.fixture(scope='module')
@@ -87,7 +89,7 @@ def source(tmp_path_factory):
 
 def pairs():
     """Return all pairs that the library computes; those of no new kind are for the slow tests."""
-    left = {*NO_PLACE, *FAILS, *REFUSED, *CANCELLED}
+    left = {*NO_PLACE, *FAILS, *REFUSED}
     return [
         pytest.param(family, name, marks=[] if _quick(family, name) else pytest.mark.slow)
         for family in FAMILIES
@@ -104,11 +106,12 @@ def inputs(of, name):
     return library.given(of, padded=name not in GATED)
 
 
-def compare(found, expected, x, only_last=False):
+def compare(found, expected, x, only_last=False, scaled=False):
     if only_last:
         found, expected = found[-1:], expected[-1:]
     assert all(state.std() > 0.2 for state in expected)
-    assert library.difference(found, expected, x) <= TOLERANCE
+    scale = max(np.abs(state).max() for state in expected) if scaled else 1.0
+    assert library.difference(found, expected, x) <= TOLERANCE * scale
 
 
 def shows(holds=True):
@@ -125,28 +128,12 @@ def test_both_ways(source, tmp_path, family, name):
     expected = library.library_states(model.double(), of, x)
     _check_it_acts(of, x, expected)
     folder = adapterhub.load(tmp_path / 'a', of.loaded)
-    compare(library.our_states(folder, of, x), expected, x, late)
+    compare(library.our_states(folder, of, x), expected, x, late, name in LARGE)
     adapterhub.save(folder, tmp_path / 'b', of.loaded)
     again = library.reloaded(of, tmp_path / 'b').double()
-    compare(library.library_states(again, of, x), expected, x, late)
+    compare(library.library_states(again, of, x), expected, x, late, name in LARGE)
     if name not in REWRITTEN:
         _check_bytes(tmp_path, exact=name not in INEXACT)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(('family', 'name'), sorted(CANCELLED))
-def test_what_cancels_is_within_the_rounding_of_float32(source, tmp_path, family, name):
-    of = source(family)
-    model, x = library.adapted(of, name), inputs(of, name)
-    model.save_adapter(str(tmp_path / 'a'), 'ad')
-    single = library.library_states(model, of, x)
-    expected = library.library_states(model.double(), of, x)
-    found = library.our_states(adapterhub.load(tmp_path / 'a', of.loaded), of, x)
-
-    def furthest(states):
-        return max(np.abs(a - b).max() for a, b in zip(states, expected, strict=True))
-
-    assert furthest(found) < max(2 * TOLERANCE, furthest(single))
 
 
 def _check_it_acts(of, x, expected):
