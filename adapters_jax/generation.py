@@ -1,7 +1,7 @@
 """Writing texts with a model that has a decoder: binds a search and the model's own steps.
 
 The keys and values of what is written are kept, so that each step computes one token a text. Those
-of the input are computed once, and all beams of a text look at the same ones.
+of the input are computed once, and all beams of a row look at the same ones.
 """
 
 import functools
@@ -15,7 +15,7 @@ from adapters_jax.decoding.rules import Rules
 from adapters_jax.decoding.search import Cache, Found, Search, search
 from adapters_jax.model import Batch, Model, attention_mask, inputs_of
 from adapters_jax.models.backbone import Backbone, Inputs
-from adapters_jax.params import Tree, map_with_path
+from adapters_jax.params import Tree
 from adapters_jax.sites import Sites
 
 
@@ -39,7 +39,7 @@ def generate(
     """
     _check(model, batch, rules)
     writer = _Cached if cached and model.method.stepwise else _Uncached
-    own = writer(model, params, batch, rules)
+    own = writer(model, params, batch, rules, how.beams)
     rows = len(inputs_of(batch))
     return search(own.step, {}, rows, rules, how, own.reorder, key)
 
@@ -63,8 +63,8 @@ def _check(model: Model, batch: Batch, rules: Rules) -> None:
 class _Uncached:
     """Computes all tokens of the texts so far for each word."""
 
-    def __init__(self, model: Model, params: Tree, batch: Batch, rules: Rules) -> None:
-        self.model, self.batch, self.rules = model, batch, rules
+    def __init__(self, model: Model, params: Tree, batch: Batch, rules: Rules, texts: int) -> None:
+        self.model, self.batch, self.rules, self.texts = model, batch, rules, texts
         self.params = model.for_few_places(params)
         self.backbone = Backbone(model.config, model.dtype)
         inputs = Inputs(
@@ -114,53 +114,68 @@ class _Uncached:
 
 
 class _Cached(_Uncached):
-    """Keeps keys and values, and computes the last token alone."""
+    """Keeps keys and values, and computes the last token alone.
 
-    @property
-    def routed(self) -> bool:
-        """Whether each row has an adapter of its own."""
-        return isinstance(self.model.method, Bank)
+    All texts that are looked for of one row are decoded as that row's tokens, and what is kept of
+    one stays where it is when others go on with it: `slots` tells for each text which token of each
+    step is its own, and its mask shows it those. So nothing that is kept is ever moved, and the
+    texts of a row look at the input, and at its adapter, as one.
+    """
 
     def step(
         self, tokens: Int[Array, 'N L'], written: Int[Array, ''], cache: Cache
     ) -> tuple[Array, Cache]:
         """Return the scores of the next word; the first step computes the start."""
-        count = len(self.rules.start)
-        if cache:
-            at = count + written - 1
-            ids = jax.lax.dynamic_slice_in_dim(tokens, at, 1, axis=1)
+        count, texts = len(self.rules.start), len(tokens) // len(self.memory)
+        if not cache:
+            slots = jnp.zeros((len(tokens), self.rules.read - count), jnp.int32)
+            ids, places, at = tokens[:, :count], jnp.arange(count), jnp.int32(0)
+            seen = jnp.arange(self.kept.size)[None] <= places[:, None]
+            variables = {}
         else:
-            at, ids = jnp.int32(0), tokens[:, :count]
-        beams = len(tokens) // len(self.memory)
-        mask = self.mask
-        if mask is not None and self.routed:
-            mask = jnp.repeat(mask, beams, axis=0)
-        places = at + jnp.arange(ids.shape[1])
-        target = Inputs(ids, mask=_seen(places, (len(tokens), self.rules.read)), at=at)
-        variables = {'params': self.params['backbone'], **({'cache': cache} if cache else {})}
-        hidden, kept = self.backbone.apply(
-            variables,
+            last = count + written - 1
+            ids = jax.lax.dynamic_slice_in_dim(tokens, last, 1, axis=1).reshape(-1, texts)
+            places, at = last[None], count + (written - 1) * texts
+            own = jnp.tile(jnp.arange(texts, dtype=jnp.int32), len(self.memory))[:, None]
+            slots = jax.lax.dynamic_update_slice_in_dim(cache['slots'], own, written - 1, axis=1)
+            seen = self._seen(slots, texts, written)
+            variables = {'cache': cache['kept']}
+        target = Inputs(
+            ids,
+            positions=jnp.broadcast_to(places, ids.shape),
+            mask=jnp.broadcast_to(seen, (len(ids), *seen.shape[-2:]))[:, None],
+            at=at,
+            kept=self.kept,
+        )
+        hidden, changed = self.backbone.apply(
+            {'params': self.params['backbone'], **variables},
             target,
             self.memory,
-            mask,
-            self._sites(beams),
+            self.mask,
+            self._sites(1),
             method='decode',
             mutable=['cache'],
         )
-        return self.model.score_words(self.params, hidden[:, -1:])[:, 0], kept['cache']
+        hidden = hidden if cache else hidden[:, -1:]
+        scores = self.model.score_words(self.params, hidden)
+        return scores.reshape(len(tokens), -1), {'kept': changed['cache'], 'slots': slots}
+
+    @functools.cached_property
+    def kept(self) -> Int[Array, 'S']:
+        """The position of each token that is kept: the start, then all texts' words by step."""
+        count = len(self.rules.start)
+        steps = count + jnp.arange(self.rules.read - count)
+        return jnp.concatenate([jnp.arange(count), jnp.repeat(steps, self.texts)])
+
+    def _seen(
+        self, slots: Int[Array, 'N W'], texts: int, written: Int[Array, '']
+    ) -> Bool[Array, 'B K S']:
+        steps = jnp.arange(slots.shape[1]) < written
+        own = (slots[:, :, None] == jnp.arange(texts)[None, None]) & steps[None, :, None]
+        start = jnp.ones((len(slots), len(self.rules.start)), bool)
+        seen = jnp.concatenate([start, own.reshape(len(slots), -1)], axis=1)
+        return seen.reshape(-1, texts, seen.shape[1])
 
     def reorder(self, cache: Cache, source: Int[Array, 'N']) -> Cache:
-        """Give each beam the keys and values of the text that it goes on with."""
-
-        def of_texts(path: str, kept: Array) -> Array:
-            # What is kept of the input is the same for all beams of a text, which do not mix. But
-            # where each row has an adapter of its own, there is a row for each beam.
-            own = self.routed or path.split('/')[1] == 'attention'
-            return jnp.take(kept, source, axis=0) if own else kept
-
-        return map_with_path(of_texts, cache)
-
-
-def _seen(places: Int[Array, 'T'], shape: tuple[int, ...]) -> Bool[Array, 'N 1 T L']:
-    seen = jnp.arange(shape[1])[None] <= places[:, None]
-    return jnp.broadcast_to(seen[None, None], (shape[0], 1, *seen.shape))
+        """Give each text the way of the one that it goes on with."""
+        return cache | {'slots': jnp.take(cache['slots'], source, axis=0)}

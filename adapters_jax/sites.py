@@ -120,8 +120,9 @@ class Stream:
 
     `bias` is added to the scores of every attention over the sequence itself; `before` counts the
     keys that a site will put before those of the sequence and that move these on. `at` is there
-    where tokens are decoded one after another: the number of those before, whose keys and values
-    are kept; the mask then tells which of all keys each of them sees.
+    where tokens are decoded one after another: the number of keys and values that are kept of those
+    before; the mask then tells which of all keys each of these sees. They need not follow on one
+    another: they may be what is written next in several texts of a row.
     `carry` belongs to the adapter: what it computed at one site for use at a later one.
     """
 

@@ -28,7 +28,8 @@ from adapters_jax.sites import IDENTITY, START, Dimensions, Place, Sites, Stream
 class Inputs:
     """What a stem turns into vectors: the ids of tokens, or pixels, or frames of sound.
 
-    What is None has the family's own default. `at` is that of `sites.Stream`.
+    What is None has the family's own default. `at` is that of `sites.Stream`, and given together
+    with the positions of these tokens, and `kept`, those of all whose keys are kept.
     """
 
     values: Int[Array, 'B T'] | Float[Array, 'B ...']
@@ -37,6 +38,7 @@ class Inputs:
     mask: Bool[Array, '#B 1 #T S'] | None = None
     tags: Int[Array, 'B T'] | None = None
     at: Int[Array, ''] | None = None
+    kept: Int[Array, 'S'] | None = None
 
 
 class Stem(Protocol):

@@ -76,7 +76,7 @@ class Embeddings(nn.Module):
         types = jnp.zeros_like(ids) if inputs.token_types is None else inputs.token_types
         positions = inputs.positions
         if positions is None:
-            positions = default_positions(c, ids) + (0 if inputs.at is None else inputs.at)
+            positions = default_positions(c, ids)
         vectors = quantize.rows(self.word(), ids)
         words = Words(vectors, types, positions, inputs.mask, inputs.tags)
         words = words if s.decoder else sites.words(words)

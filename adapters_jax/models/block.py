@@ -171,7 +171,6 @@ class Attention(nn.Module):
         rng = None if deterministic else self.make_rng('dropout')
         bias = _fitted(stream.bias, seen.key.shape[1]) if itself else None
         scale = seen.key.shape[-1] ** -0.5 if c.scaled else 1.0
-        query = query.reshape(len(seen.key), -1, *query.shape[2:])  # the beams of a memory
         mixed = attend(
             query, seen.key, seen.value, seen.mask, c.attention_dropout, rng, bias, scale
         )
@@ -186,21 +185,26 @@ class Attention(nn.Module):
         at: Int[Array, ''],
         length: int,
     ) -> tuple[Float[Array, 'B L H K'], Float[Array, 'B L H K']]:
-        """Write these tokens' keys and values behind those of the tokens before, and return all."""
+        """Write these tokens' keys and values behind those of the tokens before, and return all.
+
+        They are kept as `attend` takes them, with heads before tokens: turned around once.
+        """
         found = []
         for name, new in (('key', key), ('value', value)):
-            shape = (new.shape[0], length, *new.shape[2:])
+            new = new.swapaxes(1, 2)
+            shape = (*new.shape[:2], length, new.shape[3])
             kept = self.variable('cache', f'{name}s', jnp.zeros, shape, new.dtype)
-            kept.value = jax.lax.dynamic_update_slice_in_dim(kept.value, new, at, axis=1)
-            found.append(kept.value)
+            kept.value = jax.lax.dynamic_update_slice_in_dim(kept.value, new, at, axis=2)
+            found.append(kept.value.swapaxes(1, 2))
         return found[0], found[1]
 
     def _kept(self, compute: Callable[[], tuple[Array, Array]]) -> tuple[Array, Array]:
         """Return the keys and values of the memory, computed at the first token only."""
         if not self.has_variable('cache', 'keys'):
             for name, computed in zip(('key', 'value'), compute(), strict=True):
-                self.put_variable('cache', f'{name}s', computed)
-        return self.get_variable('cache', 'keys'), self.get_variable('cache', 'values')
+                self.put_variable('cache', f'{name}s', computed.swapaxes(1, 2))
+        key, value = (self.get_variable('cache', name) for name in ('keys', 'values'))
+        return key.swapaxes(1, 2), value.swapaxes(1, 2)
 
 
 class FeedForward(nn.Module):

@@ -75,8 +75,7 @@ class TextEmbeddings(nn.Module):
     ) -> Stream:
         """Return the stream that the blocks start with: the embedded input and what it is of."""
         s, ids = self.stem, inputs.values
-        start = 0 if inputs.at is None else inputs.at
-        positions = jnp.broadcast_to(start + jnp.arange(ids.shape[1]), ids.shape)
+        positions = jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape)
         positions = positions if inputs.positions is None else inputs.positions
         vectors = quantize.rows(shared if s.shared else self.word(), ids) * s.scale
         words = Words(vectors, jnp.zeros_like(ids), positions, inputs.mask, inputs.tags)
@@ -94,10 +93,13 @@ class TextEmbeddings(nn.Module):
         stream = sites.target(stream) if s.decoder else sites.embeddings(stream)
         if s.kind != RELATIVE:
             return stream
-        queries = stream.hidden.shape[1]
-        keys = queries if inputs.at is None else inputs.mask.shape[-1]
-        keys = jnp.arange(stream.before + keys)
-        return stream.replace(bias=self._bias(start + jnp.arange(queries), keys))
+        if inputs.at is None:
+            queries = jnp.arange(stream.hidden.shape[1])
+            keys = jnp.arange(stream.before + len(queries))
+        else:  # no text is before another's tokens, so those of the first row are those of all
+            queries = positions[0]
+            keys = jnp.concatenate([jnp.arange(stream.before), stream.before + inputs.kept])
+        return stream.replace(bias=self._bias(queries, keys))
 
     def _bias(self, queries: Int[Array, 'T'], keys: Int[Array, 'S']) -> Float[Array, '1 H T S']:
         s = self.stem
