@@ -27,15 +27,17 @@ EIGEN_PRODUCTS: Options = {
 LEAN: Options = {'xla_cpu_scheduler_type': 'CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED'}
 
 
-def options(placed: Any = (), lean: bool = False) -> Options:
+def options(placed: Any = (), lean: bool = False, few: bool = False) -> Options:
     """Return the options for a program whose arguments lie where the leaves of `placed` do.
 
     Leaves without a place are on the default backend. With `lean`, operations follow one another
-    so that as little as possible is held at a time.
+    so that as little as possible is held at a time. `few` says that most products are of few rows,
+    as where texts are written word by word: these YNNPACK computes faster (the race `decoding` of
+    experiments/bench times both).
     """
     if _platform(placed) != 'cpu':
         return {}
-    return (EIGEN_PRODUCTS if _accepted() else {}) | (LEAN if lean else {})
+    return (EIGEN_PRODUCTS if not few and _accepted() else {}) | (LEAN if lean else {})
 
 
 def _platform(placed: Any) -> str:

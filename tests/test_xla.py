@@ -21,6 +21,7 @@ def test_a_program_is_compiled_with_them():
     assert program(jnp.eye(3), jnp.ones((3, 2))).tolist() == [[1, 1]] * 3
     assert xla.options() == xla.EIGEN_PRODUCTS
     assert xla.options(lean=True) == xla.EIGEN_PRODUCTS | xla.LEAN
+    assert xla.options(few=True) == {}
 
 
 def test_an_option_that_the_compiler_does_not_know_is_left_out(monkeypatch):

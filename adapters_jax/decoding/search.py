@@ -254,7 +254,7 @@ class _Beams:
         flat = state.tokens[:, :followed].reshape(-1, self.rules.length)
         scores = self.rules(scores, flat, state.written).reshape(logits.shape)
         scores = (scores + state.scores[:, :followed, None]).reshape(rows, -1)
-        scores, chosen = jax.lax.top_k(scores, 2 * self.how.beams)
+        scores, chosen = best(scores, 2 * self.how.beams)
         return scores, chosen // vocabulary, (chosen % vocabulary).astype(jnp.int32)
 
     def _ended(
@@ -286,6 +286,26 @@ class _Beams:
         hoped = state.scores[:, :1] / jnp.float32(length) ** self.how.length_penalty
         worst = jnp.where(state.has_ended, state.ended_scores.min(1, keepdims=True), _FAR)
         return (hoped > worst).any(1)
+
+
+def best(
+    scores: Float[Array, 'B N'], count: int, group: int = 32
+) -> tuple[Float[Array, 'B C'], Int[Array, 'B C']]:
+    """Return the highest scores of each row and where they are: what `jax.lax.top_k` returns.
+
+    They lie in as many groups of neighbours, those with the highest maxima. A maximum is much
+    cheaper than an order, and groups of 32 are what XLA's CPU compiler reduces without a detour.
+    """
+    rows, width = scores.shape
+    groups = -(-width // group)
+    if groups <= count:
+        return jax.lax.top_k(scores, count)
+    padding = ((0, 0), (0, groups * group - width))
+    grouped = jnp.pad(scores, padding, constant_values=-jnp.inf).reshape(rows, groups, group)
+    # In the order of the row, since of equal scores the first ones count.
+    where = jnp.sort(jax.lax.top_k(grouped.max(-1), count)[1], axis=-1)
+    found, chosen = jax.lax.top_k(_chosen(grouped, where).reshape(rows, -1), count)
+    return found, _chosen(where, chosen // group) * group + chosen % group
 
 
 def _chosen(values: Array, which: Int[Array, 'B N']) -> Array:

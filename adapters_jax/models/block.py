@@ -187,24 +187,36 @@ class Attention(nn.Module):
     ) -> tuple[Float[Array, 'B L H K'], Float[Array, 'B L H K']]:
         """Write these tokens' keys and values behind those of the tokens before, and return all.
 
-        They are kept as `attend` takes them, with heads before tokens: turned around once.
+        They are kept as `attend` multiplies them: turned around once.
         """
         found = []
-        for name, new in (('key', key), ('value', value)):
-            new = new.swapaxes(1, 2)
-            shape = (*new.shape[:2], length, new.shape[3])
-            kept = self.variable('cache', f'{name}s', jnp.zeros, shape, new.dtype)
-            kept.value = jax.lax.dynamic_update_slice_in_dim(kept.value, new, at, axis=2)
-            found.append(kept.value.swapaxes(1, 2))
-        return found[0], found[1]
+        for name, axis, new in zip(('keys', 'values'), (3, 2), _turned(key, value), strict=True):
+            shape = (*new.shape[:axis], length, *new.shape[axis + 1 :])
+            kept = self.variable('cache', name, jnp.zeros, shape, new.dtype)
+            kept.value = jax.lax.dynamic_update_slice_in_dim(kept.value, new, at, axis)
+            found.append(kept.value)
+        return _turned_back(*found)
 
     def _kept(self, compute: Callable[[], tuple[Array, Array]]) -> tuple[Array, Array]:
         """Return the keys and values of the memory, computed at the first token only."""
         if not self.has_variable('cache', 'keys'):
-            for name, computed in zip(('key', 'value'), compute(), strict=True):
-                self.put_variable('cache', f'{name}s', computed.swapaxes(1, 2))
-        key, value = (self.get_variable('cache', name) for name in ('keys', 'values'))
-        return key.swapaxes(1, 2), value.swapaxes(1, 2)
+            # Without the barrier XLA turns them around again in each step.
+            turned = jax.lax.optimization_barrier(_turned(*compute()))
+            for name, computed in zip(('keys', 'values'), turned, strict=True):
+                self.put_variable('cache', name, computed)
+        return _turned_back(*(self.get_variable('cache', name) for name in ('keys', 'values')))
+
+
+def _turned(
+    key: Float[Array, 'B S H K'], value: Float[Array, 'B S H K']
+) -> tuple[Float[Array, 'B H K S'], Float[Array, 'B H S K']]:
+    return key.transpose(0, 2, 3, 1), value.swapaxes(1, 2)
+
+
+def _turned_back(
+    key: Float[Array, 'B H K S'], value: Float[Array, 'B H S K']
+) -> tuple[Float[Array, 'B S H K'], Float[Array, 'B S H K']]:
+    return key.transpose(0, 3, 1, 2), value.swapaxes(1, 2)
 
 
 class FeedForward(nn.Module):

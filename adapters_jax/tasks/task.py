@@ -88,6 +88,11 @@ class Task(abc.ABC):
     metric_names: tuple[str, ...] = ()
     primary: str = ''
 
+    @property
+    def generates(self) -> bool:
+        """Whether an evaluation has to write texts."""
+        return False
+
     def __post_init__(self) -> None:
         names = tuple(self.metric_names) or self.default_metrics
         for metric in names:

@@ -118,7 +118,7 @@ class Writing(Task):
 
     @property
     def generates(self) -> bool:
-        """Whether an evaluation has to write texts: where a metric is of these."""
+        """Whether an evaluation has to write texts, as where a metric is of these."""
         return not set(self.text_metrics).isdisjoint(self.metric_names)
 
     def prepared(self, tokenizer: Tokenizer) -> Tokenizer:

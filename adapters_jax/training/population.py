@@ -183,7 +183,7 @@ def jit_population_outputs(
 
         return jnp.moveaxis(over_members(one, ended, trained, chunk), 0, 2)
 
-    return jax.jit(outputs, compiler_options=xla.options())
+    return jax.jit(outputs, compiler_options=xla.options(few=task.generates))
 
 
 def stack(trees: Sequence[Tree]) -> Tree:

@@ -200,7 +200,8 @@ def jit_outputs(
         params = merge(trainable, frozen)
         return model.apply(params, batch) if task is None else needed(model, task, params, batch)
 
-    return jax.jit(outputs, compiler_options=xla.options(placed))
+    few = task is not None and task.generates
+    return jax.jit(outputs, compiler_options=xla.options(placed, few=few))
 
 
 def needed(model: Model, task: Task, params: Tree, batch: Batch) -> Float[Array, 'B S W']:
@@ -212,7 +213,7 @@ def needed(model: Model, task: Task, params: Tree, batch: Batch) -> Float[Array,
     found = []
     if not task.writes or 'target_ids' in batch:
         found.append(task.reduced(model.apply(params, batch), batch))
-    if task.writes and task.generates:
+    if task.generates:
         written = generate(model, params, batch, task.rules, task.search)
         found.append(written.tokens[:, None, 0].astype(jnp.float32))
     return found[0] if len(found) == 1 else jnp.concatenate(found, axis=-1)

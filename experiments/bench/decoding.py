@@ -1,7 +1,8 @@
 """Beam search of ours and of `transformers`: the same random model, the same input, equal lengths.
 
 The end is kept from coming before the last token, so that both write as much; the words that they
-write are compared, too. Called in turns within one process.
+write are compared, too. Called in turns within one process, and ours moreover with the products
+that its larger programs have (`xla.EIGEN_PRODUCTS`).
 """
 
 import dataclasses
@@ -97,7 +98,7 @@ def race(course: Course, root: Path, rounds: int) -> Race:
     theirs, folder = _their_model(course.model, root)
     rng = np.random.default_rng(0)
     ids = rng.integers(3, 30000, (course.rows, course.tokens)).astype(np.int32)
-    ours = _ours(course, folder, ids)
+    ours, eigen = (_ours(course, folder, ids, few) for few in (True, False))
     expected = _theirs(course, theirs, ids)
     same = float((np.asarray(ours()) == expected().cpu().numpy()).mean())
     if same < 1 and jax.default_backend() == 'cpu':
@@ -105,12 +106,14 @@ def race(course: Course, root: Path, rounds: int) -> Race:
     calls = {
         'ours': lambda: jax.block_until_ready(ours()),
         'theirs': lambda: expected()[0, -1].item(),
+        'eigen': lambda: jax.block_until_ready(eigen()),
     }
     times = compare(calls, rounds, pause=PAUSE)
     written = course.rows * course.written
     more = {
         'tokens_per_second': {side: written / times[side].median for side in calls},
         'same_words': same,
+        'eigen_over_ours': dataclasses.asdict(times['eigen'].over(times['ours'])),
     }
     settings = dataclasses.asdict(course)
     return Race(course.title, times['ours'], times['theirs'], settings, more=more)
@@ -129,7 +132,7 @@ def _their_model(name: str, root: Path) -> tuple[Any, Path]:
     return make.from_pretrained(folder).to(libraries.prepare()).eval(), folder
 
 
-def _ours(course: Course, folder: Path, ids: np.ndarray) -> Any:
+def _ours(course: Course, folder: Path, ids: np.ndarray, few: bool) -> Any:
     loaded = load_backbone(str(folder))
     decoder = loaded.config.decoder
     rules = Rules(
@@ -146,7 +149,7 @@ def _ours(course: Course, folder: Path, ids: np.ndarray) -> Any:
     params = jax.device_put(params)
     run = jax.jit(
         lambda params, batch: generate(model, params, batch, rules, how).tokens[:, 0],
-        compiler_options=xla.options(),
+        compiler_options=xla.options(few=few),
     )
     return lambda: run(params, batch)
 
