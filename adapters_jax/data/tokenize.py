@@ -22,7 +22,7 @@ from adapters_jax.data.encoded import TAGS, Encoded
 from adapters_jax.data.preprocess.align import piece_tags
 from adapters_jax.data.preprocess.chain import Chain
 from adapters_jax.data.preprocess.document import Document
-from adapters_jax.interop import hub
+from adapters_jax.interop import hub, sentence_pieces
 
 BATCH = 1000  # texts a call: enough for the tokenizer's threads, little memory
 FORMAT = 1  # raised whenever the same inputs would be encoded differently
@@ -42,14 +42,17 @@ LabelIds = Callable[[Sequence[Any]], np.ndarray]
 def load_tokenizer(directory: str | os.PathLike) -> Tokenizer:
     """The fast tokenizer of a model folder, without padding or truncation of its own.
 
-    Some tokenizer.json files pad and cut every text to 128; rows are formed later here. Raises
-    FileNotFoundError or ValueError where the folder holds no fast tokenizer.
+    Of opus-mt's two it is the one of what is translated. Some tokenizer.json files pad and cut
+    every text to 128; rows are formed later here. Raises FileNotFoundError or ValueError where the
+    folder holds no fast tokenizer.
     """
     from transformers import AutoTokenizer  # late: see `adapters_jax.lazy`
 
     folder = pathlib.Path(directory)
     if not folder.is_dir():
         raise FileNotFoundError(f'There is no folder {folder} to read a tokenizer from.')
+    if _of_two(folder):
+        return sentence_pieces.read(folder, sentence_pieces.SOURCE)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
@@ -67,8 +70,15 @@ def load_tokenizer(directory: str | os.PathLike) -> Tokenizer:
 
 def load_writer(directory: str | os.PathLike) -> Tokenizer | None:
     """The tokenizer of what a decoder writes, where a model folder has one of its own."""
-    folder = pathlib.Path(directory) / hub.WRITER
+    folder = pathlib.Path(directory)
+    if _of_two(folder):
+        return sentence_pieces.read(folder, sentence_pieces.TARGET)
+    folder = folder / hub.WRITER
     return load_tokenizer(folder) if (folder / 'tokenizer.json').is_file() else None
+
+
+def _of_two(folder: pathlib.Path) -> bool:
+    return sentence_pieces.suits(folder) and not (folder / 'tokenizer.json').is_file()
 
 
 def encode(

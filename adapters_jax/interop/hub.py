@@ -40,6 +40,7 @@ _TOKENIZER_PATTERNS = (
     'vocab.*',
     'merges.txt',
     '*.model',
+    '*.spm',
     'preprocessor_config.json',
 )
 # How texts are written, how sound and images are read, and which spellings are the same.
