@@ -192,10 +192,16 @@ def check_model(model: Model, backbone: Tree) -> None:
     """Trace initialisation and forward pass once, on shapes, for what only they can find.
 
     Raises:
-        ValueError: a method that does not fit the backbone, or members of a union that do not fit
-            one another.
+        ValueError: a method that does not fit the backbone or trains nothing of it, or members of a
+            union that do not fit one another.
     """
     shapes = jax.eval_shape(model.init, jax.random.key(0), backbone)
+    trained = partition(shapes, model.rules)[0].keys() & {'adapters', 'backbone'}
+    if not trained and model.method.rules(model.config.dimensions):
+        raise ValueError(
+            f'{model.method.architecture} trains nothing here: a {model.config.family} backbone '
+            'has none of the parameters that it is for; choose another method'
+        )
     jax.eval_shape(model.apply, shapes, fitting.smallest_batch(model.config))
 
 

@@ -17,9 +17,11 @@ from adapters_jax.interop import adapter_folder
 from adapters_jax.interop.adapter_folder import AdapterFolder
 from adapters_jax.model import Model
 from adapters_jax.models.heads import HeadConfig
+from adapters_jax.training.experiment import check_model
 
 FAMILIES = [name for name in CASES if name not in ('electra-even', 'vit-unbiased')]
 QUICK = {'t5', 'vit'}
+NOTHING = {('t5', 'bitfit'), ('t5-gated', 'bitfit')}  # T5 has no biases
 OPTIONS = {'compacter': 'reduction_factor=4', 'compacter++': 'reduction_factor=4'}
 
 
@@ -32,6 +34,7 @@ def pairs():
         )
         for family in FAMILIES
         for preset in cases.METHODS
+        if (family, preset) not in NOTHING
     ]
 
 
@@ -112,6 +115,12 @@ def test_it_runs_trains_and_comes_back(family, preset, tmp_path):
     again = folder.overlay(loaded.params, constants)
     found = step(*trees.partition(again, model.rules), model, batch)[0][1]
     np.testing.assert_array_equal(found, outputs)
+
+
+@pytest.mark.parametrize(('family', 'preset'), sorted(NOTHING))
+def test_what_trains_nothing_is_refused(family, preset):
+    with pytest.raises(ValueError, match='a t5 backbone has none of the parameters'):
+        check_model(model_of(family, preset), backbone(family)[0].params)
 
 
 def written(model, trainable, loaded):
