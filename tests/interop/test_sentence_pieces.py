@@ -193,3 +193,22 @@ def translated(folder, texts):
     params = {'backbone': loaded.params, 'heads': {model.name: decoder_heads.read(loaded)}}
     found = generate(model, params, batch, task.rules, task.search)
     return task.tokenizer.batch_decode(found.tokens[:, 0], skip_special_tokens=True)
+
+
+@pytest.mark.parametrize(
+    ('family', 'file', 'slow'),
+    [
+        ('t5', 'spiece.model', transformers.T5Tokenizer),
+        ('mbart', 'sentencepiece.bpe.model', transformers.MBart50Tokenizer),
+    ],
+)
+def test_one_model_alone_becomes_a_fast_tokenizer(folder, tmp_path, family, file, slow):
+    """As mT5 and mBART-50 come."""
+    (tmp_path / file).write_bytes((folder / 'source.spm').read_bytes())
+    (tmp_path / 'config.json').write_text(json.dumps({'model_type': family}))
+    settings = {'tokenizer_class': slow.__name__}
+    settings |= {'legacy': True} if family == 't5' else {'src_lang': 'en_XX', 'tgt_lang': 'de_DE'}
+    (tmp_path / 'tokenizer_config.json').write_text(json.dumps(settings))
+    ours, theirs = tokenize.load_tokenizer(tmp_path), slow.from_pretrained(tmp_path)
+    for text in (*ENGLISH[:4], 'dogs'):
+        assert ours(text)['input_ids'] == theirs(text)['input_ids']
