@@ -208,6 +208,8 @@ def test_words_are_drawn_as_often_as_the_model_says():
 # ---- adapters
 
 
+# One behind sub-layers, one among the keys, one that looks along the whole text.
+KINDS = ('houlsby', 'prefix_tuning', 'attention')
 METHODS = ['houlsby', 'lora', 'prefix_tuning', 'ia3', 'unipelt', 'attention', 'loreft', 'bitfit']
 
 
@@ -226,10 +228,7 @@ def adapted(method):
 
 @pytest.mark.parametrize(
     'method',
-    [
-        pytest.param(name, marks=[pytest.mark.slow] * (name in ('unipelt', 'loreft', 'bitfit')))
-        for name in METHODS
-    ],
+    [pytest.param(name, marks=[] if name in KINDS else pytest.mark.slow) for name in METHODS],
 )
 def test_with_an_adapter_the_cache_changes_nothing(method):
     model, params = adapted(method)
@@ -243,6 +242,21 @@ def test_with_an_adapter_the_cache_changes_nothing(method):
         ]
         np.testing.assert_array_equal(found[0].tokens, found[1].tokens)
         np.testing.assert_allclose(found[0].scores, found[1].scores, atol=1e-4)
+
+
+@pytest.mark.parametrize('name', ['t5', pytest.param('whisper', marks=pytest.mark.slow)])
+def test_texts_may_begin_with_several_words(name):
+    """As Whisper's do, with the language and what to write; T5 counts how far they are away."""
+    _, model, params = pair(name)
+    rules = dataclasses.replace(rules_of(name), start=(model.config.decoder.start_id, 5, 7))
+    _, batch = batch_of(name, 12, 4, model.config.pad_id)
+    cached, whole = (
+        jax.jit(lambda p, b, c=c: generate(model, p, b, rules, Search(beams=3), cached=c))
+        for c in (True, False)
+    )
+    found = cached(params, batch)
+    np.testing.assert_array_equal(found.tokens, whole(params, batch).tokens)
+    assert len(np.unique(found.tokens[:, 0], axis=0)) > 6
 
 
 def test_a_text_may_be_as_long_as_the_decoder_has_positions():
@@ -259,7 +273,14 @@ def test_a_text_may_be_as_long_as_the_decoder_has_positions():
         generate(model, params, batch, longer, Search())
 
 
-@pytest.mark.parametrize('method', ['houlsby', 'lora', 'prefix_tuning'])
+@pytest.mark.parametrize(
+    'method',
+    [
+        'prefix_tuning',
+        pytest.param('houlsby', marks=pytest.mark.slow),
+        pytest.param('lora', marks=pytest.mark.slow),
+    ],
+)
 def test_each_row_may_have_an_adapter_of_its_own(method):
     model, params = adapted(method)
     rules, (_, batch) = rules_of('bart'), batch_of('bart', 6, 4, 1)
@@ -322,7 +343,7 @@ def test_what_cannot_be_written_is_refused_before_it_is_tried():
         generate(encoder, params, batch, Rules((2,), 1, 1, 6), Search())
 
 
-@pytest.mark.parametrize('name', ['t5', 'bart'])
+@pytest.mark.parametrize('name', ['t5', pytest.param('bart', marks=pytest.mark.slow)])
 @pytest.mark.parametrize('text', ['prompt_tuning[prompt_length=3]', 'prefix_tuning'])
 def test_what_an_adapter_puts_before_the_input_is_seen_while_writing(name, text):
     """With keys kept or computed anew; of T5's prefixes the keys are counted, too."""
