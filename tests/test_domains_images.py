@@ -31,7 +31,7 @@ def done(tmp_path_factory):
             for name, content in toy_images.files(count, number).items()
         }
         tar = toy_images.write_tar(folder / 'set.tar', contents)
-        options = {'seeds': 1, 'pretrain_epochs': 3.0, 'epochs': 1.0, 'targets': ['classes']}
+        options = {'seeds': ['0'], 'pretrain_epochs': 3.0, 'epochs': 1.0, 'targets': ['classes']}
         experiment.main(str(folder / 'out'), tar, **options, methods=METHODS)
         # A second time everything is there.
         experiment.main(str(folder / 'out'), tar, **options, methods=METHODS)

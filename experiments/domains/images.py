@@ -1,6 +1,6 @@
 """A small ViT, pretrained on one set of images and adapted to others: what is won, and forgotten.
 
-    python -m experiments.domains.images --output=DIR --images=IMAGES [--seeds=1]
+    python -m experiments.domains.images --output=DIR --images=IMAGES [--seeds=1,2]
         [--pretrain_epochs=40] [--epochs=12] [--targets=classes,digits] [--methods=...]
 
 IMAGES is CIFAR-10 or a part of it, as a folder or a tar file with train/CLASS and test/CLASS. The
@@ -243,7 +243,7 @@ def _spread(values: Sequence[float], digits: int = 3) -> str:
 def main(
     output: str,
     images: str,
-    seeds: int,
+    seeds: Sequence[str],
     pretrain_epochs: float,
     epochs: float,
     targets: Sequence[str],
@@ -257,9 +257,9 @@ def main(
     sets = image_sets.write_sets(images, directory / 'sets')
     given = {'pretrain_epochs': pretrain_epochs, 'epochs': epochs}
     given |= {'targets': list(targets), 'methods': list(methods)}
-    found = [run_seed(directory, sets, given, seed) for seed in range(seeds)]
+    found = [run_seed(directory, sets, given, seed) for seed in map(int, seeds)]
     counted = {name: image_sets.count(folder) for name, folder in sets.items()}
-    summary = json.loads((directory / 'first_0' / 'summary.json').read_text())
+    summary = json.loads((directory / f'first_{seeds[0]}' / 'summary.json').read_text())
     result = given | {
         'parameters': summary['total_parameters'],
         'sizes': {name: sizes for name, (sizes, _) in counted.items()},
@@ -275,7 +275,7 @@ def _define() -> dict[str, flags.FlagHolder]:
     holders = {
         'output': flags.DEFINE_string('output', None, 'Directory of workdirs and results.'),
         'images': flags.DEFINE_string('images', None, 'CIFAR-10: a folder or a tar file.'),
-        'seeds': flags.DEFINE_integer('seeds', 1, 'How many seeds, from 0.', lower_bound=1),
+        'seeds': flags.DEFINE_list('seeds', '1', 'Seeds; learning rates were chosen with 0.'),
         'pretrain_epochs': flags.DEFINE_float(
             'pretrain_epochs', DEFAULTS['pretrain_epochs'], 'Passes over the first set.'
         ),
