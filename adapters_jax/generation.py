@@ -8,6 +8,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Int, PRNGKeyArray
 
 from adapters_jax.adapters.bank import Bank
@@ -126,27 +127,11 @@ class _Cached(_Uncached):
         self, tokens: Int[Array, 'N L'], written: Int[Array, ''], cache: Cache
     ) -> tuple[Array, Cache]:
         """Return the scores of the next word; the first step computes the start."""
-        count, texts = len(self.rules.start), len(tokens) // len(self.memory)
-        if not cache:
-            slots = jnp.zeros((len(tokens), self.rules.read - count), jnp.int32)
-            ids, places, at = tokens[:, :count], jnp.arange(count), jnp.int32(0)
-            seen = jnp.arange(self.kept.size)[None] <= places[:, None]
-            variables = {}
+        if cache:
+            target, slots = self._next(tokens, written, cache['slots'])
         else:
-            last = count + written - 1
-            ids = jax.lax.dynamic_slice_in_dim(tokens, last, 1, axis=1).reshape(-1, texts)
-            places, at = last[None], count + (written - 1) * texts
-            own = jnp.tile(jnp.arange(texts, dtype=jnp.int32), len(self.memory))[:, None]
-            slots = jax.lax.dynamic_update_slice_in_dim(cache['slots'], own, written - 1, axis=1)
-            seen = self._seen(slots, texts, written)
-            variables = {'cache': cache['kept']}
-        target = Inputs(
-            ids,
-            positions=jnp.broadcast_to(places, ids.shape),
-            mask=jnp.broadcast_to(seen, (len(ids), *seen.shape[-2:]))[:, None],
-            at=at,
-            kept=self.kept,
-        )
+            target, slots = self._start(tokens)
+        variables = {'cache': cache['kept']} if cache else {}
         hidden, changed = self.backbone.apply(
             {'params': self.params['backbone'], **variables},
             target,
@@ -156,25 +141,54 @@ class _Cached(_Uncached):
             method='decode',
             mutable=['cache'],
         )
-        hidden = hidden if cache else hidden[:, -1:]
-        scores = self.model.score_words(self.params, hidden)
+        scores = self.model.score_words(self.params, hidden if cache else hidden[:, -1:])
         return scores.reshape(len(tokens), -1), {'kept': changed['cache'], 'slots': slots}
 
-    @functools.cached_property
-    def kept(self) -> Int[Array, 'S']:
+    def _start(self, tokens: Int[Array, 'N L']) -> tuple[Inputs, Int[Array, 'N W']]:
+        """Return what is decoded first, one text for each row, and nothing as its way so far."""
+        count = len(self.rules.start)
+        places = jnp.arange(count)
+        seen = jnp.arange(len(self.kept))[None] <= places[:, None]
+        inputs = self._inputs(tokens[:, :count], places, jnp.int32(0), seen[None])
+        return inputs, jnp.zeros((len(tokens), self.rules.read - count), jnp.int32)
+
+    def _next(
+        self, tokens: Int[Array, 'N L'], written: Int[Array, ''], slots: Int[Array, 'N W']
+    ) -> tuple[Inputs, Int[Array, 'N W']]:
+        """Return the last token of each text, and the texts' ways with it."""
+        count, rows = len(self.rules.start), len(self.memory)
+        last = count + written - 1
+        ids = jax.lax.dynamic_slice_in_dim(tokens, last, 1, axis=1).reshape(rows, self.texts)
+        own = jnp.tile(jnp.arange(self.texts, dtype=jnp.int32), rows)[:, None]
+        slots = jax.lax.dynamic_update_slice_in_dim(slots, own, written - 1, axis=1)
+        at = count + (written - 1) * self.texts
+        return self._inputs(ids, last[None], at, self._seen(slots, written)), slots
+
+    def _inputs(
+        self, ids: Int[Array, 'B T'], places: Array, at: Int[Array, ''], seen: Bool[Array, '#B T S']
+    ) -> Inputs:
+        return Inputs(
+            ids,
+            positions=jnp.broadcast_to(places, ids.shape),
+            mask=jnp.broadcast_to(seen, (len(ids), *seen.shape[1:]))[:, None],
+            at=at,
+            kept=jnp.asarray(self.kept),
+        )
+
+    @property
+    def kept(self) -> Int[np.ndarray, ' S']:
         """The position of each token that is kept: the start, then all texts' words by step."""
         count = len(self.rules.start)
-        steps = count + jnp.arange(self.rules.read - count)
-        return jnp.concatenate([jnp.arange(count), jnp.repeat(steps, self.texts)])
+        steps = np.arange(count, self.rules.read)
+        return np.concatenate([np.arange(count), np.repeat(steps, self.texts)]).astype(np.int32)
 
-    def _seen(
-        self, slots: Int[Array, 'N W'], texts: int, written: Int[Array, '']
-    ) -> Bool[Array, 'B K S']:
+    def _seen(self, slots: Int[Array, 'N W'], written: Int[Array, '']) -> Bool[Array, 'B K S']:
+        """Tell which tokens each text sees: the start, and one of each step so far."""
         steps = jnp.arange(slots.shape[1]) < written
-        own = (slots[:, :, None] == jnp.arange(texts)[None, None]) & steps[None, :, None]
+        own = (slots[:, :, None] == jnp.arange(self.texts)[None, None]) & steps[None, :, None]
         start = jnp.ones((len(slots), len(self.rules.start)), bool)
         seen = jnp.concatenate([start, own.reshape(len(slots), -1)], axis=1)
-        return seen.reshape(-1, texts, seen.shape[1])
+        return seen.reshape(-1, self.texts, len(self.kept))
 
     def reorder(self, cache: Cache, source: Int[Array, 'N']) -> Cache:
         """Give each text the way of the one that it goes on with."""
