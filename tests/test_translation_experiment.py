@@ -70,6 +70,8 @@ def test_the_table_has_a_row_for_each_run():
         'rows': {'a': row, 'b': row | {'trained': 0, 'title': 'b'}},
         'sizes': {'test': 7},
         'epochs': 8.0,
+        'tuning_epochs': 20.0,
+        'language_epochs': 1.0,
         'base_seconds': 600.0,
         'hardware': 'this',
     }

@@ -114,7 +114,14 @@ class Tests:
         return {domain: known[domain] for domain in domains}
 
 
-def run(output: str, data: str, epochs: float, tuning_epochs: float, seed: int) -> None:
+def run(
+    output: str,
+    data: str,
+    epochs: float,
+    tuning_epochs: float,
+    language_epochs: float,
+    seed: int,
+) -> None:
     """Train and score everything that is missing, and report."""
     folder = files.make_directory(output)
     strings = folder / 'strings'
@@ -129,12 +136,13 @@ def run(output: str, data: str, epochs: float, tuning_epochs: float, seed: int) 
     for name in METHODS:
         rows[name] = _row(folder, tests, name, str(strings), '', tuning_epochs, seed)
     for name in ('houlsby', 'lora'):
-        rows[f'{name}_fr'] = _row(folder, tests, name, data, 'fr', tuning_epochs / 5, seed)
+        rows[f'{name}_fr'] = _row(folder, tests, name, data, 'fr', language_epochs, seed)
     result = {
         'rows': rows,
         'sizes': sizes,
         'epochs': epochs,
         'tuning_epochs': tuning_epochs,
+        'language_epochs': language_epochs,
         'base_seconds': summary['seconds'],
         **describe(),
     }
@@ -184,8 +192,9 @@ def render(result: Mapping[str, Any]) -> str:
         'sacrebleu. Captions are scored with what was trained switched on; with an adapter '
         'switched off they are translated by the base model itself. The base model: the encoder '
         f'of MiniLM and a fresh decoder, {result["epochs"]:g} epochs of captions in full, '
-        f'{result["base_seconds"] / 60:.0f} minutes. On {result["hardware"]}. Made by '
-        '`python -m experiments.domains.translation`.'
+        f'{result["base_seconds"] / 60:.0f} minutes; then {result["tuning_epochs"]:g} epochs of '
+        f'strings, or {result["language_epochs"]:g} of French captions. One seed. On '
+        f'{result["hardware"]}. Made by `python -m experiments.domains.translation`.'
     )
     return '\n'.join([*lines, '', note])
 
@@ -195,7 +204,8 @@ def _define() -> dict[str, flags.FlagHolder]:
         'output': flags.DEFINE_string('output', None, 'Folder to write.'),
         'data': flags.DEFINE_string('data', None, 'Multi30k: train.en.gz, train.de.gz, ...'),
         'epochs': flags.DEFINE_float('epochs', 8, 'Epochs of the base model.'),
-        'tuning_epochs': flags.DEFINE_float('tuning_epochs', 20, 'Epochs of each method.'),
+        'tuning_epochs': flags.DEFINE_float('tuning_epochs', 20, 'Epochs of the interface.'),
+        'language_epochs': flags.DEFINE_float('language_epochs', 1, 'Epochs of French captions.'),
         'seed': flags.DEFINE_integer('seed', 0, 'Seed of everything.'),
     }
 
