@@ -23,17 +23,19 @@ LEGEND = (
     '✓: the method runs, trains and comes back from its folder with the same numbers, ✗: it does '
     'not. A: its numbers are those of `adapters`, P: those of `peft`, both ways. a, p: the library '
     'has no place for the pair, fails by itself, or computes something else, and the pair is '
-    'refused. No letter: the library lacks the method or the family.'
+    'refused. No letter: the library lacks the method or the family. –: the family has none of the '
+    'parameters that the method is for.'
 )
+# BERT's are in the table of conformance.
 _ORDER = (
-    *('bert', 'roberta', 'distilbert', 'electra', 'bart', 'mbart', 'marian', 't5', 't5-gated'),
-    *('whisper', 'vit', 'deit'),
+    *('roberta', 'distilbert', 'electra', 'bart', 'mbart', 'marian', 't5', 't5-gated'),
+    *('encoder-decoder', 'whisper', 'vit', 'deit'),
 )
 
 
 def render(found: dict[str, dict[str, dict[str, Any]]]) -> str:
-    """Return the Markdown table: a row for each method, a column for each family."""
-    families = sorted(found, key=lambda name: (_ORDER.index(name) if name in _ORDER else 99, name))
+    """Return the Markdown table: a row for each method, a column for each family that was run."""
+    families = [name for name in _ORDER if any(OWN[0] in of for of in found.get(name, {}).values())]
     methods = sorted({preset for of in found.values() for preset in of if preset in PRESETS})
     lines = [f'| method | {" | ".join(families)} |', f'|---|{"---|" * len(families)}']
     for preset in methods:

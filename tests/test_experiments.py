@@ -8,7 +8,7 @@ import pytest
 
 from adapters_jax.adapters.presets import PRESETS
 from adapters_jax.config import assign, to_json
-from experiments import conformance, table, text_tasks
+from experiments import conformance, families, table, text_tasks
 
 
 def of_seeds(values):
@@ -107,6 +107,14 @@ def test_the_readme_shows_what_the_conformance_suite_found():
     stored = json.loads(conformance.STORED.read_text())
     text = conformance.README.read_text()
     assert table.insert(text, conformance.render(stored), conformance.NAME) == text
+
+
+def test_the_readme_shows_what_was_found_of_each_family():
+    stored = json.loads(families.STORED.read_text())
+    text = families.README.read_text()
+    assert table.insert(text, families.render(stored), families.NAME) == text
+    rows = [row for of in stored.values() for row in of.values()]
+    assert all(shown is not False for row in rows for shown in row.values())
 
 
 def test_every_method_is_in_the_table_and_nothing_failed():
