@@ -68,7 +68,7 @@ def test_the_table_has_a_row_for_each_run():
     row = {'title': 'a', 'scores': scores, 'seconds': 61.0, 'trained': 50, 'total': 200}
     result = {
         'rows': {'a': row, 'b': row | {'trained': 0, 'title': 'b'}},
-        'sizes': {'test': 7},
+        'sizes': {'train': 9, 'test': 7},
         'epochs': 8.0,
         'tuning_epochs': 20.0,
         'language_epochs': 1.0,
