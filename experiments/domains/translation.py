@@ -122,9 +122,12 @@ def run(
     epochs: float,
     tuning_epochs: float,
     language_epochs: float,
+    methods: Sequence[str],
     seed: int,
 ) -> None:
     """Train and score everything that is missing, and report."""
+    if unknown := set(methods) - set(METHODS):
+        raise ValueError(f'--methods: unknown {sorted(unknown)}; known: {", ".join(METHODS)}')
     folder = files.make_directory(output)
     strings = folder / 'strings'
     sizes = interface_texts.write(strings, 'de')
@@ -135,7 +138,7 @@ def run(
     )
     rows = {'none': {'title': 'the base model', 'scores': scored, 'seconds': summary['seconds']}}
     rows['none'] |= {'trained': 0, 'total': summary['total_parameters']}
-    for name in METHODS:
+    for name in methods:
         rows[name] = _row(folder, tests, name, str(strings), '', tuning_epochs, seed)
     for name in ('houlsby', 'lora') if language_epochs else ():
         rows[f'{name}_fr'] = _row(folder, tests, name, data, 'fr', language_epochs, seed)
@@ -213,6 +216,7 @@ def _define() -> dict[str, flags.FlagHolder]:
         'epochs': flags.DEFINE_float('epochs', 8, 'Epochs of the base model.'),
         'tuning_epochs': flags.DEFINE_float('tuning_epochs', 30, 'Epochs of the interface.'),
         'language_epochs': flags.DEFINE_float('language_epochs', 1, 'Epochs of French; 0: none.'),
+        'methods': flags.DEFINE_list('methods', list(METHODS), 'How strings are learned.'),
         'seed': flags.DEFINE_integer('seed', 0, 'Seed of everything.'),
     }
 
