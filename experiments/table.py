@@ -26,6 +26,7 @@ BENCHES = {
     'products': 'experiments.bench.products',
     'preprocessing': 'experiments.preprocessing',
     'choose': 'experiments.choice',
+    'translation': 'experiments.domains.translation',
     'speech': 'experiments.domains.speech',
     'bench': 'experiments.bench.__main__',
 }

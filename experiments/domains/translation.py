@@ -185,7 +185,7 @@ def render(result: Mapping[str, Any]) -> str:
     lines = [f'| {" | ".join(heads)} |', '|---' * len(heads) + '|']
     for row in result['rows'].values():
         share = 100 * row['trained'] / row['total']
-        cells = [row['title'], f'{row["trained"]:,} ({share:.2g} %)' if row['trained'] else '-']
+        cells = [row['title'], f'{row["trained"]:,} ({share:.3g} %)' if row['trained'] else '-']
         cells.append(f'{row["seconds"]:,.0f}')
         for domain in domains:
             found = row['scores'].get(domain)
