@@ -56,6 +56,11 @@ class Mixture:
         return max(self.outputs.values())
 
     @property
+    def generates(self) -> bool:
+        """Whether an evaluation has to write texts, as that of a task has."""
+        return any(task.generates for task in self.tasks)
+
+    @property
     def draws(self) -> bool:
         """Whether a task makes other batches of its examples in each epoch."""
         return any(task.draws for task in self.tasks)
