@@ -32,8 +32,9 @@ def options(placed: Any = (), lean: bool = False, few: bool = False) -> Options:
 
     Leaves without a place are on the default backend. With `lean`, operations follow one another
     so that as little as possible is held at a time. `few` says that most products are of few rows,
-    as where texts are written word by word: these YNNPACK computes faster (the race `decoding` of
-    experiments/bench times both).
+    as where texts are written word by word: YNNPACK then is faster with several texts at a time,
+    and a little slower with one (`eigen_over_ours` of the race `decoding` in
+    experiments/results/bench/bench.json).
     """
     if _platform(placed) != 'cpu':
         return {}

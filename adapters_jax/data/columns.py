@@ -9,7 +9,7 @@ import functools
 import math
 import pathlib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import datasets
@@ -55,14 +55,18 @@ class Choice:
         given = {key: getattr(self, key) for key in ('text_a', 'text_b', 'label')}
         return {key: value for key, value in given.items() if value not in ('', None)}
 
+    def named_in(self, cells: Sequence[str], usual: Iterable[str]) -> bool:
+        """Whether one of the cells is a usual name of a column, or one that is set."""
+        own = (str(name).casefold() for name in self.given.values() if not _is_index(name))
+        known = {*usual, *own}
+        return any(cell.strip().casefold() in known for cell in cells)
+
     def header_in(self, cells: Sequence[str]) -> bool:
         """Whether a file's first line names its columns.
 
         Raises ValueError where neither the line nor the choice tells.
         """
-        known = {*SINGLES, *LABELS, *(name for pair in PAIRS for name in pair)}
-        known |= {str(name).casefold() for name in self.given.values() if not _is_index(name)}
-        if any(cell.strip().casefold() in known for cell in cells):
+        if self.named_in(cells, {*SINGLES, *LABELS, *(name for pair in PAIRS for name in pair)}):
             return True
         if 'text_a' in self.given:
             return not all(_is_index(name) for name in self.given.values())

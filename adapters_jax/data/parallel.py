@@ -50,9 +50,8 @@ class Pairs:
 
     def header_in(self, cells: Sequence[str]) -> bool:
         """Whether a file's first line names its columns."""
-        known = {name for own in USUAL.values() for name in own} | set(self.languages)
-        known |= {str(name).casefold() for name in self.choice.given.values()}
-        return any(cell.strip().casefold() in known for cell in cells)
+        usual = (name for own in USUAL.values() for name in own)
+        return self.choice.named_in(cells, [*usual, *self.languages])
 
     def choose(self, names: Sequence[str], labelled: bool, where: str) -> dict[str, str]:
         """Find the two columns; see `Form.choose`."""

@@ -40,9 +40,7 @@ class Recordings:
 
     def header_in(self, cells: Sequence[str]) -> bool:
         """Whether a file's first line names its columns."""
-        known = {name for own in USUAL.values() for name in own}
-        known |= {str(name).casefold() for name in self.choice.given.values()}
-        return any(cell.strip().casefold() in known for cell in cells)
+        return self.choice.named_in(cells, (name for own in USUAL.values() for name in own))
 
     def choose(self, names: Sequence[str], labelled: bool, where: str) -> dict[str, str]:
         """Find the two columns; see `Form.choose`."""

@@ -1,7 +1,9 @@
 """The tokenizers of opus-mt: two SentencePiece models over one list of words.
 
 Such a folder has source.spm, target.spm and vocab.json, and no tokenizer.json; what `transformers`
-has for it is a slow tokenizer. Here each side becomes a fast one with the same ids.
+has for it is a slow tokenizer (`MarianTokenizer`). Here each side becomes a fast one with the same
+ids, but for this: several letters on end that a side's model does not know are one unknown word,
+also where the other side's model has them as a word.
 """
 
 import json
@@ -60,7 +62,11 @@ def _tokenizer(path: Path, words: dict[str, int]) -> tokenizers.Tokenizer:
     own = _own(model)
     if lost := own.keys() - words.keys():
         _LOG.warning(
-            '%s has %d words without an id in %s: texts are cut into others', path, len(lost), WORDS
+            '%s has %d words without an id in %s (%s, ...): texts are cut into others',
+            path,
+            len(lost),
+            WORDS,
+            ', '.join(sorted(lost)[:5]),
         )
     found = tokenizers.Tokenizer(models.Unigram(_scored(own, words), words[_UNK]))
     letters = model.normalizer_spec.precompiled_charsmap

@@ -7,7 +7,8 @@ on English image captions and their German translations (Multi30k: train.en.gz, 
 Adapters then learn what a web framework says to its users (Django's .po files, fetched from the
 package index), in both stacks and between them, against full fine-tuning and no tuning.
 Both domains are scored with what was trained, and the first one without the adapter, which is the
-base model to the last bit. Adapters of another language, French, are trained on the captions too.
+base model to the last bit. Adapters of another language, French, are trained on the captions too,
+unless --language_epochs=0.
 
 Runs that are finished are not run again. Writes DIR/base/ (a folder for `config.backbone`),
 DIR/runs/, DIR/translation.json and .md. On two quiet cores the base model takes most of an hour.
