@@ -4,14 +4,18 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 import tokenizers
 from safetensors.numpy import save_file
 from tokenizers import models, pre_tokenizers, processors
 
 from adapters_jax.config import assign
+from adapters_jax.evaluate import evaluate
+from adapters_jax.interop import adapter_folder
 from adapters_jax.models import families
 from adapters_jax.models.backbone import shapes
 from adapters_jax.params import flatten
+from adapters_jax.train import train
 
 WORDS = [f'w{i}' for i in range(20)]
 SPECIAL = ['<s>', '<pad>', '</s>', '<unk>']
@@ -85,3 +89,14 @@ def write_task(folder: Path, rows: int = 400, seed: int = 0) -> str:
             lines = ''.join(' '.join(text) + '\n' for text in own)
             (folder / f'{split}.{language}').write_text(lines)
     return str(folder)
+
+
+def only_the_adapter_is_trained(config, workdir: Path, rel: float) -> None:
+    """Train, and check what is kept of it, and that it scores as it did while training."""
+    summary = train(config, workdir)
+    kept = adapter_folder.load(workdir / 'adapter')
+    assert summary['trainable_parameters'] < summary['total_parameters']
+    of_backbone = config.method in ('bitfit', 'houlsby')
+    assert not kept.head_params and of_backbone == bool(kept.backbone_params)
+    metrics = evaluate(workdir, 'validation')['metrics']
+    assert metrics == pytest.approx(summary['metrics']['validation'], rel=rel)

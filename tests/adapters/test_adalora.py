@@ -13,6 +13,7 @@ import pytest
 import reference
 import torch
 import transformers
+from peft_adalora import PROJECTIONS, give, live, plain_bert, tree_of
 
 from adapters_jax import params
 from adapters_jax.adapters import adalora, merging, rank_schedule
@@ -21,17 +22,6 @@ from adapters_jax.adapters.binding import bind
 from adapters_jax.models.backbone import Backbone
 from adapters_jax.sites import Dimensions
 
-PROJECTIONS = {
-    'attention.self.query': 'attention/query',
-    'attention.self.key': 'attention/key',
-    'attention.self.value': 'attention/value',
-    'attention.output.dense': 'attention/output',
-    'intermediate.dense': 'feed_forward/up',
-    'output.dense': 'feed_forward/down',
-}
-TENSOR = re.compile(
-    r'encoder\.layer\.(?P<layer>\d+)\.(?P<place>[\w.]+)\.lora_(?P<leaf>[AEB])\.default'
-)
 EVERYWHERE = {
     'attn_matrices': ['q', 'k', 'v', 'o'],
     'intermediate_lora': True,
@@ -46,46 +36,6 @@ BERT_BASE = Dimensions(
     vocabulary=30522,
     positions=512,
 )
-
-
-def plain_bert(seed=0):
-    """Return a small random BERT of `transformers`."""
-    config = transformers.BertConfig(
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=24,
-        vocab_size=61,
-        max_position_embeddings=40,
-    )
-    model = transformers.BertModel(config)
-    reference.randomise(model, seed)
-    return model.eval()
-
-
-def live(targets=('query', 'value'), seed=0, **options):
-    """Return a model of `peft` with AdaLoRA on it, all weights random, and its backbone's tree."""
-    model = plain_bert(seed)
-    backbone = reference.backbone_tree(model)
-    defaults = {'init_r': 4, 'target_r': 2, 'total_step': 12, 'target_modules': list(targets)}
-    model = peft.get_peft_model(model, peft.AdaLoraConfig(**defaults | options))
-    generator = torch.Generator().manual_seed(seed + 1)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if TENSOR.search(name):
-                parameter.copy_(0.4 * torch.randn(parameter.shape, generator=generator))
-    return model.eval(), backbone
-
-
-def tree_of(model, read=lambda parameter: parameter):
-    """Return what `read` takes from each AdaLoRA parameter of a model of `peft` as our tree."""
-    leaves = {}
-    for name, parameter in model.named_parameters():
-        if found := TENSOR.search(name):
-            path = f'layer_{found["layer"]}/{PROJECTIONS[found["place"]]}/{found["leaf"].lower()}'
-            value = reference.to_array(read(parameter), flip=found['leaf'] != 'E')
-            leaves[path] = value.reshape(-1) if found['leaf'] == 'E' else value
-    return params.unflatten(leaves)
 
 
 def difference(method, model, backbone, tree):
@@ -249,17 +199,6 @@ def sum_of_heads(steps, model):
     rng = np.random.default_rng(0)
     tree = {'adapters': {'a': tree_of(model)}, 'heads': {'a': {'bias': jnp.ones(3)}}}
     return sum(draw_gradients(rng, tree)['heads']['a']['bias'] for _ in range(steps))
-
-
-def give(model, gradients):
-    """Set the gradients of a model of `peft`."""
-    leaves = params.flatten(gradients)
-    for name, parameter in model.named_parameters():
-        if found := TENSOR.search(name):
-            path = f'layer_{found["layer"]}/{PROJECTIONS[found["place"]]}/{found["leaf"].lower()}'
-            value = np.array(leaves[path])
-            value = value[:, None] if found['leaf'] == 'E' else value.T
-            parameter.grad = torch.tensor(value)
 
 
 @pytest.mark.parametrize('name', SCHEDULES)
