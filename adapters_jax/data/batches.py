@@ -148,16 +148,25 @@ def assemble(
     begin, end = np.searchsorted(row, (first, last))
     entries = slice(entries.start + begin, entries.start + end)
     row, slot = row[begin:end] - first, plan.slot[entries]
-    example, column = plan.example[entries], plan.column[entries]
+    examples = _Placed(plan.example[entries], row, slot, plan.column[entries])
     shape = (last - first, int(plan.widths[index]))
     slots = (last - first, plan.segments)
-    texts = _Texts.of(encoded, example, row, slot, column)
+    texts = _Texts.of(encoded, examples)
     arrays = _token_arrays(encoded, texts, shape, pad_id)
-    arrays |= _example_arrays(encoded, example, row, slot, texts, slots)
+    arrays |= _example_arrays(encoded, examples, texts, slots)
     if encoded.target:
-        written = _Texts.to_write(encoded, example, row, slot, column)
+        written = _Texts.to_write(encoded, examples)
         arrays |= _target_arrays(encoded, written, shape)
     return arrays
+
+
+class _Placed(NamedTuple):
+    """E examples: their numbers, and each one's row, place in the row and first column there."""
+
+    example: Int64[np.ndarray, ' E']
+    row: Int64[np.ndarray, ' E']
+    slot: Int64[np.ndarray, ' E']
+    column: Int64[np.ndarray, ' E']
 
 
 class _Texts(NamedTuple):
@@ -170,15 +179,9 @@ class _Texts(NamedTuple):
     column: Int64[np.ndarray, ' P']
 
     @classmethod
-    def of(
-        cls,
-        encoded: Encoded,
-        example: Int64[np.ndarray, ' E'],
-        row: Int64[np.ndarray, ' E'],
-        slot: Int64[np.ndarray, ' E'],
-        column: Int64[np.ndarray, ' E'],
-    ) -> '_Texts':
+    def of(cls, encoded: Encoded, placed: _Placed) -> '_Texts':
         """Return the texts of placed examples, each of which begins at a column of its row."""
+        example, row, slot, column = placed
         begins, first = encoded.texts
         counts = first[example + 1] - first[example]
         text = ranges(first[example], counts)
@@ -189,15 +192,9 @@ class _Texts(NamedTuple):
         return cls(begins[text], length, np.repeat(row, counts), place, column)
 
     @classmethod
-    def to_write(
-        cls,
-        encoded: Encoded,
-        example: Int64[np.ndarray, ' E'],
-        row: Int64[np.ndarray, ' E'],
-        slot: Int64[np.ndarray, ' E'],
-        column: Int64[np.ndarray, ' E'],
-    ) -> '_Texts':
+    def to_write(cls, encoded: Encoded, placed: _Placed) -> '_Texts':
         """Return what is to be written for placed examples."""
+        example, row, slot, column = placed
         begins = encoded.target_offsets
         return cls(begins[example], begins[example + 1] - begins[example], row, slot, column)
 
@@ -243,12 +240,12 @@ def _places(texts: _Texts, placed: Callable[..., np.ndarray], prefix: str = '') 
 
 def _example_arrays(
     encoded: Encoded,
-    example: Int64[np.ndarray, ' E'],
-    row: Int64[np.ndarray, ' E'],
-    slot: Int64[np.ndarray, ' E'],
+    examples: _Placed,
     texts: _Texts,
     slots: tuple[int, int],
 ) -> dict[str, Int32[np.ndarray, 'B S'] | Bool[np.ndarray, 'B S'] | np.ndarray]:
+    example, row, slot, _ = examples
+
     def placed(values: np.ndarray, empty: int = 0) -> np.ndarray:
         array = np.full((*slots, *values.shape[1:]), empty, values.dtype)
         array[row, slot] = values
