@@ -273,6 +273,8 @@ def _aligned(content: np.ndarray) -> np.ndarray:
 
 def _read_zip(file: BinaryIO) -> tuple[Any, Callable[[_Storage], np.ndarray]]:
     archive = zipfile.ZipFile(file)
+    if any(entry.header_offset < 0 for entry in archive.infolist()):
+        raise ValueError('its directory of contents points to before its beginning')
     pickles = [name for name in archive.namelist() if name.endswith('/data.pkl')]
     if len(pickles) != 1:
         raise ValueError(f'the zip archive has {len(pickles)} files named data.pkl, expected one')

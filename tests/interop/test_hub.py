@@ -222,7 +222,8 @@ def test_a_folder_needs_no_hub(tmp_path, nobody):
 
 
 @pytest.mark.parametrize('name', ['./absent', '/absent/folder', 'a/b/c', '', '../x', 'C:\\model'])
-def test_a_path_that_is_not_there_is_no_hub_id(name, nobody):
+def test_a_path_that_is_not_there_is_no_hub_id(name, nobody, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # beside which there is no x
     with pytest.raises(FileNotFoundError, match='is not an existing folder; expected a short name'):
         hub.locate(name)
 
