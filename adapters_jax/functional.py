@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, UInt32
 
-from adapters_jax import quantize
+from adapters_jax import quantize, xla
 
 Activation = Callable[[Array], Array]
 
@@ -96,7 +96,7 @@ def layer_norm(
     epsilon: float,
 ) -> Float[Array, '... D']:
     """Normalise the last axis, in float32 whatever the input's type (Ba et al. 2016, eq. 4)."""
-    given = epsilon, x, against(scale, x), against(bias, x)
+    given = epsilon, xla.gradient_once(x), against(scale, x), against(bias, x)
     if jax.default_backend() == 'cpu':
         # With a backward pass by hand, what rematerialisation computes again is word for word what
         # was computed before, and XLA's CPU compiler takes the first for the second. Steps take no
@@ -135,8 +135,6 @@ def _layer_norm_gradients(epsilon: float, saved: Any, gradient: Array) -> tuple[
     own = gradient * scale.astype(jnp.float32)
     along = own.mean(-1, keepdims=True) + normal * (own * normal).mean(-1, keepdims=True)
     of_x = (inverse * (own - along)).astype(x.dtype)
-    if jax.default_backend() == 'gpu':  # where XLA would compute it again for each of its readers
-        of_x = jax.lax.optimization_barrier(of_x)
     of_scale = _summed(gradient * normal, scale)
     return of_x, of_scale, _summed(gradient.astype(jnp.float32), bias)
 

@@ -10,6 +10,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental.xla_metadata import set_xla_metadata
+from jaxtyping import Array
 
 Options = dict[str, str | int | bool]
 
@@ -39,6 +41,34 @@ def options(placed: Any = (), lean: bool = False, few: bool = False) -> Options:
     if _platform(placed) != 'cpu':
         return {}
     return (EIGEN_PRODUCTS if not few and _accepted() else {}) | (LEAN if lean else {})
+
+
+@jax.custom_vjp
+def gradient_once(x: Array) -> Array:
+    """Return `x`; its gradient is written down once, where XLA would do it again for each reader.
+
+    The gradient along the residual connections has several readers in each layer, all of which
+    compute it from what the layers above have added: on a CPU, work that grows with the square of
+    the number of layers, and of a step of MiniLM's six layers a seventh.
+    """
+    return x
+
+
+def _alone(_: None, gradient: Array) -> tuple[Array]:
+    backend = jax.default_backend()
+    if backend == 'gpu':
+        return (jax.lax.optimization_barrier(gradient),)
+    if backend == 'cpu':  # whose compiler looks through barriers, but not into calls that stay
+        with set_xla_metadata(inlineable='false'):
+            return (jax.jit(_same)(gradient),)
+    return (gradient,)
+
+
+def _same(x: Array) -> Array:
+    return x
+
+
+gradient_once.defvjp(lambda x: (x, None), _alone)
 
 
 def _platform(placed: Any) -> str:
