@@ -139,7 +139,7 @@ def test_every_job_reports_what_is_raced(tmp_path, job, side):
     ],
 )
 def test_both_sides_of_a_race_run(tmp_path, mode, method, library, size):
-    course = steps.Course('minilm', method, library, size, rows=2, tokens=16)
+    course = steps.Course('minilm', method, library, size, rows=2, tokens=16, parts=2)
     told = steps.race(mode, course, 'float32', tmp_path, rounds=2).to_json()
     assert told['ours'] > 0 and told['theirs'] > 0 and 0 < told['share_of_rate'] < 1.5
     assert told['settings']['tokens'] == 16

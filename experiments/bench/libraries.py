@@ -54,8 +54,10 @@ def peft_model(folder: Path, rank: int, classes: int) -> Any:
     return peft.get_peft_model(model, config)
 
 
-def train_step(model: Any, batch: dict[str, np.ndarray], dtype: str, compiled: bool) -> Step:
-    """Return a step of AdamW on that batch; `compiled` is by torch.compile."""
+def train_step(
+    model: Any, batch: dict[str, np.ndarray], dtype: str, compiled: bool, parts: int = 1
+) -> Step:
+    """Return a step of AdamW on that batch, cut into parts; `compiled` is by torch.compile."""
     import torch
 
     device = prepare()
@@ -66,9 +68,10 @@ def train_step(model: Any, batch: dict[str, np.ndarray], dtype: str, compiled: b
     run = torch.compile(model) if compiled else model
 
     def step() -> float:
-        with torch.autocast(device, torch.bfloat16, enabled=dtype == 'bfloat16'):
-            loss = run(input_ids=ids, attention_mask=torch.ones_like(ids), labels=labels).loss
-        loss.backward()
+        for rows, wanted in zip(ids.chunk(parts), labels.chunk(parts), strict=True):
+            with torch.autocast(device, torch.bfloat16, enabled=dtype == 'bfloat16'):
+                loss = run(input_ids=rows, attention_mask=torch.ones_like(rows), labels=wanted).loss
+            (loss / parts).backward()
         optimizer.step()
         optimizer.zero_grad()
         return loss.detach()

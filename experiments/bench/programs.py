@@ -87,8 +87,8 @@ def inference(model: Model, params: Tree, batch: Batch) -> Program:
     return Program(lambda: program(*trees, batch), flops, program)
 
 
-def training(model: Model, params: Tree, batch: Batch) -> Program:
-    """Compile a training step with dropout; each call takes the next one."""
+def training(model: Model, params: Tree, batch: Batch, parts: int = 1) -> Program:
+    """Compile a training step with dropout, its batch cut into parts; each call takes the next."""
     optimizer = make_optimizer(OptimizerConfig(), 1000)
     everywhere = sharding.replicated(sharding.make_mesh(1))
     trainable, frozen = partition(params, model.rules)
@@ -97,7 +97,7 @@ def training(model: Model, params: Tree, batch: Batch) -> Program:
     frozen = sharding.place(frozen, model.dtype, everywhere)
     rest = (frozen, jax.device_put(batch), jax.random.key(1), np.int32(0))
     make_step = functools.partial(
-        jit_train_step, *state, model=model, task=TASK, optimizer=optimizer
+        jit_train_step, *state, model=model, task=TASK, optimizer=optimizer, accumulate=parts
     )
     program, flops = _compiled(make_step, (*state, *rest))
 
