@@ -28,6 +28,7 @@ BENCHES = {
     'choose': 'experiments.choice',
     'translation': 'experiments.domains.translation',
     'speech': 'experiments.domains.speech',
+    'images': 'experiments.domains.images',
     'bench': 'experiments.bench.__main__',
 }
 COLUMNS = (

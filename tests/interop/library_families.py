@@ -26,6 +26,7 @@ from adapters_jax.models.backbone import Backbone, Inputs
 
 CLASSES = {
     'bert': adapters.BertAdapterModel,
+    'roberta': adapters.RobertaAdapterModel,
     'distilbert': adapters.DistilBertAdapterModel,
     'electra': adapters.ElectraAdapterModel,
     'electra-even': adapters.ElectraAdapterModel,

@@ -62,7 +62,7 @@ COLLECTED_EARLY = {('vit', name) for name in library.METHODS if 'reft' in name}
 # normalises: the tolerance is a part of the largest state there.
 LARGE = {'square_reft'}
 # Families that differ from another one in nothing that an adapter meets.
-VARIANTS = ('mbart', 't5-gated', 'electra-even')
+VARIANTS = ('roberta', 'mbart', 't5-gated', 'electra-even')
 # The presets of ours that a config stands for; what is none of theirs is a variant.
 PRESETS = {
     'seq_bn': ['pfeiffer'],

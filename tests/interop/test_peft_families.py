@@ -31,14 +31,14 @@ _BERT = ('query', 'key', 'value', 'attention.output.dense', 'intermediate.dense'
 # Queries, keys, values, outputs, and the two projections of the feed-forward network.
 PROJECTIONS = {
     'distilbert': ('q_lin', 'k_lin', 'v_lin', 'out_lin', 'lin1', 'lin2'),
-    **dict.fromkeys(('electra', 'vit', 'deit'), _BERT),
+    **dict.fromkeys(('roberta', 'electra', 'vit', 'deit'), _BERT),
     **dict.fromkeys(('bart', 'mbart', 'marian', 'whisper'), _BART),
     't5': ('q', 'k', 'v', 'o', 'wi', 'wo'),
     't5-gated': ('q', 'k', 'v', 'o', 'wi_1', 'wo', 'wi_0'),
 }
 NORMS = {
     'distilbert': ('sa_layer_norm', 'output_layer_norm'),
-    'electra': ('LayerNorm',),
+    **dict.fromkeys(('roberta', 'electra'), ('LayerNorm',)),
     **dict.fromkeys(('vit', 'deit'), ('layernorm_before', 'layernorm_after', 'layernorm')),
     **dict.fromkeys(('t5', 't5-gated'), ('layer_norm', 'final_layer_norm')),
     **dict.fromkeys(
