@@ -23,8 +23,8 @@ LEGEND = (
     '✓: the method runs, trains and comes back from its folder with the same numbers, ✗: it does '
     'not. A: its numbers are those of `adapters`, P: those of `peft`, both ways. a, p: the library '
     'has no place for the pair, fails by itself, or computes something else, and the pair is '
-    'refused. No letter: the library lacks the method or the family, or (`encoder-decoder`) was not '
-    'asked. –: the family has none of the parameters that the method is for.'
+    'refused. No letter: the library lacks the method or the family, or was not asked '
+    '(`encoder-decoder`). –: the family has none of the parameters that the method is for.'
 )
 # BERT's are in the table of conformance.
 _ORDER = (
