@@ -330,7 +330,8 @@ def _training() -> Config:
             'checkpoint_every': 200,
             # Steps between lines in the log and in metrics.jsonl.
             'log_every': 20,
-            # Parts that a batch is cut into, to save memory; the update is the same.
+            # Parts that a batch is cut into, to save memory, and on a CPU time; the update is the
+            # same.
             'accumulate': 1,
             'label_smoothing': 0.0,
             # Whether the backbone's and the adapter's dropout run in training.
