@@ -73,6 +73,7 @@ def fresh(base, family='bert', labels=3, bare=False):
 
 def adapt(model, config, sigma=0.2, seed=1):
     """Return the model with an adapter of `peft` whose trained parameters are all random."""
+    torch.manual_seed(0)  # for what it draws itself
     adapted = peft.get_peft_model(model, config)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
