@@ -118,6 +118,7 @@ def at_step(metrics, step):
     return lambda: metrics.exists() and f'"step": {step}' in metrics.read_text()
 
 
+@pytest.mark.slow
 def test_killed_and_gone_on_the_bits_are_the_same(toys, tmp_path):
     """Every batch is recorded, its pixels too: they are drawn anew in each epoch."""
 

@@ -20,7 +20,7 @@ from adapters_jax.models.heads import HeadConfig
 from adapters_jax.training.experiment import check_model
 
 FAMILIES = [name for name in CASES if name not in ('electra-even', 'vit-unbiased')]
-QUICK = {'t5', 'vit'}
+QUICK = {'t5'}
 NOTHING = {('t5', 'bitfit'), ('t5-gated', 'bitfit')}  # T5 has no biases
 OPTIONS = {'compacter': 'reduction_factor=4', 'compacter++': 'reduction_factor=4'}
 
