@@ -48,6 +48,13 @@ def compiled_once(compiled_programs):
         yield
 
 
+@pytest.fixture(scope='module', autouse=True)
+def _forget_programs():
+    """Give the memory of a file's compiled programs back: of all files it is many gigabytes."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture(autouse=True)
 def _shown(request, record_property):
     """Note the property (what the marker `shows` names) and the method (its `parameter`)."""
