@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental.xla_metadata import set_xla_metadata
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 Options = dict[str, str | int | bool]
 
@@ -44,7 +44,7 @@ def options(placed: Any = (), lean: bool = False, few: bool = False) -> Options:
 
 
 @jax.custom_vjp
-def gradient_once(x: Array) -> Array:
+def gradient_once(x: Float[Array, '... D']) -> Float[Array, '... D']:
     """Return `x`; its gradient is written down once, where XLA would do it again for each reader.
 
     The gradient along the residual connections has several readers in each layer, all of which
@@ -54,7 +54,7 @@ def gradient_once(x: Array) -> Array:
     return x
 
 
-def _alone(_: None, gradient: Array) -> tuple[Array]:
+def _alone(_: None, gradient: Float[Array, '... D']) -> tuple[Array]:
     backend = jax.default_backend()
     if backend == 'gpu':
         return (jax.lax.optimization_barrier(gradient),)

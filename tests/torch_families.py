@@ -142,6 +142,9 @@ CASES = {
     'vit-unbiased': Case(_t.ViTConfig, _t.ViTModel, _IMAGES | {'qkv_bias': False}),
     'deit': Case(_t.DeiTConfig, _t.DeiTModel, _IMAGES),
 }
+# Families much like another one (in order: bert, bart, bart, t5, vit, electra), which are compared
+# with the libraries' in the slow tests: they differ in where norms stand, in a gate, in embeddings.
+VARIANTS = ('roberta', 'mbart', 'marian', 't5-gated', 'deit', 'electra-even')
 
 
 @functools.cache

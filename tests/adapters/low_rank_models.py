@@ -31,7 +31,7 @@ BERT_BASE = Dimensions(
     vocabulary=30522,
     positions=512,
 )
-_MODULES = {
+MODULES = {
     'attention.self.query': 'attention/query',
     'attention.self.key': 'attention/key',
     'attention.self.value': 'attention/value',
@@ -88,7 +88,7 @@ def leaves_of(model):
             leaf = _LEAVES[found[3]]
             array = reference.to_array(tensor, flip=found[3] in _TURNED)
             array = array.reshape(-1) if leaf == 'magnitude' else array
-            leaves[f'layer_{found[1]}/{_MODULES[found[2]]}/{leaf}'] = array
+            leaves[f'layer_{found[1]}/{MODULES[found[2]]}/{leaf}'] = array
     assert leaves
     return leaves
 

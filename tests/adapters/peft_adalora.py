@@ -7,17 +7,10 @@ import peft
 import reference
 import torch
 import transformers
+from low_rank_models import MODULES
 
 from adapters_jax import params
 
-PROJECTIONS = {
-    'attention.self.query': 'attention/query',
-    'attention.self.key': 'attention/key',
-    'attention.self.value': 'attention/value',
-    'attention.output.dense': 'attention/output',
-    'intermediate.dense': 'feed_forward/up',
-    'output.dense': 'feed_forward/down',
-}
 TENSOR = re.compile(
     r'encoder\.layer\.(?P<layer>\d+)\.(?P<place>[\w.]+)\.lora_(?P<leaf>[AEB])\.default'
 )
@@ -57,7 +50,7 @@ def tree_of(model, read=lambda parameter: parameter):
     leaves = {}
     for name, parameter in model.named_parameters():
         if found := TENSOR.search(name):
-            path = f'layer_{found["layer"]}/{PROJECTIONS[found["place"]]}/{found["leaf"].lower()}'
+            path = f'layer_{found["layer"]}/{MODULES[found["place"]]}/{found["leaf"].lower()}'
             value = reference.to_array(read(parameter), flip=found['leaf'] != 'E')
             leaves[path] = value.reshape(-1) if found['leaf'] == 'E' else value
     return params.unflatten(leaves)
@@ -68,7 +61,7 @@ def give(model, gradients):
     leaves = params.flatten(gradients)
     for name, parameter in model.named_parameters():
         if found := TENSOR.search(name):
-            path = f'layer_{found["layer"]}/{PROJECTIONS[found["place"]]}/{found["leaf"].lower()}'
+            path = f'layer_{found["layer"]}/{MODULES[found["place"]]}/{found["leaf"].lower()}'
             value = np.array(leaves[path])
             value = value[:, None] if found['leaf'] == 'E' else value.T
             parameter.grad = torch.tensor(value)

@@ -13,7 +13,8 @@ import pytest
 import reference
 import torch
 import transformers
-from peft_adalora import PROJECTIONS, give, live, plain_bert, tree_of
+from low_rank_models import MODULES
+from peft_adalora import give, live, plain_bert, tree_of
 
 from adapters_jax import params
 from adapters_jax.adapters import adalora, merging, rank_schedule
@@ -54,7 +55,7 @@ def difference(method, model, backbone, tree):
 
 
 @pytest.mark.parametrize(
-    ('targets', 'options'), [(['query', 'value'], {}), (list(PROJECTIONS), EVERYWHERE)], ids=str
+    ('targets', 'options'), [(['query', 'value'], {}), (list(MODULES), EVERYWHERE)], ids=str
 )
 def test_the_forward_pass_is_that_of_peft(targets, options):
     model, backbone = live(targets, lora_alpha=5, lora_dropout=0.3)

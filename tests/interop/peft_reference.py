@@ -73,7 +73,9 @@ def fresh(base, family='bert', labels=3, bare=False):
 
 def adapt(model, config, sigma=0.2, seed=1):
     """Return the model with an adapter of `peft` whose trained parameters are all random."""
-    torch.manual_seed(0)  # for what it draws itself
+    # For what it draws itself. Of seeds 0 to 3, T5 gated under 'lora patterns' has states up to 36
+    # with seed 1, and float32 is 6e-5 off there (torch's own: 2e-5); with the others 2e-5.
+    torch.manual_seed(0)
     adapted = peft.get_peft_model(model, config)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

@@ -11,6 +11,7 @@ import library_families as library
 import numpy as np
 import pytest
 import torch
+import torch_families
 from library_folders import GATED
 from safetensors.torch import load_file
 
@@ -61,8 +62,6 @@ COLLECTED_EARLY = {('vit', name) for name in library.METHODS if 'reft' in name}
 # A square projection takes the whole state away and puts a larger one in its place, which nothing
 # normalises: the tolerance is a part of the largest state there.
 LARGE = {'square_reft'}
-# Families that differ from another one in nothing that an adapter meets.
-VARIANTS = ('roberta', 'mbart', 't5-gated', 'electra-even')
 # The presets of ours that a config stands for; what is none of theirs is a variant.
 PRESETS = {
     'seq_bn': ['pfeiffer'],
@@ -90,7 +89,7 @@ def source(tmp_path_factory):
 
 
 def pairs():
-    """Return all pairs that the library computes; those of no new kind are for the slow tests."""
+    """Return all pairs that the library computes; those of no new kind are slow tests."""
     left = {*NO_PLACE, *FAILS, *REFUSED}
     return [
         pytest.param(family, name, marks=[] if _quick(family, name) else pytest.mark.slow)
@@ -101,7 +100,7 @@ def pairs():
 
 
 def _quick(family, name):
-    return family == 't5' or (name in CORE and family not in VARIANTS)
+    return family == 't5' or (name in CORE and family not in torch_families.VARIANTS)
 
 
 def inputs(of, name):

@@ -47,8 +47,6 @@ NORMS = {
     ),
 }
 FAMILIES = list(PROJECTIONS)
-# Families that differ from another one in nothing that an adapter meets: for the slow tests.
-VARIANTS = ('roberta', 'mbart', 'marian', 't5-gated', 'deit')
 METHODS = (
     'lora', 'lora everywhere', 'lora patterns', 'lora bias', 'dora', 'vera', 'adalora', 'ia3',
     'norms', 'prompt', 'prefix',
@@ -142,7 +140,7 @@ def pairs():
     # Its projections have no biases, and so do not RMSNorms.
     left |= {(name, 'lora bias') for name in ('t5', 't5-gated')}
     return [
-        pytest.param(name, m, marks=[pytest.mark.slow] if name in VARIANTS else [])
+        pytest.param(name, m, marks=[pytest.mark.slow] if name in torch_families.VARIANTS else [])
         for name in FAMILIES
         for m in METHODS
         if (name, m) not in left
