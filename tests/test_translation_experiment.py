@@ -71,10 +71,30 @@ def test_the_table_has_a_row_for_each_run():
         'sizes': {'train': 9, 'test': 7},
         'epochs': 8.0,
         'tuning_epochs': 20.0,
+        'trials': {'lora': {'nll': {'0.003': 4.19, '0.01': 3.88}, 'rate': 0.01}},
+        'trial_epochs': 12.0,
         'language_epochs': 1.0,
         'base_seconds': 600.0,
         'hardware': 'this',
     }
     table = translation.render(json.loads(json.dumps(result)))
-    assert '| a | 50 (25 %) | 61 |  |  | 31.2 | 55.0 |  |  |' in table
+    assert '| a | 50 (25 %) | 61 |  |  | 31.2 | 55.0 |  |  |  |  |' in table
     assert '| b | - | 61 |' in table
+    assert 'after 12 epochs: `lora` 0.01 (3.88) or 0.003 (4.19). One seed.' in table
+
+
+def test_the_rate_is_the_one_with_the_lower_cross_entropy(tmp_path, monkeypatch):
+    seen = {}
+
+    def train(config, workdir):
+        seen[workdir.name] = rate = config.optimizer.learning_rate
+        assert config.training.epochs == 12
+        return {'metrics': {'validation': {'nll': 5 - rate if config.seed else 5 + rate}}}
+
+    monkeypatch.setattr(translation, 'train', train)
+    for seed, best in ((0, 3e-3), (1, 1e-2)):
+        found = translation.choose_rate(
+            tmp_path, 'lora', translation.Lesson('strings', '', 12, seed)
+        )
+        assert found['rate'] == best and found['nll'][best] == min(found['nll'].values())
+    assert seen == {'lora_0.003': 3e-3, 'lora_0.01': 1e-2}

@@ -1,16 +1,19 @@
 """Speech: Whisper on spoken digits, of which it makes little, and what adapters make of them.
 
     python -m experiments.domains.speech --output=DIR --data=RECORDINGS [--seeds=1] [--epochs=1]
-        [--methods=pfeiffer,lora,ia3,full] [--whole_window=False]
+        [--held_out=SPEAKER,...] [--methods=pfeiffer,lora,ia3,full] [--whole_window=False]
 
 RECORDINGS is a folder of files DIGIT_SPEAKER_TAKE.wav, as of the Free Spoken Digit Dataset
-(github.com/Jakobovski/free-spoken-digit-dataset). Speakers are divided: four to train on, one to
-look at while training, and one who is heard at the end alone. Whisper reads a second of each
-recording in place of its half minute, so that all of it runs on a CPU; what it writes for the last
-speaker before any training is scored with both windows. Runs that are finished are not run again.
-Writes DIR/METHOD_SEED/ (workdirs), DIR/speech.json and .md.
+(github.com/Jakobovski/free-spoken-digit-dataset: six speakers). Each speaker of `--held_out`, or
+else each that there is, is in turn the one who is heard at the end alone; the one before in the
+alphabet is looked at while training, and the others are trained on. Whisper reads a second of each
+recording in place of its half minute, so that all of it runs on a CPU; what it writes for a held
+out speaker before any training is scored with both windows. Runs that are finished are not run
+again. Writes DIR/speech.json and .md, and in DIR/SPEAKER/ tables, METHOD_SEED/ (workdirs) and
+untrained_WINDOW.json.
 """
 
+import itertools
 import json
 import statistics
 import time
@@ -34,11 +37,6 @@ from configs import speech
 from experiments.output import write
 
 WORDS = ('zero', 'one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight', 'nine')
-SPEAKERS = {
-    'train': ('george', 'jackson', 'lucas', 'nicolas'),
-    'validation': ('theo',),
-    'test': ('yweweler',),
-}
 # One learning rate each, as is usual for its kind; none was chosen by its scores here.
 RATES = {
     'houlsby': 1e-3,
@@ -52,25 +50,42 @@ WINDOW = 1.0  # seconds
 METRICS = ('wer', 'cer')
 
 
-def write_tables(recordings: Path, folder: Path) -> dict[str, int]:
-    """Write train.tsv, validation.tsv and test.tsv, each of its own speakers; return their sizes.
+def divide(recordings: Path, held_out: str) -> dict[str, tuple[str, ...]]:
+    """Return the speakers of each split: of `held_out` the test, of the one before validation."""
+    known = speakers(recordings)
+    place = known.index(held_out)
+    others = tuple(known[place + 1 :] + known[:place])
+    return {'train': others[:-1], 'validation': others[-1:], 'test': (held_out,)}
+
+
+def speakers(recordings: Path) -> list[str]:
+    """Return who speaks, in the order of the alphabet.
 
     Raises:
-        FileNotFoundError: no recordings of a speaker.
+        FileNotFoundError: fewer than three, of whom one could be held out.
     """
-    found = sorted(recordings.glob('[0-9]_*_*.wav'))
+    known = sorted({_speaker(path) for path in _found(recordings)})
+    if len(known) < 3:
+        raise FileNotFoundError(
+            f'{recordings} has recordings DIGIT_SPEAKER_TAKE.wav of {len(known)} speakers; '
+            'expected three or more, to train on, to look at and to hold out'
+        )
+    return known
+
+
+def write_tables(recordings: Path, held_out: str, folder: Path) -> dict[str, int]:
+    """Write train.tsv, validation.tsv and test.tsv, of their own speakers; return the sizes."""
     sizes = {}
-    for split, speakers in SPEAKERS.items():
-        rows = [(path, WORDS[int(path.name[0])]) for path in found if _speaker(path) in speakers]
-        if {_speaker(path) for path, _ in rows} != set(speakers):
-            raise FileNotFoundError(
-                f'{recordings} has no recordings DIGIT_SPEAKER_TAKE.wav of each of '
-                f'{", ".join(speakers)}'
-            )
-        lines = [f'{path.resolve()}\t{word}\n' for path, word in rows]
+    for split, own in divide(recordings, held_out).items():
+        rows = [path for path in _found(recordings) if _speaker(path) in own]
+        lines = [f'{path.resolve()}\t{WORDS[int(path.name[0])]}\n' for path in rows]
         files.write_text(folder / f'{split}.tsv', ''.join(['audio\ttext\n', *lines]))
         sizes[split] = len(rows)
     return sizes
+
+
+def _found(recordings: Path) -> list[Path]:
+    return sorted(recordings.glob('[0-9]_*_*.wav'))
 
 
 def _speaker(path: Path) -> str:
@@ -100,8 +115,13 @@ def trained(config: Config, workdir: Path) -> dict[str, Any]:
     }
 
 
-def untrained(config: Config) -> dict[str, Any]:
-    """Return the scores of the checkpoint as it is, and the seconds that one recording takes."""
+def untrained(config: Config, path: Path) -> dict[str, Any]:
+    """Return the scores of the checkpoint as it is, and the seconds that one recording takes.
+
+    They are written to the file `path`, or read where it is there.
+    """
+    if path.exists():
+        return json.loads(path.read_text())
     run = experiment.build(config)
     placement = Placement.of(config)
     trainable, frozen = params.partition(run.init_params(), run.model.rules)
@@ -118,40 +138,53 @@ def untrained(config: Config) -> dict[str, Any]:
         placement.mesh,
         transform=run.task.transform,
     )
-    return {
+    result = {
         'test': run.task.score(outputs, encoded, run.texts['test']),
         'total_parameters': sum(leaf.size for leaf in jax.tree.leaves(run.backbone.params)),
         'seconds_each': (time.monotonic() - started) / len(encoded),
     }
+    files.write_json(path, result)
+    return result
 
 
 def render(result: Mapping[str, Any]) -> str:
     """Return the Markdown table, and below it how it was measured."""
-    heads = ('training', 'trained parameters', 'WER, %', 'CER, %', 'seconds')
+    heads = ('training', 'trained parameters', 'WER, %', 'highest', 'CER, %', 'seconds')
     lines = [f'| {" | ".join(heads)} |', '|---' * len(heads) + '|']
-    for window, found in sorted(result['untrained'].items(), key=lambda item: float(item[0])):
-        scores = (f'{100 * found["test"][name]:.1f}' for name in METRICS)
-        lines.append(f'| none, window of {float(window):g} s | 0 | {" | ".join(scores)} | |')
+    for window, runs in sorted(result['untrained'].items(), key=lambda item: float(item[0])):
+        title = f'none, window of {float(window):g} s'
+        lines.append(_line(title, '0', list(runs.values()), ''))
     for name, runs in result['runs'].items():
-        share = 100 * runs[0]['trainable_parameters'] / runs[0]['total_parameters']
-        cells = (
-            f'`{name}`',
-            f'{runs[0]["trainable_parameters"]:,} ({share:.3g} %)',
-            *(_spread([100 * run['test'][metric] for run in runs]) for metric in METRICS),
-            f'{statistics.mean(run["seconds"] for run in runs):.0f}',
-        )
-        lines.append(f'| {" | ".join(cells)} |')
-    count, sizes = len(result['seeds']), result['sizes']
-    note = (
-        f'`whisper-tiny.en` on spoken digits: {sizes["train"]:,} recordings of '
-        f'{len(SPEAKERS["train"])} speakers to train on, {sizes["test"]:,} of one whom no run has '
-        f"heard to test; words after Whisper's normaliser, greedy search. {result['epochs']:g} "
-        f'epoch{"s" if result["epochs"] != 1 else ""} of a window of {WINDOW:g} s, '
-        f'{f"mean ± s.d. of {count} seeds" if count > 1 else "one seed"}, one learning rate each; '
-        f'seconds are of training, with compiling, on {result["hardware"]}. '
+        count, total = runs[0]['trainable_parameters'], runs[0]['total_parameters']
+        trained = f'{count:,} ({100 * count / total:.3g} %)'
+        seconds = statistics.mean(run['seconds'] for run in runs)
+        lines.append(_line(f'`{name}`', trained, runs, f'{seconds:.0f}'))
+    return '\n'.join([*lines, '', _note(result)])
+
+
+def _line(title: str, trained: str, runs: Sequence[Mapping[str, Any]], seconds: str) -> str:
+    wer, cer = ([100 * run['test'][metric] for run in runs] for metric in METRICS)
+    cells = title, trained, _spread(wer), f'{max(wer):.1f}', _spread(cer), seconds
+    return f'| {" | ".join(cells)} |'
+
+
+def _note(result: Mapping[str, Any]) -> str:
+    sizes = result['sizes'].values()
+    trained = sorted({size['train'] for size in sizes})
+    tested = sum(size['test'] for size in sizes)
+    speakers, seeds = len(sizes), len(result['seeds'])
+    over = [f'{count} {name}' for count, name in ((speakers, 'speakers'), (seeds, 'seeds'))]
+    over = ' and '.join(text for text, n in zip(over, (speakers, seeds), strict=True) if n > 1)
+    epochs = f'{result["epochs"]:g} epoch{"s" if result["epochs"] != 1 else ""}'
+    return (
+        f'`whisper-tiny.en` on spoken digits: {" to ".join(f"{n:,}" for n in trained)} recordings '
+        f'to train on, and {tested:,} to test, of {", ".join(result["sizes"])}: each of them is '
+        'heard by no run that is tested with it, neither to train on nor to look at. Words after '
+        f"Whisper's normaliser, greedy search. {epochs} of a window of {WINDOW:g} s; "
+        f'{f"mean ± s.d., and the highest, over {over}" if over else "one seed"}; one learning '
+        f'rate each. Seconds are of training, with compiling, on {result["hardware"]}. '
         'Made by `python -m experiments.domains.speech`.'
     )
-    return '\n'.join([*lines, '', note])
 
 
 def _spread(values: Sequence[float]) -> str:
@@ -160,39 +193,50 @@ def _spread(values: Sequence[float]) -> str:
 
 
 def main(
-    output: str, data: str, methods: Sequence[str], seeds: int, epochs: float, whole_window: bool
+    output: str,
+    data: str,
+    held_out: Sequence[str],
+    methods: Sequence[str],
+    seeds: int,
+    epochs: float,
+    whole_window: bool,
 ) -> None:
-    """Score the checkpoint, train what is not trained; write and print after each method."""
-    for name in methods:
-        if name not in RATES:
-            raise ValueError(f'--methods: {name!r} is none of {", ".join(RATES)}')
-    directory = files.make_directory(output)
-    tables = files.make_directory(directory / 'tables')
+    """Score the checkpoint, train what is not trained; write and print after each speaker."""
+    known = speakers(Path(data))
+    for flag, asked, names in (('held_out', held_out, known), ('methods', methods, RATES)):
+        for name in asked:
+            if name not in names:
+                raise ValueError(f'--{flag}: {name!r} is none of {", ".join(names)}')
     result: dict[str, Any] = {
         'seeds': list(range(seeds)),
         'epochs': epochs,
-        'sizes': write_tables(Path(data), tables),
+        'sizes': {},
         'untrained': {},
         'runs': {},
     }
-    result['untrained'][WINDOW] = untrained(make_config(tables, 'lora', WINDOW, epochs, 0))
-    for name in methods:
-        result['runs'][name] = [
-            trained(make_config(tables, name, WINDOW, epochs, seed), directory / f'{name}_{seed}')
-            for seed in range(seeds)
-        ]
-        write(directory, 'speech', result | describe(), render)
-    if whole_window:
-        config = make_config(tables, 'lora', 0.0, epochs, 0)
-        config.training.batch_size = 2  # scores of attention are 54 MB for each recording and layer
-        result['untrained'][30.0] = untrained(config)
-        write(directory, 'speech', result | describe(), render)
+    for speaker in held_out or known:
+        folder = files.make_directory(Path(output) / speaker)
+        tables = files.make_directory(folder / 'tables')
+        result['sizes'][speaker] = write_tables(Path(data), speaker, tables)
+        for name, seed in itertools.product(methods, range(seeds)):
+            config = make_config(tables, name, WINDOW, epochs, seed)
+            run = trained(config, folder / f'{name}_{seed}')
+            result['runs'].setdefault(name, []).append(run | {'held_out': speaker, 'seed': seed})
+        for window in (WINDOW, 30.0) if whole_window else (WINDOW,):
+            config = make_config(tables, 'lora', window, epochs, 0)
+            if window != WINDOW:
+                config.task.window = 0.0  # the checkpoint's own
+                config.training.batch_size = 2  # attention's scores: 54 MB a recording and layer
+            found = untrained(config, folder / f'untrained_{window:g}s.json')
+            result['untrained'].setdefault(window, {})[speaker] = found
+        write(output, 'speech', result | describe(), render)
 
 
 def _define() -> dict[str, flags.FlagHolder]:
     holders = {
         'output': flags.DEFINE_string('output', None, 'Directory of workdirs and results.'),
         'data': flags.DEFINE_string('data', None, 'Folder of DIGIT_SPEAKER_TAKE.wav files.'),
+        'held_out': flags.DEFINE_list('held_out', [], 'Speakers to test; none: each in turn.'),
         'methods': flags.DEFINE_list('methods', ['pfeiffer', 'lora', 'ia3', 'full'], 'Methods.'),
         'seeds': flags.DEFINE_integer('seeds', 1, 'How many seeds, from 0.', lower_bound=1),
         'epochs': flags.DEFINE_float('epochs', 1.0, 'Passes over the recordings.'),

@@ -1,23 +1,26 @@
 """Translation: a model for one domain, adapters for another, and what each forgets.
 
     python -m experiments.domains.translation --output=DIR --data=MULTI30K [--epochs=8]
+        [--methods=full,houlsby,pfeiffer,lora,prefix] [--tuning_epochs=30] [--trial_epochs=12]
 
 The base model has the encoder of MiniLM and a fresh decoder of three layers, and is trained in full
 on English image captions and their German translations (Multi30k: train.en.gz, train.de.gz, ...).
 Adapters then learn what a web framework says to its users (Django's .po files, fetched from the
 package index), in both stacks and between them, against full fine-tuning and no tuning.
-Both domains are scored with what was trained, and the first one without the adapter, which is the
-base model to the last bit. Adapters of another language, French, are trained on the captions too,
+A method's learning rate is the one of two that has the lower cross-entropy on the validation
+strings after `--trial_epochs`. Both domains are scored with what was trained, and the first one
+also with the adapter off. Adapters of another language, French, are trained on the captions too,
 unless --language_epochs=0.
 
 Runs that are finished are not run again. Writes DIR/base/ (a folder for `config.backbone`),
-DIR/runs/, DIR/translation.json and .md. On two quiet cores the base model takes most of an hour.
+DIR/trials/, DIR/runs/, DIR/translation.json and .md. On two quiet cores the base model takes most
+of an hour.
 """
 
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from absl import flags
 
@@ -25,6 +28,7 @@ from adapters_jax import entry, files
 from adapters_jax.config import Config
 from adapters_jax.data import parallel
 from adapters_jax.interop import formats
+from adapters_jax.interop.backbones import load_backbone
 from adapters_jax.predict import predict
 from adapters_jax.tasks.text_metrics import TEXT_METRICS
 from adapters_jax.train import train
@@ -35,16 +39,34 @@ from experiments.output import write
 
 LAYERS, WORDS, BEAMS = 3, 8000, 5
 CAPTIONS, STRINGS, FRENCH = 'captions', 'strings', 'captions in French'
+OFF = 'captions, adapter off'
 LORA = 'lora[r=8,alpha=8,attn_matrices=[q,k,v,o],intermediate_lora=True,output_lora=True]'
-# The rate of Houlsby's adapters is the better one of two (2e-3, 1e-2) by the validation strings
-# after 12 epochs, and so is LoRA's (3e-3, 1e-2). LoRA in the attentions alone learns less there.
+
+
+class Way(NamedTuple):
+    """A way to learn another domain, and the learning rates that are tried for it."""
+
+    title: str
+    method: str
+    rates: tuple[float, float]
+
+
 METHODS = {
-    'full': ('full fine-tuning', 'full', 2e-4),
-    'houlsby': ('Houlsby adapters', 'houlsby[reduction_factor=8]', 1e-2),
-    'pfeiffer': ('Pfeiffer adapters', 'pfeiffer[reduction_factor=8]', 1e-2),
-    'lora': ('LoRA, all products', LORA, 1e-2),
-    'prefix': ('prefix tuning', 'prefix_tuning_flat', 1e-2),
+    'full': Way('full fine-tuning', 'full', (2e-4, 5e-4)),
+    'houlsby': Way('Houlsby adapters', 'houlsby[reduction_factor=8]', (2e-3, 1e-2)),
+    'pfeiffer': Way('Pfeiffer adapters', 'pfeiffer[reduction_factor=8]', (2e-3, 1e-2)),
+    'lora': Way('LoRA, all products', LORA, (3e-3, 1e-2)),
+    'prefix': Way('prefix tuning', 'prefix_tuning_flat', (2e-3, 1e-2)),
 }
+
+
+class Lesson(NamedTuple):
+    """What is learned over the base model: a folder of texts, their language ('' for strings)."""
+
+    data: str
+    language: str
+    epochs: float
+    seed: int
 
 
 def make_base(output: Path, data: str, epochs: float, seed: int) -> dict[str, Any]:
@@ -78,19 +100,32 @@ def _config(backbone: str, method: str, data: str, language: str, seed: int) -> 
     return config
 
 
-def tune(output: Path, name: str, folder: str, language: str, epochs: float, seed: int) -> Path:
-    """Train a method on another domain, over the base model; return the workdir."""
-    _, method, rate = METHODS[name]
-    workdir = output / 'runs' / f'{name}_{"fr" if language else "strings"}'
-    config = _config(str(output / 'base'), method, folder, language, seed)
+def choose_rate(output: Path, name: str, lesson: Lesson) -> dict[str, Any]:
+    """Train with each rate for a while; return the cross-entropies, and the rate of the lowest."""
+    found = {}
+    for rate in METHODS[name].rates:
+        summary = tune(output, output / 'trials' / f'{name}_{rate:g}', name, rate, lesson)
+        found[rate] = summary['metrics']['validation']['nll']
+    return {'nll': found, 'rate': min(found, key=found.get)}
+
+
+def tune(output: Path, workdir: Path, name: str, rate: float, lesson: Lesson) -> dict[str, Any]:
+    """Train a method on another domain, over the base model; return what its run says."""
+    data, language, epochs, seed = lesson
+    config = _config(str(output / 'base'), METHODS[name].method, data, language, seed)
     config.optimizer.learning_rate, config.training.epochs = rate, epochs
-    train(config, workdir)
-    return workdir
+    return train(config, workdir)
 
 
-def score(adapter: Path, backbone: Path, rows: Mapping[str, Any]) -> dict[str, float]:
-    """Translate a split's texts, and compare them with its translations."""
-    found = predict(adapter, [{'text': text} for text in rows['text_a']], str(backbone))
+def score(
+    adapter: Path, backbone: Path, rows: Mapping[str, Any], dropped: int = 0
+) -> dict[str, float]:
+    """Translate a split's texts, and compare them with its translations.
+
+    From so many of the lowest layers the adapter is left out.
+    """
+    texts = [{'text': text} for text in rows['text_a']]
+    found = predict(adapter, texts, str(backbone), drop_layers=dropped)
     written = [row['prediction'] for row in found]
     return {name: TEXT_METRICS[name](written, rows['target'][:]) for name in ('bleu', 'chrf')}
 
@@ -105,6 +140,7 @@ class Tests:
             STRINGS: parallel.load({'dir': str(strings), 'quoting': 'none'})['test'],
             FRENCH: parallel.load(captions['fr'])['test'],
         }
+        self.rows[OFF] = self.rows[CAPTIONS]
 
     def score(
         self, path: Path, adapter: Path, backbone: Path, domains: Sequence[str]
@@ -113,7 +149,8 @@ class Tests:
         known = json.loads(path.read_text()) if path.exists() else {}
         for domain in domains:
             if domain not in known:
-                known[domain] = score(adapter, backbone, self.rows[domain])
+                layers = load_backbone(str(backbone)).config.depth if domain == OFF else 0
+                known[domain] = score(adapter, backbone, self.rows[domain], layers)
                 files.write_json(path, known)
         return {domain: known[domain] for domain in domains}
 
@@ -123,6 +160,7 @@ def run(
     data: str,
     epochs: float,
     tuning_epochs: float,
+    trial_epochs: float,
     language_epochs: float,
     methods: Sequence[str],
     seed: int,
@@ -140,12 +178,19 @@ def run(
     )
     rows = {'none': {'title': 'the base model', 'scores': scored, 'seconds': summary['seconds']}}
     rows['none'] |= {'trained': 0, 'total': summary['total_parameters']}
+    french = [name for name in ('houlsby', 'lora') if language_epochs]
+    trial = Lesson(str(strings), '', trial_epochs, seed)
+    trials = {name: choose_rate(folder, name, trial) for name in dict.fromkeys([*methods, *french])}
+    lesson = trial._replace(epochs=tuning_epochs)
     for name in methods:
-        rows[name] = _row(folder, tests, name, str(strings), '', tuning_epochs, seed)
-    for name in ('houlsby', 'lora') if language_epochs else ():
-        rows[f'{name}_fr'] = _row(folder, tests, name, data, 'fr', language_epochs, seed)
+        rows[name] = _row(folder, tests, name, trials[name]['rate'], lesson)
+    lesson = Lesson(data, 'fr', language_epochs, seed)
+    for name in french:
+        rows[f'{name}_fr'] = _row(folder, tests, name, trials[name]['rate'], lesson)
     result = {
         'rows': rows,
+        'trials': trials,
+        'trial_epochs': trial_epochs,
         'sizes': sizes,
         'epochs': epochs,
         'tuning_epochs': tuning_epochs,
@@ -156,22 +201,16 @@ def run(
     write(folder, 'translation', result, render)
 
 
-def _row(
-    folder: Path,
-    tests: Tests,
-    name: str,
-    data: str,
-    language: str,
-    epochs: float,
-    seed: int,
-) -> dict[str, Any]:
-    workdir = tune(folder, name, data, language, epochs, seed)
-    summary = json.loads((workdir / 'summary.json').read_text())
-    own = FRENCH if language else STRINGS
-    domains = (CAPTIONS, own)
+def _row(folder: Path, tests: Tests, name: str, rate: float, lesson: Lesson) -> dict[str, Any]:
+    language = lesson.language
+    workdir = folder / 'runs' / f'{name}_{language or "strings"}'
+    summary = tune(folder, workdir, name, rate, lesson)
+    domains = [CAPTIONS, FRENCH if language else STRINGS]
+    if name != 'full':  # which has nothing to switch off
+        domains.append(OFF)
     scored = tests.score(workdir / 'scores.json', workdir / 'adapter', folder / 'base', domains)
     return {
-        'title': METHODS[name][0] + (', French' if language else ''),
+        'title': METHODS[name].title + (', French' if language else ''),
         'scores': scored,
         'seconds': summary['seconds'],
         'trained': summary['trainable_parameters'],
@@ -181,7 +220,7 @@ def _row(
 
 def render(result: Mapping[str, Any]) -> str:
     """Return the Markdown table, and below it how it was measured."""
-    domains = (STRINGS, CAPTIONS, FRENCH)
+    domains = (STRINGS, CAPTIONS, OFF, FRENCH)
     heads = ['tuned', 'trained parameters', 'seconds']
     heads += [f'{domain}: {metric}' for domain in domains for metric in ('BLEU', 'chrF')]
     lines = [f'| {" | ".join(heads)} |', '|---' * len(heads) + '|']
@@ -196,11 +235,12 @@ def render(result: Mapping[str, Any]) -> str:
     note = (
         'English to German on image captions (Multi30k, test 2016) and on the strings of a web '
         f'framework (Django, {result["sizes"]["test"]} of which are for testing), {BEAMS} beams, '
-        'sacrebleu. Captions are scored with what was trained switched on; with an adapter '
-        'switched off they are translated by the base model itself. The base model: the encoder '
+        'sacrebleu. The base model: the encoder '
         f'of MiniLM and a fresh decoder, {result["epochs"]:g} epochs of captions in full, '
         f'{result["base_seconds"] / 60:.0f} minutes; then {result["tuning_epochs"]:g} epochs of '
-        f'{result["sizes"]["train"]} strings{_of_french(result)}. One seed. On '
+        f'{result["sizes"]["train"]} strings{_of_french(result)}. Learning rates are the better of '
+        f'two by the validation strings after {result["trial_epochs"]:g} epochs: '
+        f'{_of_rates(result["trials"])}. One seed. On '
         f'{result["hardware"]}. Made by `python -m experiments.domains.translation`.'
     )
     return '\n'.join([*lines, '', note])
@@ -211,12 +251,23 @@ def _of_french(result: Mapping[str, Any]) -> str:
     return f', or {epochs:g} of French captions' if epochs else ''
 
 
+def _of_rates(trials: Mapping[str, Any]) -> str:
+    """Say what was tried: each rate with its cross-entropy, the chosen one first."""
+    told = []
+    for name, trial in trials.items():
+        rates = sorted(trial['nll'].items(), key=lambda item: item[1])
+        values = ' or '.join(f'{float(rate):g} ({value:.2f})' for rate, value in rates)
+        told.append(f'`{name}` {values}')
+    return ', '.join(told)
+
+
 def _define() -> dict[str, flags.FlagHolder]:
     return {
         'output': flags.DEFINE_string('output', None, 'Folder to write.'),
         'data': flags.DEFINE_string('data', None, 'Multi30k: train.en.gz, train.de.gz, ...'),
         'epochs': flags.DEFINE_float('epochs', 8, 'Epochs of the base model.'),
         'tuning_epochs': flags.DEFINE_float('tuning_epochs', 30, 'Epochs of the interface.'),
+        'trial_epochs': flags.DEFINE_float('trial_epochs', 12, 'Epochs with each learning rate.'),
         'language_epochs': flags.DEFINE_float('language_epochs', 1, 'Epochs of French; 0: none.'),
         'methods': flags.DEFINE_list('methods', list(METHODS), 'How strings are learned.'),
         'seed': flags.DEFINE_integer('seed', 0, 'Seed of everything.'),
