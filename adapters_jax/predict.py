@@ -11,8 +11,9 @@ labels `probabilities`, for questions `start` and `end` (characters of the conte
 `n_best`, for choices `index` and `scores`, for missing words `masks`. DIR is an adapter of this
 project, of AdapterHub or of PEFT; which, is found out. Several adapters share one backbone and,
 where they can be chosen by row, one program and its batches. With `--drop_layers=N` adapters are
-left out of the N lowest layers; `--frozen_dtype=int8` keeps the backbone in a quarter of its
-memory.
+left out of the N lowest layers, and with `--off` altogether: task and head are over the backbone
+as it was, also where the adapter tuned some of it. `--frozen_dtype=int8` keeps the backbone in a
+quarter of its memory.
 """
 
 import json
@@ -46,13 +47,15 @@ def predict(
     drop_layers: Dropped = 0,
     frozen_dtype: str = 'float32',
     lines: Sequence[int] | None = None,
+    off: bool = False,
 ) -> Rows:
     """Return each row with its prediction; the rows are objects with the task's text fields.
 
     With adapters by name, each row's field `adapter` says which is its own. `backbone` replaces the
     name that the adapter was trained with, for a copy elsewhere; its weights must be the same.
     `frozen_dtype` is what frozen weights are stored in, as in `config.training`. `lines` are the
-    rows' numbers in their file, for messages; else they are counted.
+    rows' numbers in their file, for messages; else they are counted. With `off` adapters are
+    switched off, and what they tuned of the backbone is what it was.
 
     Raises:
         FileNotFoundError: no adapter there.
@@ -73,7 +76,9 @@ def predict(
     chosen = _chosen(rows, lines, directories) if several else [''] * len(rows)
     loaded = {name: formats.load(Path(path), backbone) for name, path in directories.items()}
     serving.check_same_backbone(loaded)
-    folders = {name: folder for name, (folder, _) in loaded.items()}
+    folders = {
+        name: folder.switched_off() if off else folder for name, (folder, _) in loaded.items()
+    }
     shared = next(iter(loaded.values()))[1]
     return _predict(rows, lines, chosen, folders, shared, config, drop_layers)
 
@@ -171,6 +176,7 @@ def main(
     batch_size: int,
     drop_layers: str,
     frozen_dtype: str,
+    off: bool,
 ) -> None:
     """Predict for a file, and say what was written."""
     # A directory may have a '=' in its name; several adapters are no directory.
@@ -178,7 +184,7 @@ def main(
     given = configs.named_items(adapter, '--adapter') if several else adapter
     found = read_lines(Path(input))
     options = backbone, batch_size, dropping.parse(drop_layers), frozen_dtype
-    rows = predict(given, found.values(), *options, lines=list(found))
+    rows = predict(given, found.values(), *options, lines=list(found), off=off)
     text = ''.join(json.dumps(row, ensure_ascii=False) + '\n' for row in rows)
     files.write_text(Path(output), text)
     print(f'wrote {output}: {len(rows):,} predictions')
@@ -199,6 +205,7 @@ def _define() -> dict[str, flags.FlagHolder]:
             list(experiment.FROZEN_DTYPES),
             'What frozen weights are stored in.',
         ),
+        'off': flags.DEFINE_bool('off', False, 'The backbone as it was, under the same head.'),
         'batch_size': flags.DEFINE_integer('batch_size', 32, 'Examples of a quarter batch.'),
     }
 

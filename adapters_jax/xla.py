@@ -10,7 +10,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental.xla_metadata import set_xla_metadata
 from jaxtyping import Array, Float
 
 Options = dict[str, str | int | bool]
@@ -26,7 +25,13 @@ EIGEN_PRODUCTS: Options = {
 # A CPU's schedule of most concurrency computes as soon as it can what the backward pass needs much
 # later (dropped attention weights, or with rematerialisation all activations) and holds it all;
 # without, a step takes three quarters of the temporaries, and as long. Accelerators have none such.
-LEAN: Options = {'xla_cpu_scheduler_type': 'CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED'}
+# And it takes barriers away before it looks for what is computed twice, so that it kept for the
+# backward pass what rematerialisation was to compute again (queries, keys, values and scores), and
+# computed again what was to be written down once (`gradient_once`).
+LEAN: Options = {
+    'xla_cpu_scheduler_type': 'CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED',
+    'xla_disable_hlo_passes': 'cse_barrier_expander',
+}
 
 
 def options(placed: Any = (), lean: bool = False, few: bool = False) -> Options:
@@ -55,17 +60,9 @@ def gradient_once(x: Float[Array, '... D']) -> Float[Array, '... D']:
 
 
 def _alone(_: None, gradient: Float[Array, '... D']) -> tuple[Array]:
-    backend = jax.default_backend()
-    if backend == 'gpu':
-        return (jax.lax.optimization_barrier(gradient),)
-    if backend == 'cpu':  # whose compiler looks through barriers, but not into calls that stay
-        with set_xla_metadata(inlineable='false'):
-            return (jax.jit(_same)(gradient),)
-    return (gradient,)
-
-
-def _same(x: Array) -> Array:
-    return x
+    # On a CPU the barrier holds in programs that are compiled with `LEAN`; on a TPU none was timed.
+    held = jax.default_backend() in ('cpu', 'gpu')
+    return (jax.lax.optimization_barrier(gradient) if held else gradient,)
 
 
 gradient_once.defvjp(lambda x: (x, None), _alone)

@@ -121,8 +121,8 @@ def rounding(backbone: LoadedBackbone) -> dict[str, float]:
 
 def temporaries(config: BackboneConfig) -> dict[str, int]:
     """Return the bytes of a step's temporaries by policy of rematerialisation."""
-    settings = {remat: memory.Setting('bitfit', remat=remat) for remat in REMAT}
-    return {name: memory.measure(config, s, 8, 64)['temporary'] for name, s in settings.items()}
+    settings = {remat: memory.Setting('houlsby', remat=remat) for remat in REMAT}
+    return {name: memory.measure(config, s, 32, 128)['temporary'] for name, s in settings.items()}
 
 
 if __name__ == '__main__':

@@ -6,8 +6,14 @@ import command
 import numpy as np
 import pytest
 import toy
+import transformers
 
+from adapters_jax.adapters import registry
 from adapters_jax.evaluate import evaluate
+from adapters_jax.interop import adapter_folder
+from adapters_jax.interop.backbones import load_backbone
+from adapters_jax.model import Model
+from adapters_jax.models.heads import HeadConfig
 from adapters_jax.predict import predict, read_lines
 from adapters_jax.train import train
 
@@ -77,6 +83,27 @@ def test_text_a_and_text_mean_the_same(runs):
     one = predict(runs / 'texts' / 'adapter', [{'text': 'the fox'}])
     other = predict(runs / 'texts' / 'adapter', [{'text_a': 'the fox'}])
     assert one[0]['logits'] == other[0]['logits']
+
+
+@pytest.mark.parametrize('method', ['houlsby', 'bitfit', 'lora', 'full', 'prompt_tuning'])
+def test_switched_off_the_backbone_is_what_it_was(runs, tmp_path, method):
+    backbone = str(runs / 'bert')
+    config = toy.config(backbone, str(runs / 'texts.csv'), method=method, training__steps=3)
+    config.optimizer.learning_rate = 0.1
+    train(config, tmp_path / 'run')
+    adapter = tmp_path / 'run' / 'adapter'
+    on, off = (predict(adapter, [{'text': TEXTS[1]}], off=off)[0] for off in (False, True))
+    ids = np.array([transformers.AutoTokenizer.from_pretrained(backbone)(TEXTS[1]).input_ids])
+    batch = {'input_ids': ids, 'token_type_ids': 0 * ids, 'segments': 0 * ids + 1}
+    batch |= {'positions': np.arange(ids.size)[None], 'starts': np.zeros((1, 1), int)}
+    folder, loaded = adapter_folder.load(adapter), load_backbone(backbone)
+    head = HeadConfig.from_json(folder.head)
+    plain = Model(loaded.config, registry.create('head'), head, len(toy.TOPICS), folder.name)
+    params = {'backbone': loaded.params, 'adapters': {}, 'heads': {folder.name: folder.head_params}}
+    batch = {name: values.astype(np.int32) for name, values in batch.items()}
+    expected = np.ravel(plain.apply(params, batch))
+    np.testing.assert_allclose(off['logits'], expected, atol=1e-5)
+    assert np.abs(np.subtract(on['logits'], expected)).max() > 1e-2
 
 
 ODD = [

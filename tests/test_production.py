@@ -25,5 +25,6 @@ def test_real_weights_under_real_flags():
     assert rounding['kept'] <= 1e-5
     assert 1e-4 < rounding['bfloat16'] < 0.02 and 1e-3 < rounding['int8'] < 0.05, rounding
     sizes = found['temporaries']
-    # Attention's own backward pass keeps little, so the plain step is not far above.
+    # Attention's own backward pass keeps little, so the plain step is not far above. 1.44 and 1.6
+    # were found; BitFit's sums of gradients are left for the end by a CPU's schedule: 1.19, 1.22.
     assert sizes['none'] > 1.3 * max(sizes['dots'], sizes['full']), sizes

@@ -68,6 +68,15 @@ def test_the_gradient_along_residual_connections_is_written_down_in_each_layer(n
     assert most_operands(9) == most_operands(3)
 
 
+def test_what_is_to_be_computed_again_is_not_kept_from_the_first_time():
+    def loss(x):
+        return jnp.sum(jax.checkpoint(lambda x: jnp.tanh(jnp.sin(x @ x) @ x))(x))
+
+    step = jax.jit(jax.value_and_grad(loss), compiler_options=xla.options(lean=True))
+    program = step.lower(jnp.ones((64, 64))).compile().as_text()
+    assert program.count(' dot(') == 2 + 2 + 4  # forward, again, backward
+
+
 def test_a_gradient_that_is_written_down_is_the_same():
     x = jax.random.normal(jax.random.key(0), (3, 4))
 

@@ -19,6 +19,7 @@ from safetensors.numpy import save as to_bytes
 
 import adapters_jax
 from adapters_jax import files, params
+from adapters_jax.adapters import registry
 from adapters_jax.interop import stacked
 
 CONFIG, ADAPTER, HEAD = 'adapter_config.json', 'adapter.safetensors', 'head.safetensors'
@@ -76,6 +77,11 @@ class AdapterFolder:
             'adapters': {self.name: params.unflatten(adapter)},
             'heads': {self.name: self.head_params} if self.head else {},
         }
+
+    def switched_off(self) -> 'AdapterFolder':
+        """Return the folder without what it changes: its head over the backbone as that was."""
+        method = registry.create('head').to_json()
+        return dataclasses.replace(self, method=method, adapter_params={}, backbone_params={})
 
 
 def save(folder: AdapterFolder, directory: Path) -> Path:

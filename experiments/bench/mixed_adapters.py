@@ -96,7 +96,8 @@ def _gradient(model: Model, own: Tree, frozen: Tree, given: Any) -> Callable[[],
     def loss(own: Tree, frozen: Tree, given: Any) -> Any:
         return jnp.square(model.apply(own | frozen, given)).mean()
 
-    run, given = jax.jit(jax.grad(loss), compiler_options=xla.options()), jax.device_put(given)
+    run = jax.jit(jax.grad(loss), compiler_options=xla.options(lean=True))
+    given = jax.device_put(given)
     return lambda: run(own, frozen, given)
 
 

@@ -28,7 +28,6 @@ from adapters_jax import entry, files
 from adapters_jax.config import Config
 from adapters_jax.data import parallel
 from adapters_jax.interop import formats
-from adapters_jax.interop.backbones import load_backbone
 from adapters_jax.predict import predict
 from adapters_jax.tasks.text_metrics import TEXT_METRICS
 from adapters_jax.train import train
@@ -118,14 +117,11 @@ def tune(output: Path, workdir: Path, name: str, rate: float, lesson: Lesson) ->
 
 
 def score(
-    adapter: Path, backbone: Path, rows: Mapping[str, Any], dropped: int = 0
+    adapter: Path, backbone: Path, rows: Mapping[str, Any], off: bool = False
 ) -> dict[str, float]:
-    """Translate a split's texts, and compare them with its translations.
-
-    From so many of the lowest layers the adapter is left out.
-    """
+    """Translate a split's texts, and compare them with its translations."""
     texts = [{'text': text} for text in rows['text_a']]
-    found = predict(adapter, texts, str(backbone), drop_layers=dropped)
+    found = predict(adapter, texts, str(backbone), off=off)
     written = [row['prediction'] for row in found]
     return {name: TEXT_METRICS[name](written, rows['target'][:]) for name in ('bleu', 'chrf')}
 
@@ -149,8 +145,7 @@ class Tests:
         known = json.loads(path.read_text()) if path.exists() else {}
         for domain in domains:
             if domain not in known:
-                layers = load_backbone(str(backbone)).config.depth if domain == OFF else 0
-                known[domain] = score(adapter, backbone, self.rows[domain], layers)
+                known[domain] = score(adapter, backbone, self.rows[domain], domain == OFF)
                 files.write_json(path, known)
         return {domain: known[domain] for domain in domains}
 
