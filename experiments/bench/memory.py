@@ -162,8 +162,9 @@ def render(result: dict[str, Any]) -> str:
         '`memory_analysis` of the program that JAX compiled; peak is arguments (weights and '
         'moments, given away to the outputs), new outputs and temporaries; in brackets, of full '
         f'fine-tuning. Compiled for {result["hardware"]}, with the schedule that saves memory. A '
-        'CPU multiplies narrower numbers as 32-bit copies, and its compiler may keep those of '
-        'weights from the forward to the backward pass: the temporaries of the rows without remat.'
+        'CPU multiplies narrower numbers as 32-bit copies. It also leaves gradients of weights for '
+        'the end of a step, and keeps until then what they are computed from: full fine-tuning '
+        'gains nothing by remat there.'
     )
     return '\n'.join([*lines, '', note])
 
