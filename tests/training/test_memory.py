@@ -30,9 +30,13 @@ def matrices(layers):
 
 
 def test_recomputed_activations_are_not_kept():
-    kept, computed = (measured(3, 'float32', 'float32', remat) for remat in ('none', 'full'))
-    assert kept['arguments'] == computed['arguments']
-    assert kept['temporary'] > 1.15 * computed['temporary']
+    # Not BitFit: a CPU's schedule leaves its sums of gradients, and what they are of, for the end.
+    kept, some, least = (
+        measured(3, 'float32', 'float32', remat, method='lora')
+        for remat in ('none', 'dots', 'full')
+    )
+    assert kept['arguments'] == some['arguments'] == least['arguments']
+    assert kept['temporary'] > 1.15 * some['temporary'] > 1.5 * least['temporary']
 
 
 def test_what_the_backward_pass_computes_again_is_not_kept():
