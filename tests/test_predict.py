@@ -104,6 +104,11 @@ def test_switched_off_the_backbone_is_what_it_was(runs, tmp_path, method):
     expected = np.ravel(plain.apply(params, batch))
     np.testing.assert_allclose(off['logits'], expected, atol=1e-5)
     assert np.abs(np.subtract(on['logits'], expected)).max() > 1e-2
+    several = {'own': adapter, 'other': runs / 'texts' / 'adapter'}
+    rows = [{'text': TEXTS[1], 'adapter': name} for name in several]
+    both = [row['logits'] for row in predict(several, rows, off=True)]
+    np.testing.assert_allclose(both[0], expected, atol=1e-5)
+    assert both[1] != both[0]  # its own head
 
 
 ODD = [

@@ -99,4 +99,7 @@ def test_the_table_says_what_was_measured():
     assert lines[3] == '| none, window of 30 s | 0 | 45.0 ± 0.0 | 45.0 | 30.0 ± 0.0 |  |'
     assert lines[4] == '| `lora` | 1,000 (2 %) | 2.5 ± 0.6 | 2.9 | 2.0 ± 1.4 | 61 |'
     assert '2,000 recordings to train on, and 1,000 to test, of ann, ben' in lines[-1]
-    assert 'over 2 speakers; one learning rate' in lines[-1] and 'on 2 cores' in lines[-1]
+    assert (
+        'highest, over 2 speakers, one seed; one learning' in lines[-1]
+        and 'on 2 cores' in lines[-1]
+    )

@@ -163,8 +163,8 @@ def render(result: dict[str, Any]) -> str:
         'moments, given away to the outputs), new outputs and temporaries; in brackets, of full '
         f'fine-tuning. Compiled for {result["hardware"]}, with the schedule that saves memory. A '
         'CPU multiplies narrower numbers as 32-bit copies. It also leaves gradients of weights for '
-        'the end of a step, and keeps until then what they are computed from: full fine-tuning '
-        'gains nothing by remat there.'
+        'the end of a step, and keeps until then what they are computed from, so that remat '
+        'saves full fine-tuning little there.'
     )
     return '\n'.join([*lines, '', note])
 

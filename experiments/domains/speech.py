@@ -172,17 +172,17 @@ def _note(result: Mapping[str, Any]) -> str:
     sizes = result['sizes'].values()
     trained = sorted({size['train'] for size in sizes})
     tested = sum(size['test'] for size in sizes)
-    speakers, seeds = len(sizes), len(result['seeds'])
-    over = [f'{count} {name}' for count, name in ((speakers, 'speakers'), (seeds, 'seeds'))]
-    over = ' and '.join(text for text, n in zip(over, (speakers, seeds), strict=True) if n > 1)
+    over, seeds = f'{len(sizes)} speaker{"s" if len(sizes) > 1 else ""}', len(result['seeds'])
+    over += f' and {seeds} seeds' if seeds > 1 else ', one seed'
+    spread = 'mean ± s.d., and the highest, over ' if len(sizes) * seeds > 1 else ''
     epochs = f'{result["epochs"]:g} epoch{"s" if result["epochs"] != 1 else ""}'
     return (
         f'`whisper-tiny.en` on spoken digits: {" to ".join(f"{n:,}" for n in trained)} recordings '
         f'to train on, and {tested:,} to test, of {", ".join(result["sizes"])}: each of them is '
         'heard by no run that is tested with it, neither to train on nor to look at. Words after '
         f"Whisper's normaliser, greedy search. {epochs} of a window of {WINDOW:g} s; "
-        f'{f"mean ± s.d., and the highest, over {over}" if over else "one seed"}; one learning '
-        f'rate each. Seconds are of training, with compiling, on {result["hardware"]}. '
+        f'{spread}{over}; one learning rate each. Seconds are of training, with compiling, on '
+        f'{result["hardware"]}. '
         'Made by `python -m experiments.domains.speech`.'
     )
 
