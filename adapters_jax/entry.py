@@ -18,7 +18,7 @@ import jax
 from absl import app, flags
 from absl import logging as absl_logging
 
-from adapters_jax import processes, wheels
+from adapters_jax import allocator, processes, wheels
 from adapters_jax.config import Config
 from adapters_jax.data.pipeline import HungWorkerError, WorkerError
 from adapters_jax.files import InUseError
@@ -143,6 +143,7 @@ def run(define: Define, main: Callable[..., None]) -> None:
         _set_up_logging()
         _keep_programs()
         without_frameworks()
+        allocator.keep_freed()
         with _told(lambda: show.value):
             absent = [f'--{name}' for name, holder in holders.items() if holder.value is None]
             if absent:
