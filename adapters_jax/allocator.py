@@ -24,7 +24,8 @@ _TUNABLES = ('glibc.malloc.trim_threshold', 'glibc.malloc.mmap_threshold')
 def keep_freed() -> bool:
     """Let this process keep what it frees for what it takes next; return whether it will.
 
-    Nothing changes where the C library is not glibc, or where the environment says otherwise.
+    Nothing changes where the environment says otherwise, or where the C library is not glibc, or
+    one before 2.35, which refuses to keep blocks of more than 32 MB.
     """
     tunables = os.environ.get('GLIBC_TUNABLES', '')
     chosen = any(name in os.environ for name in _NAMES)

@@ -1,6 +1,7 @@
 """The race against the libraries: what is counted, what is told, and that nothing is lost."""
 
 import json
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -160,3 +161,9 @@ def test_random_weights_are_written_once_and_load(tmp_path, monkeypatch):
 def test_the_public_side_of_a_race_finds_torch_where_our_commands_do_without(monkeypatch):
     monkeypatch.setenv('USE_TORCH', '0')
     assert race.report({'job': 'imports', 'side': 'theirs'})['seconds'] > 0
+
+
+def test_our_side_of_a_race_is_started_as_the_scripts_start_it():
+    scripts = (Path(__file__).parents[1] / 'launch' / 'environment.sh').read_text()
+    for name, value in race.LAUNCHED.items():
+        assert f'export {name}=${{{name}:-{value}}}' in scripts

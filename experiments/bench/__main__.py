@@ -53,8 +53,9 @@ def render(result: dict[str, Any]) -> str:
     note = (
         'Medians, and ratios with the middle half of their rounds in brackets: above 1 is faster, '
         'or less memory. *Of the rate*: arithmetic of matrix products in a second, as a part of '
-        'what one large product reaches on the same machine. Processes of ours get their memory as '
-        'the scripts in `launch/` do, in large pages, which makes `adapters` no faster. On '
+        'what one large product reaches on the same machine. Where each side has processes of '
+        'its own (`epoch`, `sweep`, `first_step`, `memory`), ours are started as by the scripts in '
+        '`launch/`, with memory in large pages, and theirs as they come. On '
         f'{result["hardware"]}. Made by `python -m experiments.bench`.'
     )
     return '\n'.join([*lines, '', note])
