@@ -217,8 +217,9 @@ def test_the_fingerprint_is_of_the_weights_and_not_of_how_they_are_kept(tmp_path
 @pytest.mark.parametrize('stored', [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize('wanted', [np.float32, jnp.bfloat16], ids=['float32', 'bfloat16'])
 def test_leaves_are_read_slice_by_slice_into_their_shards(tmp_path, stored, wanted):
-    """No leaf is ever whole in memory or on a device, and nothing beside the shards is large."""
+    """No leaf is whole on a device, and beside the shards there is little more than one leaf."""
     sizes = {'vocab_size': 4096, 'hidden_size': 256, 'intermediate_size': 1024}
+    sizes['num_hidden_layers'] = 6
     bert(**sizes).to(stored).save_pretrained(tmp_path / 'm')
     exact = trees.flatten(load_backbone(str(tmp_path / 'm')).params)
     loaded = load_backbone(str(tmp_path / 'm'), dtype=None)
@@ -231,14 +232,17 @@ def test_leaves_are_read_slice_by_slice_into_their_shards(tmp_path, stored, want
     placed = trees.flatten(sharding.place(loaded.params, wanted, where))
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    largest = max(np.prod(leaf.shape) for leaf in exact.values()) * np.dtype(wanted).itemsize
-    assert largest < peak < 1.3 * largest  # the slices of one leaf, all of whose devices are here
+    whole = sum(leaf.size for leaf in exact.values()) * np.dtype(wanted).itemsize
+    largest = max(leaf.size for leaf in exact.values()) * np.dtype(wanted).itemsize
+    # The slices of one leaf, all of whose devices are here; JAX lets go of those of the leaf before
+    # a moment after they were copied (1.3 to 1.8 times the largest leaf was seen, when it is late).
+    assert largest < peak < 2 * largest < 0.4 * whole
     cut = 0
     for path, leaf in placed.items():
         np.testing.assert_array_equal(leaf, exact[path].astype(wanted), strict=True)
         parts = {shard.data.size for shard in leaf.addressable_shards}
         cut += parts == {leaf.size // 8}
-    assert cut >= 13  # six matrices in each of two layers, and the word vectors
+    assert cut >= 37  # six matrices in each of six layers, and the word vectors
 
 
 def _is_mapped(leaf):
