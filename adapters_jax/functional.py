@@ -215,7 +215,7 @@ def _kernel_gradient(x: Array, gradient: Array) -> tuple[Array, None, Array]:
         return jax.lax.dot_general(left, right, ((rows, rows), ((), ())))
 
     narrow_last = gradient.shape[-1] < x.shape[-1]
-    own = over_rows(gradient, x).T if narrow_last else over_rows(x, gradient)
+    own = xla.apart(over_rows(gradient, x)).T if narrow_last else over_rows(x, gradient)
     return gradient, None, own
 
 

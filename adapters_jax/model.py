@@ -20,7 +20,7 @@ from adapters_jax.adapters.dropping import Dropped, drop_layers
 from adapters_jax.adapters.method import Method
 from adapters_jax.models import language_head
 from adapters_jax.models.backbone import Backbone, BackboneConfig, Inputs
-from adapters_jax.models.heads import HeadBank, HeadConfig, PooledHead, init_head
+from adapters_jax.models.heads import FIRST_TOKEN, HeadBank, HeadConfig, PooledHead, init_head
 from adapters_jax.params import Rule, Tree, freeze, train
 from adapters_jax.sites import Place, Sites
 
@@ -120,12 +120,15 @@ class Model:
         With a decoder they are its scores of every word in every place of what it reads, [B, T, V].
         With a head of tokens they are those of every token, [B, T, C], and with a language head
         those of every word in the places that the batch's column `masked` names, [B, M, V].
+        For a head that reads first tokens alone, the last layer computes no others, where the
+        method allows it (`Method.stepwise`).
 
         `record` is filled with the weights of AdapterFusion by place. For a bank the batch has the
         column `adapter`: the number of each row's adapter, or of each group of rows on end.
         """
         sites, rows = self.sites(params, batch, functional.fold(key, 0), record)
         backbone = Backbone(self.config, self.dtype, self.trunk(params), self.remat)
+        places = self._read(batch) if record is None else None
         hidden = backbone.apply(
             {'params': params['backbone']},
             inputs_of(batch),
@@ -136,6 +139,7 @@ class Model:
             sites=sites,
             deterministic=key is None,
             known=batch.get('trunk'),
+            places=places,
             **_target(batch),
             rngs={} if key is None else {'dropout': functional.fold(key, 1)},
         )
@@ -153,7 +157,8 @@ class Model:
             given = params['heads'][self.name], hidden, batch['masked'], table, self.config
             return language_head.apply(*given, sites.undo)
         segments = jnp.tile(segments, (copies, 1))
-        starts = jnp.tile(batch['starts'], (copies, 1))
+        starts = batch['starts'] if places is None else _numbered(places)
+        starts = jnp.tile(starts, (copies, 1))
         pooled = hidden, segments, starts, functools.partial(self._pool, params, sites)
         key = functional.fold(key, 2)
         if self.heads is not None:
@@ -163,6 +168,19 @@ class Model:
         return self.head.apply(
             own, *pooled, key is None, rngs={} if key is None else {'dropout': key}
         )
+
+    def _read(self, batch: Batch) -> Int[Array, 'B S'] | None:
+        """Return the tokens whose last states the heads read, where these are the first of texts.
+
+        None: all are read, or the method makes of one token's state something of the others'.
+        """
+        heads = [head for _, head, _ in self.heads.heads] if self.heads else [self.head_config]
+        first = all(head.pooling in FIRST_TOKEN for head in heads)
+        if not first or not self.method.stepwise or self.config.decoder is not None:
+            return None
+        if 'starts' in batch:
+            return batch['starts']
+        return jnp.zeros((len(inputs_of(batch)), 1), jnp.int32)
 
     def _with_places(self, batch: Batch, hidden: Float[Array, 'B T D']) -> Batch:
         """Return the batch with one example a row where it does not say what a row holds."""
@@ -253,6 +271,10 @@ class Model:
         if place.stage == 'block_end':
             return here['block'][0]
         raise ValueError(f'no output is stored at the place {place.stage} of a layer')
+
+
+def _numbered(places: Int[Array, 'B S']) -> Int[Array, 'B S']:
+    return jnp.broadcast_to(jnp.arange(places.shape[1]), places.shape)
 
 
 def _own_places(

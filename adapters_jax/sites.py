@@ -25,8 +25,9 @@ feed_forward                                        residual connection and its 
 import dataclasses
 from typing import Any
 
+import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from adapters_jax import functional
 from adapters_jax.quantize import Quantized
@@ -134,6 +135,34 @@ class Stream:
     at: Int[Array, ''] | None = None
     before: int = struct.field(pytree_node=False, default=0)
     carry: dict[str, Any] = struct.field(default_factory=dict)
+
+    def of(self, places: Int[Array, 'B N']) -> 'Stream':
+        """Return the stream of some of the tokens: N of each row, by their places in it."""
+        mask = seen_from(self.mask, places)
+        if mask is not None:
+            mask = jnp.broadcast_to(mask, (len(places), *mask.shape[1:]))
+            mask = taken(mask[:, 0].swapaxes(1, 2), places).swapaxes(1, 2)[:, None]
+        return self.replace(
+            hidden=taken(self.hidden, places),
+            mask=mask,
+            word_vectors=taken(self.word_vectors, places),
+            tags=None if self.tags is None else taken(self.tags, places),
+        )
+
+
+def taken(x: Shaped[Array, 'B T ...'], places: Int[Array, 'B N']) -> Shaped[Array, 'B N ...']:
+    """Return N entries of each row."""
+    return jnp.take_along_axis(x, places.reshape(*places.shape, *[1] * (x.ndim - 2)), axis=1)
+
+
+def seen_from(
+    mask: Bool[Array, '#B 1 #T S'] | None, places: Int[Array, 'B N']
+) -> Bool[Array, '#B 1 #N S'] | None:
+    """Return what N tokens of each row see; one row of a mask is that of all tokens."""
+    if mask is None or mask.shape[2] == 1:
+        return mask
+    mask = jnp.broadcast_to(mask, (len(places), *mask.shape[1:]))
+    return taken(mask[:, 0], places)[:, None]
 
 
 @struct.dataclass

@@ -48,6 +48,15 @@ def options(placed: Any = (), lean: bool = False, few: bool = False) -> Options:
     return (EIGEN_PRODUCTS if not few and _accepted() else {}) | (LEAN if lean else {})
 
 
+def apart(x: Float[Array, '...']) -> Float[Array, '...']:
+    """Return `x`, computed on a CPU in the way that is written, whatever is made of it then.
+
+    Of a product that is transposed XLA makes a product with its factors changed over, and so takes
+    away what an order of factors was chosen for. It holds in programs compiled with `LEAN`.
+    """
+    return jax.lax.optimization_barrier(x) if jax.default_backend() == 'cpu' else x
+
+
 @jax.custom_vjp
 def gradient_once(x: Float[Array, '... D']) -> Float[Array, '... D']:
     """Return `x`; its gradient is written down once, where XLA would do it again for each reader.

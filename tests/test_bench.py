@@ -42,11 +42,14 @@ def test_a_forward_pass_has_the_arithmetic_of_a_transformer(tmp_path):
     found = programs.inference(model, params, batch)
     dense = 2 * rows * tokens * (4 * hidden**2 + 2 * hidden * inner)
     attention = 2 * 2 * rows * tokens**2 * hidden
-    pooling = 2 * rows * tokens * hidden + 2 * rows * hidden * 2
-    assert found.flops == 2 * (dense + attention) + pooling
+    # Of the last layer all keys and values, and what the first tokens make of them.
+    last = 2 * rows * tokens * 2 * hidden**2 + 2 * rows * (2 * hidden**2 + 2 * hidden * inner)
+    last += 2 * 2 * rows * tokens * hidden
+    head = 2 * rows * (hidden**2 + 2 * hidden)
+    assert found.flops == dense + attention + last + head
     assert np.isfinite(found.call()).all()
     trained = programs.training(*programs.make(loaded, 'pfeiffer[size=4]'), batch)
-    assert trained.flops > 1.5 * found.flops
+    assert trained.flops > 1.2 * found.flops  # what is below the adapter of layer 0 has no gradient
     losses = [float(trained.call()['loss']) for _ in range(3)]  # the first rate is 0
     assert losses[2] != losses[0]
 

@@ -92,8 +92,9 @@ class Method:
 
     @property
     def stepwise(self) -> bool:
-        """Whether what it does to a token of a decoder hangs on no token after it, nor on those
-        before in another way than attention does: it may then be computed token by token."""
+        """Whether it leaves it to the backbone's attention to bring tokens together: what it does
+        to a token's vector hangs on no other vector of the same place. A decoder's tokens may then
+        be computed one by one, and of an encoder's last layer only those that are read."""
         return not getattr(self, 'use_gating', False)
 
     @property

@@ -187,8 +187,13 @@ class Backbone(nn.Module):
         known: Float[Array, 'B T N D'] | None = None,
         target: Inputs | None = None,
         target_mask: Bool[Array, '#B 1 #T S'] | None = None,
+        places: Int[Array, 'B N'] | None = None,
     ) -> Float[Array, 'B T D'] | list[Float[Array, 'B T D']]:
         """Return the last hidden states, or with `all_hidden` the input's and every layer's.
+
+        With `places`, of an encoder alone, they are [B, N, D]: those of N tokens of each row, and
+        of the last layer no more is computed than these need. Sites there must leave it to
+        attention to bring tokens together.
 
         With a `target` they are the decoder's, which sees of the encoder's what `target_mask` says
         (everything, if None), or with `all_hidden` the encoder's followed by the decoder's.
@@ -197,7 +202,7 @@ class Backbone(nn.Module):
         With more vectors a token than the place has, they are the outputs of the trunk's blocks.
         """
         inputs = Inputs(values, token_type_ids, positions, mask, tags)
-        collected, own = self._encode(inputs, sites, deterministic, known)
+        collected, own = self._encode(inputs, sites, deterministic, known, places)
         if target is None:
             return collected if all_hidden else collected[-1]
         memory = collected[-1]
@@ -210,7 +215,7 @@ class Backbone(nn.Module):
         self, inputs: Inputs, sites: Sites = IDENTITY
     ) -> tuple[Float[Array, 'B S D'], Bool[Array, '#B 1 #S S'] | None]:
         """Return the encoder's last hidden states, and their mask: of what sites insert, too."""
-        collected, mask = self._encode(inputs, sites, True, None)
+        collected, mask = self._encode(inputs, sites, True)
         return collected[-1], mask
 
     def _encode(
@@ -218,10 +223,11 @@ class Backbone(nn.Module):
         inputs: Inputs,
         sites: Sites,
         deterministic: bool,
-        known: Float[Array, 'B T N D'] | None,
+        known: Float[Array, 'B T N D'] | None = None,
+        places: Int[Array, 'B N'] | None = None,
     ) -> tuple[list[Float[Array, 'B S D']], Bool[Array, '#B 1 #S S'] | None]:
         stream = self.embeddings(inputs, sites, deterministic or self.trunk.layer > 0)
-        collected = self._run(self.blocks, stream, sites, deterministic, known)
+        collected = self._run(self.blocks, stream, sites, deterministic, known, places=places)
         if self.config.final_norm:
             collected[-1] = self._end(self.final_norm, collected[-1], sites, deterministic)
         return collected, stream.mask
@@ -259,8 +265,9 @@ class Backbone(nn.Module):
         deterministic: bool,
         known: Float[Array, 'B T N D'] | None,
         memory: tuple[Array, Array | None] = (None, None),
+        places: Int[Array, 'B N'] | None = None,
     ) -> list[Float[Array, 'B T D']]:
-        """Return the hidden states before and after every block."""
+        """Return the hidden states before and after every block; of the last, those of `places`."""
         trunk = self.trunk
         known = None if known is None else known.astype(stream.hidden.dtype)
         stream = stream.replace(hidden=spread_rows(stream.hidden))
@@ -271,11 +278,13 @@ class Backbone(nn.Module):
             i = block.layer
             if known is None or i > trunk.layer:
                 still = deterministic or i < trunk.layer
-                stream = block(stream, sites, still, *memory, trunk)
+                here, places = (places, None) if block is blocks[-1] else (None, places)
+                stream = block(stream, sites, still, *memory, trunk, None, here)
             elif i == trunk.layer:
                 stream = block(stream, sites, deterministic, *memory, trunk, known)
             stream = stream.replace(hidden=spread_rows(stream.hidden))
             collected.append(stream.hidden)
+        stream = stream if places is None else stream.of(places)  # what no block has done
         collected[-1] = sites.output(stream).hidden
         return collected
 

@@ -6,6 +6,7 @@ sites works for all of them.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +18,18 @@ from jaxtyping import Array, Bool, Float, Int
 
 from adapters_jax import functional
 from adapters_jax.attention import attend
-from adapters_jax.sites import START, KeyValue, LayerNorm, Linear, Place, Sites, Stream, SubLayer
+from adapters_jax.sites import (
+    START,
+    KeyValue,
+    LayerNorm,
+    Linear,
+    Place,
+    Sites,
+    Stream,
+    SubLayer,
+    seen_from,
+    taken,
+)
 
 # What the backward pass finds of a block's forward pass: everything, the outputs of projections, or
 # its input alone. The rest is computed again.
@@ -139,10 +151,12 @@ class Attention(nn.Module):
         sites: Sites,
         deterministic: bool,
         known: Float[Array, 'B T D'] | None = None,
+        places: Int[Array, 'B N'] | None = None,
     ) -> Stream:
         """Return the stream after attention, residual connection and LayerNorm.
 
-        `known` is the attention's output where that has been computed before.
+        `known` is the attention's output where that has been computed before. With `places` it is
+        the stream of these tokens alone: of the others, keys and values are needed.
         """
         c, itself = self.config, memory is None
         norm = _norm(self, sites)
@@ -151,6 +165,9 @@ class Attention(nn.Module):
         x = norm(stream.hidden) if c.pre_norm else stream.hidden
         own = stream.mask
         memory, memory_mask = (x, own) if itself else (memory, mask)
+        if places is not None:
+            stream, x, mask = stream.of(places), taken(x, places), seen_from(mask, places)
+            own = stream.mask
 
         def project(name: str, inputs: Array, mask: Array | None) -> Array:
             y = _projection(self, c.inner, name)(inputs, mask, sites)
@@ -316,11 +333,13 @@ class Block(nn.Module):
         memory_mask: Bool[Array, '#B 1 #T S'] | None = None,
         trunk: Place = START,
         known: Float[Array, 'B T N D'] | None = None,
+        places: Int[Array, 'B N'] | None = None,
     ) -> Stream:
         """Return the stream after the whole block.
 
         There is no dropout before `trunk`. `known` is what was stored of that place: the block
-        begins there instead of at its beginning.
+        begins there instead of at its beginning. With `places`, which do not go together with
+        `known`, only these tokens come out, and are computed.
 
         Raises:
             ValueError: cross-attention without a memory, or a memory without cross-attention.
@@ -337,7 +356,7 @@ class Block(nn.Module):
         if known is not None and trunk.stage == 'block_end':
             return sites.block(self.layer, stream.replace(hidden=known[:, :, 0]))
 
-        def run(name: str, module: nn.Module, stream: Stream, *inputs: Any) -> Stream:
+        def run(name: str, module: Callable[..., Stream], stream: Stream, *inputs: Any) -> Stream:
             end = Place.of(self.layer, f'{name}_end')
             if known is None or trunk < Place.of(self.layer, name):
                 return module(stream, *inputs, sites, deterministic or end <= trunk)
@@ -350,6 +369,7 @@ class Block(nn.Module):
             return module(stream, *inputs, sites, deterministic)
 
         attention = Attention(c, self.layer, 'attention', name='attention')
+        attention = functools.partial(attention, places=places)
         stream = run('attention', attention, stream, None, stream.mask)
         if c.cross_attention:
             cross = Attention(c, self.layer, 'cross_attention', name='cross_attention')

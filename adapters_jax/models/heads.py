@@ -18,6 +18,7 @@ from adapters_jax import functional
 from adapters_jax.models.block import Dense
 
 POOLINGS = ('mean', 'cls', 'pooler')
+FIRST_TOKEN = ('cls', 'pooler')  # those that read no other
 TOKENS = 'tokens'  # what a task that wants an output for every token has in place of them
 VOCABULARY = 'vocabulary'  # and one that wants a score for every word: `language_head`
 TRAIN = ('auto', 'all', 'none')
@@ -60,7 +61,8 @@ class HeadConfig:
     """How an example's tokens become outputs.
 
     `pooling` is 'mean' over the example's tokens, 'cls' (its first token), 'pooler' (the
-    checkpoint's own dense layer and tanh on the first token), or 'tokens': none. `layers` counts
+    checkpoint's own dense layer and tanh on the first token), or 'tokens': none. What reads first
+    tokens alone spares most of the last layer (`Model.apply`). `layers` counts
     dense layers; all but the last keep the hidden size and are followed by `activation`. Dropout
     precedes each. With 'vocabulary' it is a language head instead. `train` says whether the head is
     trained; 'auto': unless it is a language head that comes with the checkpoint.

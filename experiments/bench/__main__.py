@@ -53,9 +53,11 @@ def render(result: dict[str, Any]) -> str:
     note = (
         'Medians, and ratios with the middle half of their rounds in brackets: above 1 is faster, '
         'or less memory. *Of the rate*: arithmetic of matrix products in a second, as a part of '
-        'what one large product reaches on the same machine. Where each side has processes of '
-        'its own (`epoch`, `sweep`, `first_step`, `memory`), ours are started as by the scripts in '
-        '`launch/`, with memory in large pages, and theirs as they come. On '
+        'what one large product reaches on the same machine. Heads are two dense layers on the '
+        "first token's state, as `adapters` has them: of the last layer ours computes no other "
+        'token. Where each side has processes of its own, ours of `epoch`, `sweep` and `memory` '
+        'are started as by the scripts in `launch/`, with memory in large pages, those of '
+        '`first_step` where it says so, and theirs as they come. On '
         f'{result["hardware"]}. Made by `python -m experiments.bench`.'
     )
     return '\n'.join([*lines, '', note])

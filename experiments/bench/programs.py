@@ -24,6 +24,9 @@ from adapters_jax.training.optimizer import OptimizerConfig, make_optimizer
 from adapters_jax.training.step import jit_outputs, jit_train_step
 
 TASK = Classification(labels=('no', 'yes'))
+# What `adapters` gives a model, and Hugging Face's BERT comes with: two dense layers on the first
+# token's state. Ours then computes of the last layer what that state needs.
+HEAD = HeadConfig(pooling='cls', layers=2)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +71,7 @@ def make(
     model = Model(
         backbone.config,
         registry.create(method),
-        HeadConfig(),
+        HEAD,
         len(TASK.labels),
         dtype=DTYPES[dtype],
         dropped=dropped,

@@ -12,7 +12,8 @@ from typing import Any
 
 from experiments.bench.timing import Times, order
 
-# Of ours, as launch/environment.sh has it. Set for the bench itself, both sides have it.
+# Of ours where a job is `launched`, as launch/environment.sh has it. Set for the bench itself, both
+# sides have it.
 LAUNCHED = {'GLIBC_TUNABLES': 'glibc.malloc.hugetlb=1'}
 
 
@@ -78,7 +79,7 @@ def report(job: Mapping[str, Any]) -> dict[str, Any]:
     command = [sys.executable, '-m', 'experiments.bench.workers', given]
     # A side that wants torch says so itself, and the other does without (`adapters_jax.entry`).
     environment = {name: value for name, value in os.environ.items() if name != 'USE_TORCH'}
-    if job['side'] == 'ours':
+    if job['side'] == 'ours' and job.get('launched'):
         environment = LAUNCHED | environment
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
     return json.loads(done.stdout.splitlines()[-1])

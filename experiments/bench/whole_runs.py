@@ -18,8 +18,9 @@ SIDES = ('ours', 'theirs')
 MEMBERS = 12
 
 
-def _jobs(job: str, **settings: Any) -> dict[str, dict[str, Any]]:
-    return {side: {'job': job, 'side': side, **settings} for side in SIDES}
+def _jobs(job: str, launched: bool = False, **settings: Any) -> dict[str, dict[str, Any]]:
+    settings = {'job': job, 'launched': launched} | settings
+    return {side: settings | {'side': side} for side in SIDES}
 
 
 def _course(root: Path) -> dict[str, Any]:
@@ -40,7 +41,7 @@ def epoch(root: Path, rounds: int, data: str, examples: int) -> Iterator[Race]:
     Theirs is `AdapterTrainer` with dynamic padding, ours the default pipeline.
     """
     for title, path in _texts(root, data, examples).items():
-        jobs = _jobs('epoch', **_training(root, path))
+        jobs = _jobs('epoch', **_training(root, path), launched=True)
         times, last = of_processes(jobs, rounds, 'seconds')
         more = {side: _rounded(last[side]) for side in SIDES}
         yield Race(title, *_both(times), _training(root, path), more={'last': more})
@@ -50,7 +51,8 @@ def sweep(root: Path, rounds: int, data: str, examples: int) -> Iterator[Race]:
     """Race a population of twelve against twelve times one of their runs."""
     title, path = next(iter(_texts(root, data, examples).items()))
     settings = _training(root, path) | {'members': MEMBERS}
-    times, last = of_processes(_jobs('sweep', **settings), rounds, 'seconds')
+    jobs = _jobs('sweep', **settings, launched=True)
+    times, last = of_processes(jobs, rounds, 'seconds')
     more = {side: _rounded(last[side]) for side in SIDES}
     yield Race(f'{MEMBERS} members, {title}', *_both(times), settings, more={'last': more})
 
@@ -63,8 +65,10 @@ def first_step(root: Path, rounds: int) -> Iterator[Race]:
     with tempfile.TemporaryDirectory() as cache:
         jobs = _jobs('first_step', **course, cache=cache)
         of_processes({'ours': jobs['ours']}, 1, 'seconds')  # fills it
-        times, _ = of_processes(jobs, rounds, 'seconds')
+        launched = {**jobs['ours'], 'launched': True}
+        times, _ = of_processes(jobs | {'launched': launched}, rounds, 'seconds')
     yield Race('with the compilation cache', *_both(times), course)
+    yield Race('the same in large pages', times['launched'], times['theirs'], course)
     times, _ = of_processes(_jobs('imports'), rounds, 'seconds')
     yield Race('imports alone', *_both(times), {})
 
@@ -72,7 +76,8 @@ def first_step(root: Path, rounds: int) -> Iterator[Race]:
 def memory(root: Path, rounds: int) -> Iterator[Race]:
     """Race for the least memory at the peak of training on the same batch."""
     course = _course(root)
-    times, _ = of_processes(_jobs('peak_memory', **course), rounds, 'mebibytes')
+    jobs = _jobs('peak_memory', **course, launched=True)
+    times, _ = of_processes(jobs, rounds, 'mebibytes')
     where = 'of the process' if jax.default_backend() == 'cpu' else 'of the device'
     yield Race(f'peak {where}', *_both(times), course, unit='MiB')
 

@@ -42,6 +42,7 @@ def _config(backbone: str, data: str, size: int, batch_size: int) -> Any:
     method = f'double_seq_bn[size={size}]'
     config = text_classification.get_config(f'method={method},backbone={backbone}')
     config.data.train = config.data.validation = config.data.test = data
+    config.head.pooling, config.head.layers = 'cls', 2  # as in `programs.HEAD`
     config.training.batch_size = batch_size
     config.training.epochs, config.training.patience = 4.0, 0
     return config
