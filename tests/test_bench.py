@@ -108,6 +108,18 @@ def test_races_run_before_stay_in_the_report(tmp_path, monkeypatch, capsys):
         bench.main(str(tmp_path), ['sprint'], rounds=1, data='', examples=32)
 
 
+def test_a_program_over_two_devices_does_the_same(tmp_path):
+    loaded = load_backbone(toy.write_backbone(tmp_path / 'bert', layers=2, hidden=32))
+    batch = programs.random_batch(4, 16, loaded.config.vocabulary)
+    made = programs.make(loaded, 'pfeiffer[size=4]')
+    one, two = (programs.inference(*made, batch, devices=n) for n in (1, 2))
+    assert one.flops == two.flops and one.temporary > two.temporary
+    np.testing.assert_allclose(one.call(), two.call(), atol=1e-6)
+    one, two = (programs.training(*made, batch, devices=n) for n in (1, 2))
+    losses = [[float(program.call()['loss']) for _ in range(3)] for program in (one, two)]
+    np.testing.assert_allclose(*losses, rtol=1e-5)
+
+
 def test_a_pause_is_no_part_of_a_measurement():
     found = compare({'nothing': lambda: None}, repeats=2, pause=0.05)
     assert found['nothing'].median < 0.01
@@ -133,7 +145,7 @@ def test_every_job_reports_what_is_raced(tmp_path, job, side):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('mode', ['training', 'inference'])
+@pytest.mark.parametrize(('mode', 'devices'), [('training', 1), ('inference', 1), ('inference', 2)])
 @pytest.mark.parametrize(
     ('method', 'library', 'size'),
     [
@@ -142,8 +154,8 @@ def test_every_job_reports_what_is_raced(tmp_path, job, side):
         ('lora[r=8]', 'peft', 8),
     ],
 )
-def test_both_sides_of_a_race_run(tmp_path, mode, method, library, size):
-    course = steps.Course('minilm', method, library, size, rows=2, tokens=16, parts=2)
+def test_both_sides_of_a_race_run(tmp_path, mode, devices, method, library, size):
+    course = steps.Course('minilm', method, library, size, 2, 16, parts=2, devices=devices)
     told = steps.race(mode, course, 'float32', tmp_path, rounds=2).to_json()
     assert told['ours'] > 0 and told['theirs'] > 0 and 0 < told['share_of_rate'] < 1.5
     assert told['settings']['tokens'] == 16

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 from absl import flags
 
 from adapters_jax import entry, files
@@ -55,9 +56,10 @@ def render(result: dict[str, Any]) -> str:
         'or less memory. *Of the rate*: arithmetic of matrix products in a second, as a part of '
         'what one large product reaches on the same machine. Heads are two dense layers on the '
         "first token's state, as `adapters` has them: of the last layer ours computes no other "
-        'token. Where each side has processes of its own, ours of `epoch`, `sweep` and `memory` '
-        'are started as by the scripts in `launch/`, with memory in large pages, those of '
-        '`first_step` where it says so, and theirs as they come. On '
+        'token. Over 2 devices means `JAX_NUM_CPU_DEVICES=2`. Where each side has processes of its '
+        'own, ours of `epoch`, `sweep` and `memory` are started as by the scripts in `launch/`, '
+        'with memory in large pages, those of `first_step` where it says so, and theirs as they '
+        'come. On '
         f'{result["hardware"]}. Made by `python -m experiments.bench`.'
     )
     return '\n'.join([*lines, '', note])
@@ -107,4 +109,5 @@ def _define() -> dict[str, flags.FlagHolder]:
 if __name__ == '__main__':
     # The public libraries stand on torch, which our commands keep transformers from importing.
     os.environ['USE_TORCH'] = '1'
+    jax.config.update('jax_num_cpu_devices', steps.CPU_DEVICES)
     entry.run(_define, main)

@@ -79,26 +79,29 @@ def make(
     return model, jax.device_put(model.init(jax.random.key(0), backbone.params))
 
 
-def inference(model: Model, params: Tree, batch: Batch) -> Program:
-    """Compile the forward pass without dropout."""
-    everywhere = sharding.replicated(sharding.make_mesh(1))
+def inference(model: Model, params: Tree, batch: Batch, devices: int = 1) -> Program:
+    """Compile the forward pass without dropout, its rows spread over the devices."""
+    mesh = sharding.make_mesh(devices)
+    everywhere = sharding.replicated(mesh)
     dtypes = np.float32, model.dtype  # of what is trained, and of the rest
     parts = zip(partition(params, model.rules), dtypes, strict=True)
     trees = [sharding.place(tree, dtype, everywhere) for tree, dtype in parts]
-    batch = jax.device_put(batch)
+    batch = sharding.put_batch(batch, mesh)
     program, flops = _compiled(functools.partial(jit_outputs, model), (*trees, batch))
     return Program(lambda: program(*trees, batch), flops, program)
 
 
-def training(model: Model, params: Tree, batch: Batch, parts: int = 1) -> Program:
+def training(model: Model, params: Tree, batch: Batch, parts: int = 1, devices: int = 1) -> Program:
     """Compile a training step with dropout, its batch cut into parts; each call takes the next."""
     optimizer = make_optimizer(OptimizerConfig(), 1000)
-    everywhere = sharding.replicated(sharding.make_mesh(1))
+    mesh = sharding.make_mesh(devices)
+    everywhere = sharding.replicated(mesh)
     trainable, frozen = partition(params, model.rules)
     state = [sharding.place(trainable, np.float32, everywhere)]
     state.append(jax.jit(optimizer.init, out_shardings=everywhere)(state[0]))
     frozen = sharding.place(frozen, model.dtype, everywhere)
-    rest = (frozen, jax.device_put(batch), jax.random.key(1), np.int32(0))
+    batch = sharding.put_batch(batch, mesh)
+    rest = (frozen, batch, jax.device_put(jax.random.key(1), everywhere), np.int32(0))
     make_step = functools.partial(
         jit_train_step, *state, model=model, task=TASK, optimizer=optimizer, accumulate=parts
     )

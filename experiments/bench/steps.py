@@ -21,6 +21,7 @@ from experiments.bench.timing import Times, compare
 PAUSE = 0.3
 # Steps that an accelerator is given without waiting in between, as both sides' training loops do.
 TOGETHER = 10
+CPU_DEVICES = 2  # that the bench has of a CPU (JAX_NUM_CPU_DEVICES)
 OURS = 'ours'
 
 
@@ -35,11 +36,13 @@ class Course:
     rows: int
     tokens: int
     parts: int = 1  # that ours cuts a training batch into, for the same update
+    devices: int = 1  # that ours spreads the rows over
 
     @property
     def title(self) -> str:
         """The course in words."""
         parts = f' in {self.parts} parts' if self.parts > 1 else ''
+        parts += f' over {self.devices} devices' if self.devices > 1 else ''
         return f'{self.method} on {self.backbone}, {self.rows} x {self.tokens}{parts}'
 
 
@@ -49,6 +52,8 @@ def courses() -> list[Course]:
         return [
             Course('minilm', 'double_seq_bn[size=24]', 'adapters', 24, 32, 128),
             Course('minilm', 'double_seq_bn[size=24]', 'adapters', 24, 32, 128, parts=4),
+            # With `CPU_DEVICES`: one core goes on where the other waits for the rest of a product.
+            Course('minilm', 'double_seq_bn[size=24]', 'adapters', 24, 32, 128, devices=2),
             Course('minilm', 'pfeiffer[size=24]', 'adapters', 24, 32, 128),
             Course('minilm', 'lora[r=8]', 'peft', 8, 32, 128),
             Course('base', 'double_seq_bn[size=48]', 'adapters', 48, 8, 128),
@@ -92,7 +97,8 @@ def race(mode: str, course: Course, dtype: str, root: Path, rounds: int) -> Race
     batch = programs.random_batch(course.rows, course.tokens, loaded.config.vocabulary)
     # A forward pass is not cut.
     cuts = [{'parts': n} for n in sorted({1, course.parts})] if mode == 'training' else [{}]
-    ours = getattr(programs, mode)(*programs.make(loaded, course.method, dtype), batch, **cuts[-1])
+    made = programs.make(loaded, course.method, dtype)
+    ours = getattr(programs, mode)(*made, batch, devices=course.devices, **cuts[-1])
     if course.library == 'peft':
         model = libraries.peft_model(folder, course.size, 2)
     else:

@@ -50,7 +50,7 @@ class Mao2022(Paper):
         return _few, _many, _full
 
     def draw(self, results: Results, directory: Path) -> Iterator[Path]:
-        """Draw the scores over the number of examples."""
+        """Draw the scores over the number of examples, where there are several numbers."""
         for name in dict.fromkeys(task.partition('@')[0] for task in results.tasks('unipelt')):
             series = {
                 self.titles[way]: [
@@ -61,6 +61,8 @@ class Mao2022(Paper):
                 ]
                 for way in recipe.WAYS
             }
+            if max(map(len, series.values())) < 2:
+                continue
             path = directory / f'examples_{name}.png'
             yield figures.lines(series, 'training examples', f'{name}, %', path)
 
