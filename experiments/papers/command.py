@@ -73,7 +73,8 @@ def finish(runner: Runner, directory: Path) -> None:
         **describe(),
     }
     write(directory, paper.name, result, report.render)
-    print(f'wrote {", ".join(result["figures"])}')
+    for name in result['figures']:
+        print(f'wrote {directory / name}')
 
 
 def _told(runner: Runner, results: Results) -> str:
