@@ -333,6 +333,7 @@ def test_a_protocol_runs_to_its_report(name, given, tmp_path, monkeypatch):
     check_report(paper(name), TASKS[name], tmp_path / name)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures('compiled_once')
 def test_a_part_of_a_protocol_has_a_report_too(given, tmp_path):
     own = runner('hu2022', given, tmp_path, ['mpqa'])

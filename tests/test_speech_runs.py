@@ -86,8 +86,11 @@ def test_predictions_are_those_of_the_evaluation_whatever_the_batch(learned):
 @pytest.mark.parametrize(
     'method',
     [
-        *('houlsby', 'prefix_tuning'),
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ('lora', 'ia3', 'bitfit')),
+        'prefix_tuning',
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ('houlsby', 'lora', 'ia3', 'bitfit')
+        ),
     ],
 )
 def test_only_the_adapter_is_trained_and_kept(folder, method):

@@ -83,7 +83,13 @@ def test_predictions_are_those_of_the_evaluation_whatever_the_batch(learned):
         assert [one['prediction'] for one in found] == [row['prediction'] for row in rows]
 
 
-@pytest.mark.parametrize('method', ['houlsby', 'lora', 'prefix_tuning', 'ia3', 'bitfit'])
+@pytest.mark.parametrize(
+    'method',
+    [
+        *('houlsby', 'prefix_tuning'),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ('lora', 'ia3', 'bitfit')),
+    ],
+)
 def test_only_the_adapter_is_trained_and_kept(folder, method):
     small_writers.only_the_adapter_is_trained(config(folder, method), folder / method, rel=1e-5)
 
@@ -173,7 +179,13 @@ def test_tasks_and_backbones_must_fit(folder):
     assert load_backbone(str(folder / 'bart')).config.decoder is not None
 
 
-@pytest.mark.parametrize('shape', ['stack(a, b)', 'fuse(a, b)', 'average(a, b)'])
+@pytest.mark.parametrize(
+    'shape',
+    [
+        'fuse(a, b)',
+        *(pytest.param(f'{x}(a, b)', marks=pytest.mark.slow) for x in ('stack', 'average')),
+    ],
+)
 def test_adapters_are_composed_in_both_stacks(folder, shape):
     changes = {'adapters': 'a=pfeiffer[reduction_factor=4],b=pfeiffer[size=4]'}
     summary = train(config(folder, shape, **changes), folder / shape[:4])

@@ -209,7 +209,7 @@ def test_words_are_drawn_as_often_as_the_model_says():
 
 
 # One behind sub-layers, one among the keys, one that looks along the whole text.
-KINDS = ('houlsby', 'prefix_tuning', 'attention')
+KINDS = ('prefix_tuning', 'attention')
 METHODS = ['houlsby', 'lora', 'prefix_tuning', 'ia3', 'unipelt', 'attention', 'loreft', 'bitfit']
 
 
