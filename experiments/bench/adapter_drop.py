@@ -65,7 +65,7 @@ def render(result: dict[str, Any]) -> str:
     note = (
         f'Times and FLOPs as parts of those with no layer dropped; in brackets the middle half of '
         f'{result["repeats"]} rounds in turns. Backbone `{result["backbone"]}`, {result["rows"]} '
-        f'texts of {result["length"]} tokens, on {result["hardware"]}.'
+        f'texts of {result["length"]} tokens, a head on first tokens, on {result["hardware"]}.'
     )
     return '\n'.join([*lines, '', note])
 
