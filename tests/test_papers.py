@@ -274,6 +274,21 @@ def test_findings_follow_from_the_scores(name, tmp_path):
     assert drawn and all(path.stat().st_size > 4000 for path in drawn)
 
 
+@pytest.mark.parametrize(
+    ('higher', 'parallel', 'feed_forward'),
+    [
+        (('par_ffn', 'seq_ffn', 'lora_ffn'), None, True),
+        (('par_ffn', 'par_attention'), True, None),
+        (('seq_ffn',), False, None),
+        (('lora',), None, False),
+    ],
+)
+def test_a_claim_of_several_designs_is_confirmed_by_all_of_them(higher, parallel, feed_forward):
+    results = made_up(paper('he2022'), lambda way: 0.9 if way in higher else 0.8)
+    found = {finding.where: finding.holds for finding in paper('he2022').findings(results)}
+    assert (found['section 4.3'], found['section 4.4']) == (parallel, feed_forward)
+
+
 def test_a_report_holds_scores_published_numbers_and_verdicts():
     findings = [Finding('a', 'table 1', '+1.0 points', True), Finding('b', 'here', 'no', False)]
     rows = [row(), row(way='lora', settings={'method.r': 8})]

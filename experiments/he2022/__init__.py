@@ -79,6 +79,6 @@ def _designs(results: Results) -> Iterator[Finding]:
         gaps = {pair: results.gap(*pair, tasks) for pair in pairs}
         told = ', '.join(f'{gap} ({a} against {b})' for (a, b), gap in gaps.items())
         verdicts = {gap.better for gap in gaps.values()}
-        # Where one pair says so and none the opposite.
-        holds = None if verdicts == {None} or verdicts >= {True, False} else True in verdicts
+        # The claim is of every pair: all have to say so, and one that says the opposite is enough.
+        holds = False if False in verdicts else True if verdicts == {True} else None
         yield Finding(claim, where, told, holds)

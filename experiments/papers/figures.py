@@ -21,7 +21,8 @@ def lines(
     scale: str = 'log',
 ) -> Path:
     """Draw scores over a setting; `level` are scores that have none."""
-    figure = Figure(figsize=(7, 4.2), layout='constrained')
+    names = len(series) + len(level or {})
+    figure = Figure(figsize=(8, 4.2 + 0.2 * -(-names // 2)), layout='constrained')
     axes = figure.subplots()
     for name, points in series.items():
         where, mean, deviation = zip(*sorted(points), strict=True)
@@ -35,7 +36,7 @@ def lines(
         axes.set_xticks(values, [f'{value:g}' for value in values])
         axes.minorticks_off()
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
+    figure.legend(loc='outside lower center', ncols=2, fontsize=7.5)  # where it hides no score
     save(figure, path)
     return path
 
