@@ -52,8 +52,10 @@ def courses() -> list[Course]:
         return [
             Course('minilm', 'double_seq_bn[size=24]', 'adapters', 24, 32, 128),
             Course('minilm', 'double_seq_bn[size=24]', 'adapters', 24, 32, 128, parts=4),
-            # With `CPU_DEVICES`: one core goes on where the other waits for the rest of a product.
-            Course('minilm', 'double_seq_bn[size=24]', 'adapters', 24, 32, 128, devices=2),
+            # One core goes on where the other waits for the rest of a product.
+            Course(
+                *('minilm', 'double_seq_bn[size=24]', 'adapters', 24, 32, 128), devices=CPU_DEVICES
+            ),
             Course('minilm', 'pfeiffer[size=24]', 'adapters', 24, 32, 128),
             Course('minilm', 'lora[r=8]', 'peft', 8, 32, 128),
             Course('base', 'double_seq_bn[size=48]', 'adapters', 48, 8, 128),

@@ -38,7 +38,8 @@ def _course(root: Path) -> dict[str, Any]:
 def epoch(root: Path, rounds: int, data: str, examples: int) -> Iterator[Race]:
     """Race one epoch over TREC's questions and, where GLUE's folder is given, RTE's pairs.
 
-    Theirs is `AdapterTrainer` with dynamic padding, ours the default pipeline.
+    Theirs is `AdapterTrainer` with dynamic padding, ours the default pipeline with a head like
+    theirs (`programs.HEAD`).
     """
     for title, path in _texts(root, data, examples).items():
         jobs = _jobs('epoch', **_training(root, path), launched=True)

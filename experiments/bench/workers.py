@@ -38,11 +38,12 @@ def sweep(
 
 def _config(backbone: str, data: str, size: int, batch_size: int) -> Any:
     from configs import text_classification
+    from experiments.bench import programs
 
     method = f'double_seq_bn[size={size}]'
     config = text_classification.get_config(f'method={method},backbone={backbone}')
     config.data.train = config.data.validation = config.data.test = data
-    config.head.pooling, config.head.layers = 'cls', 2  # as in `programs.HEAD`
+    config.head.pooling, config.head.layers = programs.HEAD.pooling, programs.HEAD.layers
     config.training.batch_size = batch_size
     config.training.epochs, config.training.patience = 4.0, 0
     return config
