@@ -1,6 +1,8 @@
 """The race against the libraries: what is counted, what is told, and that nothing is lost."""
 
+import collections
 import json
+import time
 from pathlib import Path
 
 import jax
@@ -63,16 +65,29 @@ def test_a_profile_sums_kernels_of_one_name_on_the_devices_streams():
 
     events = [thread(7, 'Stream #14(Compute)'), thread(8, 'python3'), ran(8, 'waiting', 900)]
     events += [ran(7, 'fusion', 30), ran(7, 'gemm', 50), ran(7, 'fusion', 40)]
-    found = kernels.by_name(events)
+    found = kernels.of_streams(events)
     assert found == [('fusion', 2, 70), ('gemm', 1, 50)]
     title, whole, _, first, _ = kernels.render(found, 2, 'a step').splitlines()
     assert title == 'a step' and whole == '60 us of kernels a call'
     assert first.split() == ['35.0', 'us', '1.0', 'x', 'fusion']
 
 
-def test_a_processor_does_not_tell_its_kernels(tmp_path):
-    with pytest.raises(ValueError, match='programs do not tell their kernels'):
-        kernels.main(str(tmp_path), 'base', 'lora', 1, 16, 'training', 1)
+def test_a_profile_of_a_processor_tells_the_places_of_a_model(tmp_path):
+    loaded = load_backbone(toy.write_backbone(tmp_path / 'bert', layers=2, hidden=32))
+    batch = programs.random_batch(2, 16, loaded.config.vocabulary)
+    program = programs.training(*programs.make(loaded, 'pfeiffer[size=4]'), batch)
+    jax.block_until_ready(program.call())
+    started = time.perf_counter()
+    events = kernels.trace(program.call, 3)
+    whole = 1e6 * (time.perf_counter() - started)
+    found = kernels.of_instructions(events, program.text)
+    assert 0 < sum(spent for _, _, spent in found) < whole
+    runs = collections.Counter()
+    for name, launches, _ in found:
+        runs[name.rpartition('  ')[2]] += launches
+    layers = loaded.config.layers
+    assert runs['forward/layer/attention/value/dot_general'] == 3 * layers
+    assert runs['backward/layer/attention/value/dot_general'] == 3 * (layers - 1)
 
 
 def times(*seconds):

@@ -1,16 +1,18 @@
-"""What an accelerator spends a step on, by kernel: a profile as text.
+"""What a device spends a step on, by kernel: a profile as text.
 
     python -m experiments.bench.kernels --output=DIR [--backbone=base] [--method=lora[r=8]]
-        [--rows=64] [--tokens=128] [--mode=training] [--calls=5]
+        [--rows=64] [--tokens=128] [--dtype=bfloat16] [--mode=training] [--calls=5]
 
-The profile of JAX, summed over kernels of one name; what XLA calls a kernel is the instruction of
-the compiled program, which lies beside it. Writes DIR/kernels.txt and DIR/program.txt. It needs a
-GPU: XLA's programs for a CPU do not say what runs in them.
+The profile of JAX, summed over kernels of one name. On a GPU that is XLA's name of an instruction
+of the compiled program, which lies beside it; on a CPU it tells what the instruction is, the shape
+it writes and the place in the model it comes from, all layers in one. Writes DIR/kernels.txt and
+DIR/program.txt.
 """
 
 import collections
 import gzip
 import json
+import re
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -21,23 +23,55 @@ from absl import flags
 
 from adapters_jax import entry, files
 from adapters_jax.interop.backbones import load_backbone
+from adapters_jax.training.experiment import DTYPES
 from adapters_jax.training.provenance import hardware
 from experiments.bench import backbones, programs
 
 Kernels = list[tuple[str, int, float]]  # name, launches, microseconds
 
 
-def by_name(events: Iterable[Mapping[str, Any]]) -> Kernels:
-    """Return the kernels of a trace (in Chrome's format), those that took most time first."""
+# An instruction of a compiled program: its name, the first shape it writes, where it comes from.
+_INSTRUCTION = re.compile(
+    r'^ *(?:ROOT )?%(?P<name>\S+) = \(?(?P<shape>\w+\[[\d,]*\])'
+    r'(?:.*metadata=\{op_name="(?P<place>[^"]*)")?',
+    re.MULTILINE,
+)
+# What a place's path has that says nothing: the program's own name, methods of modules.
+_FRAMES = re.compile(r'jit\(\w+\)/|\w+\._\w+/')
+
+
+def of_streams(events: Iterable[Mapping[str, Any]]) -> Kernels:
+    """Return the kernels of an accelerator's trace (in Chrome's format), the longest first."""
     events = list(events)
     named = [e for e in events if e.get('ph') == 'M' and e['name'] == 'thread_name']
     streams = {(e['pid'], e['tid']) for e in named if 'Stream' in e['args']['name']}
+    ran = (e for e in events if e.get('ph') == 'X' and (e['pid'], e['tid']) in streams)
+    return _summed((event['name'], event['dur']) for event in ran)
+
+
+def of_instructions(events: Iterable[Mapping[str, Any]], program: str) -> Kernels:
+    """Return the instructions of a CPU's trace, named by what the program's text says of them."""
+    told = {found['name']: _described(found) for found in _INSTRUCTION.finditer(program)}
+    ran = (e for e in events if e.get('ph') == 'X' and e.get('args', {}).get('hlo_op') in told)
+    return _summed((told[event['args']['hlo_op']], event['dur']) for event in ran)
+
+
+def _described(instruction: re.Match[str]) -> str:
+    """Return what it is, what it writes, and its place, as all layers have it."""
+    place = _FRAMES.sub('', instruction['place'] or '')
+    place = re.sub(r'layer_\d+', 'layer', place)
+    place = re.sub(r'^transpose\(jvp\(\w*\)\)', 'backward', place)
+    place = re.sub(r'^jvp\(\w*\)', 'forward', place)
+    kind = re.sub(r'[.\d]+$', '', instruction['name'])
+    return f'{kind} {instruction["shape"]}  {place}'.rstrip()
+
+
+def _summed(events: Iterable[tuple[str, float]]) -> Kernels:
     launches: collections.Counter[str] = collections.Counter()
     times: collections.Counter[str] = collections.Counter()
-    for event in events:
-        if event.get('ph') == 'X' and (event['pid'], event['tid']) in streams:
-            launches[event['name']] += 1
-            times[event['name']] += event['dur']
+    for name, time in events:
+        launches[name] += 1
+        times[name] += time
     return [(name, launches[name], time) for name, time in times.most_common()]
 
 
@@ -60,22 +94,26 @@ def render(kernels: Kernels, calls: int, title: str) -> str:
 
 
 def main(
-    output: str, backbone: str, method: str, rows: int, tokens: int, mode: str, calls: int
+    output: str,
+    backbone: str,
+    method: str,
+    rows: int,
+    tokens: int,
+    dtype: str,
+    mode: str,
+    calls: int,
 ) -> None:
-    """Compile, warm up, trace and write.
-
-    Raises:
-        ValueError: JAX computes on a CPU.
-    """
-    if jax.default_backend() == 'cpu':
-        raise ValueError('JAX computes on a CPU, whose programs do not tell their kernels')
+    """Compile, warm up, trace and write."""
     directory = files.make_directory(output)
     loaded = load_backbone(str(backbones.folder(backbone, directory)))
     batch = programs.random_batch(rows, tokens, loaded.config.vocabulary)
-    program = getattr(programs, mode)(*programs.make(loaded, method, 'bfloat16'), batch)
+    program = getattr(programs, mode)(*programs.make(loaded, method, dtype), batch)
     jax.block_until_ready(program.call())
-    title = f'{mode}: {method} on {backbone}, {rows} x {tokens}, bfloat16, {hardware()}'
-    text = render(by_name(trace(program.call, calls)), calls, title)
+    events = trace(program.call, calls)
+    on_cpu = jax.default_backend() == 'cpu'
+    kernels = of_instructions(events, program.text) if on_cpu else of_streams(events)
+    title = f'{mode}: {method} on {backbone}, {rows} x {tokens}, {dtype}, {hardware()}'
+    text = render(kernels, calls, title)
     files.write_text(directory / 'kernels.txt', text)
     files.write_text(directory / 'program.txt', program.text)
     print(text)
@@ -88,6 +126,7 @@ def _define() -> dict[str, flags.FlagHolder]:
         'method': flags.DEFINE_string('method', 'lora[r=8]', 'What is trained.'),
         'rows': flags.DEFINE_integer('rows', 64, 'Rows of the batch.', lower_bound=1),
         'tokens': flags.DEFINE_integer('tokens', 128, 'Tokens of a row.', lower_bound=1),
+        'dtype': flags.DEFINE_enum('dtype', 'bfloat16', DTYPES, 'Number format of activations.'),
         'mode': flags.DEFINE_enum('mode', 'training', ['training', 'inference'], 'Which program.'),
         'calls': flags.DEFINE_integer('calls', 5, 'Calls that are traced.', lower_bound=1),
     }
