@@ -46,7 +46,11 @@ PAIRED = [
 ]
 
 # What else runs the config's file, and in the conformance tests the method, every time.
-ONLY_SLOW = {f'glue:task={task}' for task in ('cola', 'sst2', 'mrpc', 'qqp', 'qnli', 'wnli')}
+ONLY_SLOW = {
+    *(f'glue:task={task}' for task in ('cola', 'sst2', 'mrpc', 'stsb', 'qqp', 'qnli', 'wnli')),
+    *('text_sets:task=cr', 'text_classification:task=regression', 'text_classification'),
+    'text_classification:task=multi_label',
+}
 
 
 pytestmark = pytest.mark.usefixtures('compiled_once')

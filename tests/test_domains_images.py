@@ -9,7 +9,7 @@ from adapters_jax.interop import adapter_folder
 from adapters_jax.interop.backbones import load_backbone
 from experiments.domains import images as experiment
 
-pytestmark = pytest.mark.usefixtures('compiled_once')
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('compiled_once')]
 
 METHODS = ('pfeiffer[reduction_factor=8]', 'full', 'scratch')
 SETS = ('first', 'classes', 'digits')

@@ -76,7 +76,9 @@ def test_colours_are_learned_and_shuffled_ones_are_not(runs, toys):
     assert all(row['image'].split('/')[-2] == row['gold'] for row in rows)
 
 
-@pytest.mark.parametrize('pooling', ['cls', 'mean', 'pooler'])
+@pytest.mark.parametrize(
+    'pooling', ['pooler', *(pytest.param(p, marks=pytest.mark.slow) for p in ('cls', 'mean'))]
+)
 def test_both_families_and_all_poolings_train(toys, tmp_path, pooling):
     for backbone in ('vit', 'deit'):
         made = config(toys, 'houlsby[size=4]', backbone=backbone, head__pooling=pooling)

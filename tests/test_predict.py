@@ -85,7 +85,13 @@ def test_text_a_and_text_mean_the_same(runs):
     assert one[0]['logits'] == other[0]['logits']
 
 
-@pytest.mark.parametrize('method', ['houlsby', 'bitfit', 'lora', 'full', 'prompt_tuning'])
+@pytest.mark.parametrize(
+    'method',
+    [
+        *('houlsby', 'prompt_tuning'),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ('bitfit', 'lora', 'full')),
+    ],
+)
 def test_switched_off_the_backbone_is_what_it_was(runs, tmp_path, method):
     backbone = str(runs / 'bert')
     config = toy.config(backbone, str(runs / 'texts.csv'), method=method, training__steps=3)

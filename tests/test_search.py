@@ -62,6 +62,7 @@ def trials(workdir):
     ]
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_report_and_another_another(toys, searched, tmp_path):
     workdir, _ = searched
     sweep(config(toys), tmp_path / 'same')

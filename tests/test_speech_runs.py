@@ -97,6 +97,7 @@ def test_only_the_adapter_is_trained_and_kept(folder, method):
     small_writers.only_the_adapter_is_trained(config(folder, method), folder / method, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_population_learns_what_its_members_learn_alone(folder):
     both = config(folder, 'lora')
     both.sweep.grid = ('optimizer.learning_rate=1e-3,3e-3',)

@@ -10,6 +10,7 @@ import tempfile
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 import transformers
 
@@ -145,6 +146,12 @@ CASES = {
 # Families much like another one (in order: bert, bart, bart, t5, vit, electra), which are compared
 # with the libraries' in the slow tests: they differ in where norms stand, in a gate, in embeddings.
 VARIANTS = ('roberta', 'mbart', 'marian', 't5-gated', 'deit', 'electra-even')
+
+
+def marks(family: str, core: bool) -> list[pytest.MarkDecorator]:
+    """Return the marks of a comparison of a method: quick over T5, if `core` over most families."""
+    quick = family == 't5' or (core and family not in VARIANTS)
+    return [] if quick else [pytest.mark.slow]
 
 
 @functools.cache

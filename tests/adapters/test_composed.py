@@ -66,7 +66,11 @@ def test_each_row_computes_what_it_computes_alone(preset):
 
 
 @pytest.mark.parametrize(
-    'preset', ['pfeiffer', 'lora', 'prefix_tuning_flat', 'loreft', 'attention_side', 'mam']
+    'preset',
+    [
+        *('lora', 'prefix_tuning_flat', 'loreft'),
+        *(pytest.param(p, marks=pytest.mark.slow) for p in ('pfeiffer', 'attention_side', 'mam')),
+    ],
 )
 def test_parallel_adapters_have_a_copy_of_the_batch_each(preset):
     method = of(COPIES, **{name: member(preset, name) for name in 'abc'})

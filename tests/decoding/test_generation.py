@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from torch_families import CASES, inputs, models, texts
+from torch_families import CASES, VARIANTS, inputs, models, texts
 
 from adapters_jax import sharding
 from adapters_jax.adapters import registry
@@ -94,7 +94,10 @@ def theirs_of(model, given, rules, **options):
 @pytest.mark.parametrize(
     ('name', 'cached'),
     [
-        *((name, True) for name in WRITERS),
+        *(
+            pytest.param(name, True, marks=[pytest.mark.slow] * (name in VARIANTS))
+            for name in WRITERS
+        ),
         *(
             pytest.param(name, False, marks=[pytest.mark.slow] * (name != 'bart'))
             for name in WRITERS
@@ -114,13 +117,17 @@ def test_the_likeliest_words_are_those_of_transformers(name, cached):
     assert 0.1 < ends.mean() < 0.9
 
 
+def _repeats(name, how):
+    return name in VARIANTS or (name != 'bart' and how != HOWS[0])
+
+
 HOWS = [(False, 1.0), (True, 1.0), ('never', 2.0), (False, -0.5), ('never', 0.0)]
 
 
 @pytest.mark.parametrize(
     ('name', 'how', 'penalty'),
     [
-        pytest.param(name, *how, marks=[pytest.mark.slow] * (name != 'bart' and how != HOWS[0]))
+        pytest.param(name, *how, marks=[pytest.mark.slow] * _repeats(name, how))
         for name in WRITERS
         for how in HOWS
     ],

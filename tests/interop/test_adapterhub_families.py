@@ -21,9 +21,10 @@ from adapters_jax.interop.adapterhub import composed, places
 TOLERANCE = 5e-5
 FAMILIES = [name for name in library.CLASSES if name != 'bert']
 DECODERS = ['bart', 'mbart', 't5', 't5-gated', 'whisper']
+# One for each kind of place; all methods are compared over T5, and in the slow tests over all.
 CORE = {
-    'double_seq_bn_inv', 'par_bn', 'compacter', 'lora_everywhere', 'dora', 'vera', 'ia3',
-    'prefix_tuning', 'mam', 'unipelt', 'prefix_reft', 'prompt_tuning', 'cross_bn',
+    'double_seq_bn_inv', 'lora_everywhere', 'prefix_tuning', 'unipelt', 'prefix_reft',
+    'prompt_tuning', 'cross_bn',
 }  # fmt: skip
 PROMPTS = ('prompt_tuning', 'prompt_after_bos')
 INVERTIBLE = ('seq_bn_inv', 'double_seq_bn_inv')
@@ -92,15 +93,11 @@ def pairs():
     """Return all pairs that the library computes; those of no new kind are slow tests."""
     left = {*NO_PLACE, *FAILS, *REFUSED}
     return [
-        pytest.param(family, name, marks=[] if _quick(family, name) else pytest.mark.slow)
+        pytest.param(family, name, marks=torch_families.marks(family, name in CORE))
         for family in FAMILIES
         for name in library.METHODS
         if (family, name) not in left
     ]
-
-
-def _quick(family, name):
-    return family == 't5' or (name in CORE and family not in torch_families.VARIANTS)
 
 
 def inputs(of, name):

@@ -12,7 +12,7 @@ import pytest
 import torch
 import transformers
 from jax.tree_util import tree_map
-from torch_families import CASES, models
+from torch_families import CASES, VARIANTS, models
 
 from adapters_jax.adapters import registry
 from adapters_jax.adapters.baselines import HeadOnly
@@ -66,7 +66,10 @@ def our_outputs(folder, of, x, outputs):
 
 
 @pytest.mark.parametrize('biased', [False, True])
-@pytest.mark.parametrize('name', WRITERS)
+@pytest.mark.parametrize(
+    'name',
+    [pytest.param(name, marks=[pytest.mark.slow] * (name in VARIANTS)) for name in WRITERS],
+)
 def test_scores_of_words(source, tmp_path, name, biased):
     of, x = source(name), library.given(source(name))
     model = of.model()

@@ -51,6 +51,8 @@ METHODS = (
     'lora', 'lora everywhere', 'lora patterns', 'lora bias', 'dora', 'vera', 'adalora', 'ia3',
     'norms', 'prompt', 'prefix',
 )  # fmt: skip
+# One for each kind of place; all methods are compared over T5, and in the slow tests over all.
+CORE = {'lora everywhere', 'lora bias', 'adalora', 'norms', 'prompt', 'prefix'}
 PRESETS = {
     'lora bias': ['lora'],
     'lora everywhere': ['lora'],
@@ -136,11 +138,12 @@ def source(tmp_path_factory):
 
 
 def pairs():
+    """Return all pairs that the library computes; those of no new kind are slow tests."""
     left = {*FAILS, ('marian', 'prompt'), *((name, 'prefix') for name in DECODERS)}
     # Its projections have no biases, and so do not RMSNorms.
     left |= {(name, 'lora bias') for name in ('t5', 't5-gated')}
     return [
-        pytest.param(name, m, marks=[pytest.mark.slow] if name in torch_families.VARIANTS else [])
+        pytest.param(name, m, marks=torch_families.marks(name, m in CORE))
         for name in FAMILIES
         for m in METHODS
         if (name, m) not in left

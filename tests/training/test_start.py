@@ -41,7 +41,7 @@ def config(runs, method, begin=None, **options):
     return made
 
 
-@pytest.mark.parametrize('method', METHODS)
+@pytest.mark.parametrize('method', [pytest.param(METHODS[0], marks=pytest.mark.slow), *METHODS[1:]])
 def test_without_a_change_the_run_is_the_adapter_that_it_began_with(runs, tmp_path, method):
     still = config(runs, method, optimizer__learning_rate=1e-30)
     train(still, tmp_path / 'run')
