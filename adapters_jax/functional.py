@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, UInt32
 
-from adapters_jax import quantize, xla
+from adapters_jax import products, quantize, xla
 
 Activation = Callable[[Array], Array]
 
@@ -181,45 +181,10 @@ def trained_dense(
 ) -> Float[Array, '... O']:
     """Return `x @ kernel + bias` in the type of `x`, for a kernel that is trained.
 
-    It differs from `dense` in its gradient alone: see `trained_product`.
+    It differs from `dense` in its gradient alone: see `products.trained_product`.
     """
-    y = trained_product(x, kernel.astype(x.dtype))
+    y = products.trained_product(x, kernel.astype(x.dtype))
     return y if bias is None else y + against(bias.astype(x.dtype), y)
-
-
-def trained_product(x: Float[Array, '... I'], kernel: Float[Array, 'I O']) -> Array:
-    """Return `x @ kernel`, whose gradient for the kernel transposes the narrower of its factors.
-
-    The gradient is the product of `x`, transposed, and the output's gradient, or its transpose.
-    XLA's CPU compiler writes the first factor of a product down transposed, and computes it again
-    for that, in an order that no cache likes: for `double_seq_bn` over MiniLM this was half
-    of a training step. An adapter's narrow side is a tenth of its wide one.
-    """
-    stop = jax.lax.stop_gradient
-    return _with_kernel_gradient(x @ stop(kernel), stop(x), kernel)
-
-
-@jax.custom_vjp
-def _with_kernel_gradient(y: Array, x: Array, kernel: Array) -> Array:
-    return y
-
-
-def _keep_inputs(y: Array, x: Array, kernel: Array) -> tuple[Array, Array]:
-    return y, x
-
-
-def _kernel_gradient(x: Array, gradient: Array) -> tuple[Array, None, Array]:
-    rows = tuple(range(x.ndim - 1))
-
-    def over_rows(left: Array, right: Array) -> Array:
-        return jax.lax.dot_general(left, right, ((rows, rows), ((), ())))
-
-    narrow_last = gradient.shape[-1] < x.shape[-1]
-    own = xla.apart(over_rows(gradient, x)).T if narrow_last else over_rows(x, gradient)
-    return gradient, None, own
-
-
-_with_kernel_gradient.defvjp(_keep_inputs, _kernel_gradient)
 
 
 def dropout(x: Float[Array, '...'], rate: float, key: PRNGKeyArray | None) -> Float[Array, '...']:

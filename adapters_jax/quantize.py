@@ -18,6 +18,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
+from adapters_jax import products
 from adapters_jax.lazy import Functions
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ def product(
 ) -> Float[Array, '... O']:
     """Return `x @ matrix` in the type of `x`, for a matrix in any number format."""
     if not is_quantized(matrix) and matrix.dtype == x.dtype == jnp.float32:
-        return x @ matrix
+        return products.product(x, matrix)
     return _converted_product(x, matrix)
 
 
@@ -99,9 +100,9 @@ def _converted_product(
     x: Float[Array, '... I'], matrix: Float[Array, 'I O'] | Quantized
 ) -> Float[Array, '... O']:
     if not is_quantized(matrix):
-        return x @ matrix.astype(x.dtype)
+        return products.product(x, matrix.astype(x.dtype))
     # Integers up to 127 are exact in bfloat16, too; scales are not.
-    y = x @ matrix.qvalue.astype(x.dtype)
+    y = products.product(x, matrix.qvalue.astype(x.dtype))
     scale = matrix.scale.reshape((1,) * (y.ndim - 1) + (-1,))
     return (y.astype(jnp.float32) * scale).astype(x.dtype)
 

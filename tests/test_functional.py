@@ -5,7 +5,7 @@ import pytest
 import torch
 from transformers.activations import ACT2FN
 
-from adapters_jax import functional
+from adapters_jax import functional, products
 
 # AdapterHub's name for what Hugging Face calls 'leaky_relu'.
 THEIRS = {'leakyrelu': 'leaky_relu'}
@@ -124,7 +124,7 @@ def test_a_trained_product_differs_from_a_product_in_no_number(inputs, outputs, 
         return product(x, kernel), *jax.grad(loss, (0, 1))(x, kernel)
 
     found, expected = (
-        gradients(f) for f in (functional.trained_product, lambda x, kernel: x @ kernel)
+        gradients(f) for f in (products.trained_product, lambda x, kernel: x @ kernel)
     )
     for a, b in zip(found, expected, strict=True):
         assert a.shape == b.shape
@@ -138,7 +138,7 @@ def test_a_trained_product_of_members_is_that_of_each():
     )
 
     def gradient(kernel):
-        return jax.grad(lambda k: jnp.square(functional.trained_product(x, k)).sum())(kernel)
+        return jax.grad(lambda k: jnp.square(products.trained_product(x, k)).sum())(kernel)
 
     together = jax.vmap(gradient)(kernels)
     for i, kernel in enumerate(kernels):

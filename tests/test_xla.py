@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from adapters_jax import functional, xla
+from adapters_jax import functional, products, xla
 
 
 @pytest.fixture(autouse=True)
@@ -80,7 +80,7 @@ def test_what_is_to_be_computed_again_is_not_kept_from_the_first_time():
 @pytest.mark.parametrize(('inputs', 'outputs'), [(384, 24), (24, 384)])
 def test_the_gradient_of_a_kernel_transposes_the_narrow_factor(inputs, outputs):
     def loss(kernel, x):
-        return jnp.sum(jnp.sin(functional.trained_product(x, kernel)))
+        return jnp.sum(jnp.sin(products.trained_product(x, kernel)))
 
     step = jax.jit(jax.grad(loss), compiler_options=xla.options(lean=True))
     program = step.lower(jnp.ones((inputs, outputs)), jnp.ones((440, inputs))).compile().as_text()

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from adapters_jax import functional, params
+from adapters_jax import functional, params, products
 from adapters_jax.adapters import parts
 from adapters_jax.adapters.bottleneck import gate
 from adapters_jax.adapters.method import At, Method, adapted_layers
@@ -154,8 +154,8 @@ class LowRank(Method, abc.ABC):
         """Return the input passed through both factors, and the gate."""
         x = functional.dropout(end.inputs, self.dropout, functional.fold(at.key, 0))
         down, up = self.factors(params, x.shape[-1], at)
-        low = functional.trained_product(x, down.astype(x.dtype))
-        change = functional.trained_product(low, up.astype(x.dtype))
+        low = products.trained_product(x, down.astype(x.dtype))
+        change = products.trained_product(low, up.astype(x.dtype))
         return change * gate(params['gate'], end.inputs, end.mask) if self.use_gating else change
 
     def merge_linear(self, params, kernel, bias, at):
