@@ -5,7 +5,7 @@ import pytest
 import torch
 from transformers.activations import ACT2FN
 
-from adapters_jax import functional, products
+from adapters_jax import functional
 
 # AdapterHub's name for what Hugging Face calls 'leaky_relu'.
 THEIRS = {'leakyrelu': 'leaky_relu'}
@@ -105,44 +105,6 @@ def test_fold_chains_and_passes_none():
     folded = jax.random.fold_in(jax.random.fold_in(key, 1), 2)
     assert functional.fold(key, 1, 2) == folded
     assert functional.fold(key, 2, 1) != folded
-
-
-@pytest.mark.parametrize(('inputs', 'outputs'), [(12, 3), (3, 12), (5, 5)])
-@pytest.mark.parametrize('lead', [(), (4,), (2, 4)])
-def test_a_trained_product_differs_from_a_product_in_no_number(inputs, outputs, lead):
-    keys = jax.random.split(jax.random.key(0), 3)
-    x, kernel = (
-        jax.random.normal(key, shape)
-        for key, shape in zip(keys, ((*lead, inputs), (inputs, outputs)), strict=False)
-    )
-    weights = jax.random.normal(keys[2], (*lead, outputs))
-
-    def gradients(product):
-        def loss(x, kernel):
-            return (weights * jnp.tanh(product(x, kernel))).sum()
-
-        return product(x, kernel), *jax.grad(loss, (0, 1))(x, kernel)
-
-    found, expected = (
-        gradients(f) for f in (products.trained_product, lambda x, kernel: x @ kernel)
-    )
-    for a, b in zip(found, expected, strict=True):
-        assert a.shape == b.shape
-        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
-
-
-def test_a_trained_product_of_members_is_that_of_each():
-    keys = jax.random.split(jax.random.key(1), 2)
-    x, kernels = (
-        jax.random.normal(key, shape) for key, shape in zip(keys, ((4, 6), (3, 6, 2)), strict=True)
-    )
-
-    def gradient(kernel):
-        return jax.grad(lambda k: jnp.square(products.trained_product(x, k)).sum())(kernel)
-
-    together = jax.vmap(gradient)(kernels)
-    for i, kernel in enumerate(kernels):
-        np.testing.assert_allclose(together[i], gradient(kernel), rtol=1e-5)
 
 
 @pytest.mark.parametrize('name', sorted(functional.ACTIVATIONS))

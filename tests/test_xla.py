@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from adapters_jax import functional, products, xla
+from adapters_jax import functional, xla
 
 
 @pytest.fixture(autouse=True)
@@ -75,17 +75,6 @@ def test_what_is_to_be_computed_again_is_not_kept_from_the_first_time():
     step = jax.jit(jax.value_and_grad(loss), compiler_options=xla.options(lean=True))
     program = step.lower(jnp.ones((64, 64))).compile().as_text()
     assert program.count(' dot(') == 2 + 2 + 4  # forward, again, backward
-
-
-@pytest.mark.parametrize(('inputs', 'outputs'), [(384, 24), (24, 384)])
-def test_the_gradient_of_a_kernel_transposes_the_narrow_factor(inputs, outputs):
-    def loss(kernel, x):
-        return jnp.sum(jnp.sin(products.trained_product(x, kernel)))
-
-    step = jax.jit(jax.grad(loss), compiler_options=xla.options(lean=True))
-    program = step.lower(jnp.ones((inputs, outputs)), jnp.ones((440, inputs))).compile().as_text()
-    found = [line for line in program.splitlines() if ' dot(' in line]
-    assert ['f32[24,384]' in line.split(' dot(')[0] for line in found] == [False, True]
 
 
 def test_a_gradient_that_is_written_down_is_the_same():
