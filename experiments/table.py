@@ -23,6 +23,7 @@ BENCHES = {
     'memory': 'experiments.bench.memory',
     'frozen_dtype_scores': 'experiments.frozen_dtype_scores',
     'faults': 'experiments.faults.report',
+    'adapters_vs_finetuning': 'experiments.adapters_vs_finetuning.__main__',
     'products': 'experiments.bench.products',
     'preprocessing': 'experiments.preprocessing',
     'choose': 'experiments.choice',

@@ -48,6 +48,15 @@ def render(result: Mapping[str, Any]) -> str:
     return '\n'.join([*lines, '', note])
 
 
+def without_norms(result: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the result without the norm of each step, which workdirs have and a picture shows."""
+    rows = {
+        name: [{key: value for key, value in run.items() if key != 'norms'} for run in found]
+        for name, found in result['rows'].items()
+    }
+    return {**result, 'rows': rows}
+
+
 def chosen(found: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """Return the runs with the best rate; none where every rate has a run that diverged."""
     rate = runs.best_rate(found)
@@ -61,7 +70,7 @@ def _scores(title: str, found: Sequence[Mapping[str, Any]]) -> str:
     share = 100 * best[0]['trainable_parameters'] / best[0]['total_parameters']
     cells = (
         title,
-        f'{best[0]["trainable_parameters"]:,} ({share:.2g} %)',
+        f'{best[0]["trainable_parameters"]:,} ({share:.3g} %)',
         f'{best[0]["learning_rate"]:.2g}',
         *(_mean(best, key) for key in ('validation', 'test')),
         f'{statistics.mean(run["seconds"] for run in best):.0f}',
@@ -113,7 +122,7 @@ def main(output: str, data: str, task: str, rows: Sequence[str], seeds: int) -> 
         result['rows'][name] = train_row(name, seeds, setting, directory)
         ended = (run for run in result['rows'][name] if 'examples' in run)
         result['examples'] = next(ended, {}).get('examples', result.get('examples'))
-        write(directory, NAME, result | describe(), render)
+        write(directory, NAME, without_norms(result) | describe(), render)
     charts.scores(result['rows'], directory / f'{NAME}.png')
     charts.norms(result['rows'], directory / f'{NAME}_norms.png')
     print(f'wrote {directory / NAME}.png and {directory / NAME}_norms.png')

@@ -16,7 +16,7 @@ Rows = Mapping[str, Sequence[Mapping[str, Any]]]
 
 def scores(rows: Rows, path: Path) -> None:
     """Draw the test scores of each way of training over its learning rates."""
-    figure = Figure(figsize=(8, 4.2), layout='constrained')
+    figure = Figure(figsize=(8, 4.8), layout='constrained')
     axes = figure.subplots()
     for name, found in rows.items():
         well = [run for run in found if 'diverged' not in run]
@@ -28,13 +28,13 @@ def scores(rows: Rows, path: Path) -> None:
             axes.errorbar(rates, means, spread, marker='o', capsize=3, label=ROWS[name].title)
     axes.set(xscale='log', xlabel='learning rate', ylabel='test score (mean ± s.d. over seeds)')
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
+    figure.legend(loc='outside lower center', ncols=2, fontsize=8)
     save(figure, path)
 
 
 def norms(rows: Rows, path: Path) -> None:
     """Draw the gradient's norm at each step of training with the best rate, over all seeds."""
-    figure = Figure(figsize=(8, 4.2), layout='constrained')
+    figure = Figure(figsize=(8, 4.8), layout='constrained')
     axes = figure.subplots()
     for name, found in rows.items():
         rate = best_rate(found)
@@ -49,5 +49,5 @@ def norms(rows: Rows, path: Path) -> None:
         axes.plot(share, smooth, lw=1.3, label=ROWS[name].title)
     axes.set(yscale='log', xlabel='part of training', ylabel='norm of the gradient')
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
+    figure.legend(loc='outside lower center', ncols=2, fontsize=8)
     save(figure, path)

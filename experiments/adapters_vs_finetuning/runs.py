@@ -81,7 +81,9 @@ def train(row: Row, rate: float, seed: int, setting: Setting, workdir: Path) -> 
         f'--workdir={workdir}',
     ]
     told = _command('train', given)
-    found: dict[str, Any] = {'learning_rate': rate, 'seed': seed, 'command': ' '.join(given)}
+    found: dict[str, Any] = {'learning_rate': rate, 'seed': seed}
+    # Folders are those of one machine.
+    found['command'] = ' '.join(given).replace(setting.data, 'DATA').replace(str(workdir), 'DIR')
     found |= norms(workdir / 'metrics.jsonl')
     if told:
         return found | {'diverged': told}

@@ -1,10 +1,11 @@
-"""How fast matrix products are: XLA as it comes, with our options (`adapters_jax.xla`), and torch.
+"""How fast matrix products are: XLA as it comes, as we have it compute them, and torch.
 
     python -m experiments.bench.products --output=DIR [--rounds=15]
 
 Products in float32 of the shapes that a batch of 32 x 128 tokens has in MiniLM and BERT-base, and a
-training step and a forward pass of MiniLM with each kind of option. Writes DIR/products.json and
-DIR/products.md.
+training step and a forward pass of MiniLM, with our options (`adapters_jax.xla`) and without; and
+gradients for the input of a product where rows are few (`adapters_jax.products`). Writes
+DIR/products.json and DIR/products.md.
 """
 
 import contextlib
@@ -17,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from adapters_jax import entry, files, xla
+from adapters_jax import entry, files, products, xla
 from adapters_jax.interop.backbones import load_backbone
 from adapters_jax.training.provenance import describe
 from experiments.bench import libraries, programs
@@ -25,24 +26,59 @@ from experiments.bench.timing import Ratio, compare
 from experiments.output import write
 
 SHAPES = ((4096, 384, 384), (4096, 384, 1536), (4096, 1536, 384), (4096, 768, 3072))
+# Rows, and the kernel: a batch of TREC in MiniLM; small batches in BERT-base and BERT-large.
+FEW = (
+    *((440, 384, 1536), (440, 1536, 384)),
+    *((1024, 768, 3072), (1024, 3072, 768)),
+    *((512, 1024, 4096), (512, 4096, 1024), (128, 4096, 1024)),
+)
 PAUSE = 0.05
 
 
-def product_calls(shape: tuple[int, int, int]) -> dict[str, Callable[[], Any]]:
+Calls = dict[str, Callable[[], Any]]
+
+
+def product_calls(shape: tuple[int, int, int]) -> Calls:
     """Return the product of two random matrices, done by each."""
+    rows, inner, columns = shape
+    left, right = _random((rows, inner), (inner, columns))
+    return {
+        'default': _compiled(jnp.matmul, {}, left, right),
+        'ours': _compiled(jnp.matmul, xla.options(), left, right),
+        'torch': _by_torch(lambda left, right: left @ right, left, right),
+    }
+
+
+def gradient_calls(shape: tuple[int, int, int]) -> Calls:
+    """Return the gradient for the input of a product with a kernel, done by each."""
+    rows, inputs, outputs = shape
+    given = _random((rows, outputs), (inputs, outputs))
+    options = xla.options(lean=True)
+    return {
+        'default': _compiled(lambda gradient, kernel: gradient @ kernel.T, options, *given),
+        'ours': _compiled(products.input_gradient, options, *given),
+        'torch': _by_torch(lambda gradient, kernel: gradient @ kernel.T, *given),
+    }
+
+
+def _random(*shapes: tuple[int, int]) -> list[np.ndarray]:
+    rng = np.random.default_rng(0)
+    return [rng.standard_normal(shape, np.float32) for shape in shapes]
+
+
+def _compiled(
+    function: Callable[..., Any], options: xla.Options, *given: np.ndarray
+) -> Callable[[], Any]:
+    placed = [jnp.asarray(array) for array in given]
+    program = jax.jit(function, compiler_options=options).lower(*placed).compile()
+    return lambda: program(*placed)
+
+
+def _by_torch(function: Callable[..., Any], *given: np.ndarray) -> Callable[[], Any]:
     import torch
 
-    rows, inner, columns = shape
-    rng = np.random.default_rng(0)
-    left = rng.standard_normal((rows, inner), np.float32)
-    right = rng.standard_normal((inner, columns), np.float32)
-    found: dict[str, Callable[[], Any]] = {}
-    for name, options in (('default', {}), ('ours', xla.options())):
-        given = jnp.asarray(left), jnp.asarray(right)
-        program = jax.jit(jnp.matmul, compiler_options=options).lower(*given).compile()
-        found[name] = lambda program=program, given=given: program(*given)
-    tensors = torch.from_numpy(left), torch.from_numpy(right)
-    return found | {'torch': lambda: torch.matmul(*tensors)}
+    tensors = [torch.from_numpy(array) for array in given]
+    return lambda: function(*tensors)
 
 
 @contextlib.contextmanager
@@ -65,12 +101,8 @@ def both(mode: str) -> dict[str, programs.Program]:
 def measure(rounds: int) -> dict[str, Any]:
     """Return rates of products in GFLOP/s, and the ratios of programs' times."""
     libraries.prepare()
-    products = []
-    for shape in SHAPES:
-        times = compare(product_calls(shape), rounds, pause=PAUSE)
-        work = 2 * np.prod(shape, dtype=float) / 1e9
-        rates = {name: work / one.median for name, one in times.items()}
-        products.append({'shape': shape, 'gflops': rates})
+    rated = [_rates(product_calls(shape), shape, rounds) for shape in SHAPES]
+    gradients = [_rates(gradient_calls(shape), shape, rounds) for shape in FEW]
     whole = {}
     for mode in ('inference', 'training'):
         made = both(mode)
@@ -80,15 +112,25 @@ def measure(rounds: int) -> dict[str, Any]:
         temporary = {name: program.temporary for name, program in made.items()}
         whole[mode] = {'ratio': ratio.value, 'spread': [ratio.low, ratio.high]}
         whole[mode]['temporary'] = temporary
-    return {'products': products, 'programs': whole}
+    return {'products': rated, 'gradients': gradients, 'programs': whole}
+
+
+def _rates(calls: Calls, shape: tuple[int, int, int], rounds: int) -> dict[str, Any]:
+    times = compare(calls, rounds, pause=PAUSE)
+    work = 2 * np.prod(shape, dtype=float) / 1e9
+    return {'shape': shape, 'gflops': {name: work / one.median for name, one in times.items()}}
 
 
 def render(result: dict[str, Any]) -> str:
     """Return the Markdown table, and below it how it was measured."""
     lines = ['| product | XLA as it comes | with our options | torch |', '|---|---|---|---|']
-    for row in result['products']:
-        rates = (f'{row["gflops"][name]:.0f}' for name in ('default', 'ours', 'torch'))
-        lines.append(f'| {" x ".join(map(str, row["shape"]))} | {" | ".join(rates)} |')
+    lines += map(_row, result['products'])
+    lines += [
+        '',
+        '| gradient, rows x kernel | differentiated | ours | torch |',
+        '|---|---|---|---|',
+    ]
+    lines += map(_row, result['gradients'])
     ratios = (
         f'{mode} {Ratio(found["ratio"], *found["spread"])}'
         for mode, found in result['programs'].items()
@@ -101,6 +143,11 @@ def render(result: dict[str, Any]) -> str:
         f'{less["default"] / 2**20:,.0f} MiB, {less["ours"] / 2**20:,.0f} MiB with our options.'
     )
     return '\n'.join([*lines, '', note])
+
+
+def _row(row: dict[str, Any]) -> str:
+    rates = (f'{row["gflops"][name]:.0f}' for name in ('default', 'ours', 'torch'))
+    return f'| {" x ".join(map(str, row["shape"]))} | {" | ".join(rates)} |'
 
 
 def main(output: str, rounds: int) -> None:
