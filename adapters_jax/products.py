@@ -38,7 +38,11 @@ def _keep_kernel(y: Any, x: Any, kernel: Any) -> tuple[Array, Array | None]:
 
 
 def _input_gradient(kernel: Array | None, gradient: Array) -> tuple[Array, Array | None, None]:
-    return gradient, None if kernel is None else input_gradient(gradient, kernel), None
+    if kernel is None:
+        return gradient, None, None
+    # Devices with parts of a kernel would each have to be sent all of it a second time.
+    alone = jax.typeof(gradient).sharding.mesh.size <= 1
+    return gradient, (input_gradient if alone else _against_rows)(gradient, kernel), None
 
 
 _with_input_gradient.defvjp(_keep_kernel, _input_gradient, symbolic_zeros=True)
@@ -67,7 +71,7 @@ def input_gradient(
     rows, (inputs, outputs) = math.prod(gradient.shape[:-1]), kernel.shape
     few = rows <= max(inputs, outputs) and gradient.dtype == jnp.float32
     if jax.default_backend() != 'cpu' or not few:
-        return gradient @ kernel.T
+        return _against_rows(gradient, kernel)
     if rows * (inputs + outputs) > inputs * outputs:
         return gradient @ xla.apart(kernel.T)
     columns = xla.apart(gradient.reshape(rows, outputs).T)
@@ -81,7 +85,12 @@ def _of_members(
     if not batched[1]:
         return input_gradient(gradient, kernel), True
     axes = 0 if batched[0] else None, 0
-    return jax.vmap(lambda g, k: g @ k.T, axes, axis_size=size)(gradient, kernel), True
+    return jax.vmap(_against_rows, axes, axis_size=size)(gradient, kernel), True
+
+
+def _against_rows(gradient: Array, kernel: Array) -> Array:
+    """Return `gradient @ kernel.T` in one operation, as differentiation has it."""
+    return jax.lax.dot_general(gradient, kernel, (((gradient.ndim - 1,), (1,)), ((), ())))
 
 
 def kernel_gradient(
