@@ -64,9 +64,9 @@ def input_gradient(
 ) -> Float[Array, '... I']:
     """Return `gradient @ kernel.T`; on a CPU the kernel is written down transposed, or all else is.
 
-    With 512 rows and a kernel of 4096 x 1024 that is twice as fast, and worth it up to as many rows
-    as the kernel's longer side has (`python -m experiments.bench.products`). Members of a
-    population over one kernel are more rows.
+    With 512 rows and a kernel of 4096 x 1024 that is nearly twice as fast, and worth it up to as
+    many rows as the kernel's longer side has (`python -m experiments.bench.products`). Members of
+    a population over one kernel are more rows.
     """
     rows, (inputs, outputs) = math.prod(gradient.shape[:-1]), kernel.shape
     few = rows <= max(inputs, outputs) and gradient.dtype == jnp.float32

@@ -72,18 +72,11 @@ def train(row: Row, rate: float, seed: int, setting: Setting, workdir: Path) -> 
     Raises:
         RuntimeError: the command failed in another way; with what it printed.
     """
-    given = [
-        f'--config=configs/text_sets.py:task={setting.task},method={row.method}',
-        f'--config.data.dir={setting.data}',
-        *(f'--config.{option}' for option in (*row.options, *setting.options)),
-        f'--config.optimizer.learning_rate={rate}',
-        f'--config.seed={seed}',
-        f'--workdir={workdir}',
-    ]
+    given = _arguments(row, rate, seed, setting, setting.data, str(workdir))
     told = _command('train', given)
     found: dict[str, Any] = {'learning_rate': rate, 'seed': seed}
-    # Folders are those of one machine.
-    found['command'] = ' '.join(given).replace(setting.data, 'DATA').replace(str(workdir), 'DIR')
+    # The folders of one machine say nothing to a reader.
+    found['command'] = ' '.join(_arguments(row, rate, seed, setting, 'DATA', 'DIR'))
     found |= norms(workdir / 'metrics.jsonl')
     if told:
         return found | {'diverged': told}
@@ -101,6 +94,19 @@ def train(row: Row, rate: float, seed: int, setting: Setting, workdir: Path) -> 
         'total_parameters': summary['total_parameters'],
         'adapter_bytes': sum(path.stat().st_size for path in (workdir / 'adapter').iterdir()),
     }
+
+
+def _arguments(
+    row: Row, rate: float, seed: int, setting: Setting, data: str, workdir: str
+) -> list[str]:
+    return [
+        f'--config=configs/text_sets.py:task={setting.task},method={row.method}',
+        f'--config.data.dir={data}',
+        *(f'--config.{option}' for option in (*row.options, *setting.options)),
+        f'--config.optimizer.learning_rate={rate}',
+        f'--config.seed={seed}',
+        f'--workdir={workdir}',
+    ]
 
 
 def _command(name: str, given: Sequence[str]) -> str:
