@@ -63,6 +63,17 @@ def test_those_of_members_are_those_of_each(product, shared):
             np.testing.assert_allclose(a[i], b, rtol=1e-5, atol=1e-6)
 
 
+def test_the_kernels_of_members_get_their_own_gradients():
+    x, kernels = normals((4, 6), (3, 6, 2))
+
+    def gradient(kernel):
+        return jax.grad(lambda k: jnp.square(products.trained_product(x, k)).sum())(kernel)
+
+    together = jax.vmap(gradient)(kernels)
+    for i, kernel in enumerate(kernels):
+        np.testing.assert_allclose(together[i], gradient(kernel), rtol=1e-5)
+
+
 @pytest.mark.parametrize('product', BOTH)
 def test_only_what_is_asked_for_is_computed(product):
     x, kernel = normals((4, 12), (12, 8))
