@@ -328,7 +328,7 @@ def _training() -> Config:
             'patience': 0,
             # Steps between checkpoints (there is one at every evaluation, too); 0: only those.
             'checkpoint_every': 200,
-            # Steps between lines in the log and in metrics.jsonl.
+            # Steps between lines in the log (metrics.jsonl has every step); 0: fifty lines a run.
             'log_every': 20,
             # Parts that a batch is cut into, to save memory, and on a CPU time; the update is the
             # same.

@@ -8,6 +8,7 @@ With `--drop_layers=N` the adapter is left out of the N lowest layers (AdapterDr
 """
 
 import json
+import logging
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,15 @@ from absl import flags
 
 from adapters_jax import config as configs
 from adapters_jax import entry, files, processes
-from adapters_jax.adapters import dropping
+from adapters_jax.adapters import dropping, registry
 from adapters_jax.adapters.dropping import Dropped
 from adapters_jax.interop import adapter_folder
 from adapters_jax.tasks.task import Task
 from adapters_jax.training import experiment, inference, multitask, preprocessing, provenance
+from adapters_jax.training.members import Members
+from adapters_jax.training.placement import make_mesh
+
+_LOG = logging.getLogger('adapters_jax.evaluate')  # __name__ is '__main__' on the command line
 
 
 def evaluate(workdir: str | Path, split: str = 'test', drop_layers: Dropped = 0) -> dict[str, Any]:
@@ -36,12 +41,14 @@ def evaluate(workdir: str | Path, split: str = 'test', drop_layers: Dropped = 0)
     """
     workdir = Path(workdir)
     config = configs.read(workdir / 'config.json')
-    config.start = ''  # which may be gone: the adapter is here
+    config.start = ''  # which may be gone, as may finished members: the adapter is here
+    _fit_devices(config)
     if config.tasks:
         result = _evaluate_tasks(config, workdir, split, drop_layers)
     else:
         folder = adapter_folder.load(workdir / 'adapter')
-        run = experiment.build(config)
+        whole = Members(registry.from_json(folder.method), {}) if config.adapters else None
+        run = experiment.build(config, members=whole)
         _check_split(split, run.splits, split in run.splits)
         predictions = _predictions(workdir, split, drop_layers)
         scored = _evaluate_one(folder, run, split, predictions, drop_layers)
@@ -51,6 +58,15 @@ def evaluate(workdir: str | Path, split: str = 'test', drop_layers: Dropped = 0)
     if processes.is_writer():
         files.write_json(path, result | provenance.describe())
     return result
+
+
+def _fit_devices(config: configs.Config) -> None:
+    """Take the devices that there are where those of training are not: scores are the same."""
+    try:
+        make_mesh(config)
+    except ValueError as error:
+        _LOG.warning('%s: all devices that there are hold the rows, each the whole model', error)
+        config.mesh.data, config.mesh.fsdp, config.mesh.tensor = -1, 1, 1
 
 
 def evaluation_path(workdir: Path, split: str, dropped: Dropped = 0) -> Path:

@@ -74,7 +74,7 @@ class Model:
         if self.config.decoder is not None:
             return language_head.init_of_decoder(key, hidden, self.outputs, self.config.decoder)
         if self.head_config.scores_words:
-            return language_head.init(key, hidden, self.outputs)
+            return language_head.init(key, hidden, self.config.dimensions.word, self.outputs)
         return (
             init_head(self.head, key, hidden)
             if self.heads is None

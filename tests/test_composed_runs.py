@@ -1,6 +1,7 @@
 """Training over finished adapters: stacks, fusions, and layers dropped at random."""
 
 import json
+import shutil
 
 import command
 import numpy as np
@@ -65,6 +66,35 @@ def test_a_run_over_finished_adapters(sources, tmp_path, method, adapters, train
     found = predict(tmp_path / 'run' / 'adapter', [{'text': r['text_a']} for r in expected])
     for ours, theirs in zip(found, expected, strict=True):
         np.testing.assert_allclose(ours['logits'], theirs['logits'], atol=1e-5)
+
+
+def test_a_finished_run_needs_neither_its_members_nor_its_devices(sources, tmp_path, caplog):
+    for name in 'ab':
+        shutil.copytree(sources[0] / name / 'adapter', tmp_path / name)
+    run = config(sources, 'fuse(a, b)', f'a={tmp_path / "a"},b={tmp_path / "b"}')
+    train(run, tmp_path / 'run')
+    first = evaluate(tmp_path / 'run', 'test')
+    for name in 'ab':
+        shutil.rmtree(tmp_path / name)
+    path = tmp_path / 'run' / 'config.json'
+    values = json.loads(path.read_text())
+    values['mesh'] |= {'data': 16}
+    path.write_text(json.dumps(values))
+    again = evaluate(tmp_path / 'run', 'test')
+    assert 'mesh.data is 16' in caplog.text and 'all devices that there are' in caplog.text
+    assert again['metrics'] == first['metrics']
+
+
+def test_a_run_does_not_go_on_over_other_members(sources, tmp_path):
+    for name in 'ab':
+        shutil.copytree(sources[0] / name / 'adapter', tmp_path / name)
+    run = config(sources, 'fuse(a, b)', f'a={tmp_path / "a"},b={tmp_path / "b"}')
+    train(run, tmp_path / 'run')
+    (tmp_path / 'run' / 'summary.json').unlink()
+    shutil.rmtree(tmp_path / 'b')
+    shutil.copytree(tmp_path / 'a', tmp_path / 'b')
+    with pytest.raises(ValueError, match='belongs to another run: adapters_fingerprint is'):
+        train(run, tmp_path / 'run')
 
 
 @pytest.mark.parametrize(

@@ -175,7 +175,7 @@ def test_two_tasks_of_questions_in_one_run(folder):
         (['--config.task.stride=40'], r'data.max_length is 40, .* task.stride = 40: raise the fi'),
         (['--config.data.max_length=200'], 'max_length is 200, but the model has 128 positions'),
         (['--config.task.threshold=low'], "task.threshold is 'low'; expected a number"),
-        (['--config.training.label_smoothing=0.1'], 'question answering takes 0 only'),
+        (['--config.training.label_smoothing=0.1'], 'question_answering has no classes or words'),
         (['--config.data.validation=texts.csv'], 'there is no file'),
     ],
 )

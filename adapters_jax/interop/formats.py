@@ -3,6 +3,7 @@
 Every command that takes an adapter takes any of the three.
 """
 
+import functools
 import json
 import logging
 from collections.abc import Mapping
@@ -87,6 +88,20 @@ def load(
     return module.load(directory, loaded), loaded
 
 
+def load_once(directory: Path, backbone: str) -> AdapterFolder:
+    """Return an adapter as `load` does; again without reading, while its files are the same."""
+    files = (path for path in Path(directory).rglob('*') if path.is_file())
+    found = ((str(path), path.stat()) for path in sorted(files))
+    state = tuple((name, stat.st_ino, stat.st_size, stat.st_mtime_ns) for name, stat in found)
+    return _load_once(Path(directory), backbone, state)
+
+
+@functools.lru_cache(maxsize=64)
+def _load_once(directory: Path, backbone: str, state: tuple[tuple, ...]) -> AdapterFolder:
+    folder, _ = load(directory, backbone)
+    return folder
+
+
 def _load_backbone(given: str, own: str) -> LoadedBackbone:
     try:
         return load_backbone(given or own)
@@ -135,4 +150,4 @@ def _save_merged(folder: AdapterFolder, directory: Path, loaded: LoadedBackbone)
     adapter = whole['adapters'].get(folder.name, {})
     merged = merging.merge(method, adapter, whole['backbone'])
     head = (folder.head, folder.head_params) if folder.head else None
-    return hf_export.save(merged, loaded, directory, head, folder.task.get('labels'))
+    return hf_export.save(merged, loaded, directory, head, folder.task)

@@ -7,7 +7,7 @@ checkpoint's own, the tensors have its names, and the tokenizer's files come alo
 import json
 import logging
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +65,7 @@ def save(
     loaded: LoadedBackbone,
     directory: Path | str,
     head: tuple[Mapping[str, Any], Tree] | None = None,
-    labels: Sequence[str] | None = None,
+    task: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write a backbone's parameters as config.json, model.safetensors and the tokenizer's files.
 
@@ -76,16 +76,18 @@ def save(
         head: description (JSON values) and parameters of the head that comes with it, as a model
             for classification or, of a decoder, for generation; one that no such model has is left
             out with a warning.
-        labels: names of the classes; None for a regression.
+        task: description of what it is for, with `name` and, of classes, `labels`; None for a
+            regression.
 
     Raises:
         ValueError: leaves that are not those of the checkpoint, or as many labels as the head has
             no outputs.
     """
     directory = Path(directory)
-    tensors_of_head = _head(head, loaded, directory)
+    task = task or {'name': 'regression'}
+    tensors_of_head = _head(head, task, loaded, directory)
     config = json.loads((loaded.directory / hub.CONFIG).read_text('utf-8'))
-    described = _config(config, tensors_of_head, labels, loaded.config)
+    described = _config(config, tensors_of_head, task, loaded.config)
     tensors = _tensors(backbone, loaded.config, tensors_of_head)
     return _write(directory, described, tensors, loaded.directory)
 
@@ -107,7 +109,10 @@ def _write(
 
 
 def _head(
-    head: tuple[Mapping[str, Any], Tree] | None, loaded: LoadedBackbone, directory: Path
+    head: tuple[Mapping[str, Any], Tree] | None,
+    task: Mapping[str, Any],
+    loaded: LoadedBackbone,
+    directory: Path,
 ) -> dict[str, np.ndarray] | None:
     """Return the tensors of a head; a model that writes has its checkpoint's, unless it has own."""
     config = loaded.config
@@ -116,19 +121,22 @@ def _head(
     if config.decoder is not None:
         return decoder_heads.write(head[1] or decoder_heads.read(loaded), config)
     classifier = hf_heads.write(*head, config)
-    if classifier is None:
+    known = task['name'] in hf_heads.PROBLEMS
+    if classifier is None or not known:
+        tasks = f'a task of {", ".join(hf_heads.PROBLEMS)}'
         _LOG.warning(
             'no Hugging Face model has this head: %s is written without it; expected %s',
             directory,
-            hf_heads.equivalent(config.family),
+            hf_heads.equivalent(config.family) if known else tasks,
         )
+        return None
     return classifier
 
 
 def _config(
     config: dict[str, Any],
     head: Mapping[str, np.ndarray] | None,
-    labels: Sequence[str] | None,
+    task: Mapping[str, Any],
     backbone: BackboneConfig,
 ) -> dict[str, Any]:
     """Return the checkpoint's config, changed to say what the directory holds."""
@@ -142,8 +150,7 @@ def _config(
     if backbone.decoder is not None:
         return described | {'architectures': [name + decoder_heads.model_class(backbone.family)]}
     outputs = hf_heads.outputs(head)
-    regression = labels is None
-    labels = ['LABEL_0'] if labels is None else list(labels)
+    labels = list(task.get('labels') or ['LABEL_0'])
     if len(labels) != outputs:
         raise ValueError(f'the head has {outputs} outputs, but {len(labels)} labels: {labels}')
     return described | {
@@ -151,7 +158,7 @@ def _config(
         'num_labels': outputs,
         'id2label': {str(i): label for i, label in enumerate(labels)},
         'label2id': {label: i for i, label in enumerate(labels)},
-        'problem_type': 'regression' if regression else 'single_label_classification',
+        'problem_type': hf_heads.PROBLEMS[task['name']],
     }
 
 

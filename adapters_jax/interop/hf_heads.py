@@ -16,6 +16,13 @@ from adapters_jax.params import Tree
 
 CLASSIFIER = 'classifier'
 _TEXTS, _IMAGES = 'ForSequenceClassification', 'ForImageClassification'
+# The tasks whose heads are such a classifier, and what the config of a model says of each.
+PROBLEMS = {
+    'classification': 'single_label_classification',
+    'image_classification': 'single_label_classification',
+    'multi_label': 'multi_label_classification',
+    'regression': 'regression',
+}
 
 
 class Classifier(NamedTuple):

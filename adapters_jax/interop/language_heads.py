@@ -1,10 +1,12 @@
-"""The heads that BERT and RoBERTa checkpoints were pretrained under, as ours.
+"""The heads that BERT, RoBERTa and their kin were pretrained under, as ours.
 
 They are read only where a masked language model asks for them: to everything else they are tensors
-that come with a checkpoint and are no part of it.
+that come with a checkpoint and are no part of it. ELECTRA's generators have one; the discriminators
+do not.
 """
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
 
@@ -12,41 +14,72 @@ from adapters_jax.interop.backbones import LoadedBackbone
 from adapters_jax.interop.tensors import WEIGHT_FILES, read_tensors
 from adapters_jax.params import Tree, flatten, unflatten
 
-# Of each family, below its prefix: the tensors that have our leaves, and other names for them.
+
+class _Names(NamedTuple):
+    """A family's tensors: those that have our leaves, and the matrix that is the word embeddings.
+
+    Of several names for one leaf the first is written.
+    """
+
+    leaves: Mapping[str, str]
+    tied: str
+
+
+def _of_bert(prefix: str) -> _Names:
+    leaves = {
+        'transform.dense.weight': 'transform/kernel',
+        'transform.dense.bias': 'transform/bias',
+        'transform.LayerNorm.weight': 'norm/scale',
+        'transform.LayerNorm.gamma': 'norm/scale',
+        'transform.LayerNorm.bias': 'norm/bias',
+        'transform.LayerNorm.beta': 'norm/bias',
+        'bias': 'words/bias',
+        'decoder.bias': 'words/bias',
+    }
+    return _Names({prefix + name: path for name, path in leaves.items()}, f'{prefix}decoder.weight')
+
+
 _NAMES = {
-    'bert': (
-        'cls.predictions.',
+    'bert': _of_bert('cls.predictions.'),
+    'encoder-decoder': _of_bert('decoder.cls.predictions.'),
+    'roberta': _Names(
         {
-            'transform.dense.weight': 'transform/kernel',
-            'transform.dense.bias': 'transform/bias',
-            'transform.LayerNorm.weight': 'norm/scale',
-            'transform.LayerNorm.gamma': 'norm/scale',
-            'transform.LayerNorm.bias': 'norm/bias',
-            'transform.LayerNorm.beta': 'norm/bias',
-            'bias': 'words/bias',
-            'decoder.bias': 'words/bias',
+            'lm_head.dense.weight': 'transform/kernel',
+            'lm_head.dense.bias': 'transform/bias',
+            'lm_head.layer_norm.weight': 'norm/scale',
+            'lm_head.layer_norm.bias': 'norm/bias',
+            'lm_head.bias': 'words/bias',
+            'lm_head.decoder.bias': 'words/bias',
         },
+        'lm_head.decoder.weight',
     ),
-    'roberta': (
-        'lm_head.',
+    'distilbert': _Names(
         {
-            'dense.weight': 'transform/kernel',
-            'dense.bias': 'transform/bias',
-            'layer_norm.weight': 'norm/scale',
-            'layer_norm.bias': 'norm/bias',
-            'bias': 'words/bias',
-            'decoder.bias': 'words/bias',
+            'vocab_transform.weight': 'transform/kernel',
+            'vocab_transform.bias': 'transform/bias',
+            'vocab_layer_norm.weight': 'norm/scale',
+            'vocab_layer_norm.bias': 'norm/bias',
+            'vocab_projector.bias': 'words/bias',
         },
+        'vocab_projector.weight',
+    ),
+    'electra': _Names(
+        {
+            'generator_predictions.dense.weight': 'transform/kernel',
+            'generator_predictions.dense.bias': 'transform/bias',
+            'generator_predictions.LayerNorm.weight': 'norm/scale',
+            'generator_predictions.LayerNorm.bias': 'norm/bias',
+            'generator_lm_head.bias': 'words/bias',
+        },
+        'generator_lm_head.weight',
     ),
 }
-_NAMES['encoder-decoder'] = ('decoder.cls.predictions.', _NAMES['bert'][1])
-_DECODER = 'decoder.weight'
 
 
 def exists(backbone: LoadedBackbone) -> bool:
     """Tell whether a checkpoint has a language head."""
-    prefix, _ = _NAMES[backbone.config.family]
-    return any(name.startswith(prefix) for name in _tensors(backbone))
+    names = _NAMES[backbone.config.family]
+    return any(name in names.leaves or name == names.tied for name in _tensors(backbone))
 
 
 def read(backbone: LoadedBackbone) -> Tree:
@@ -56,30 +89,28 @@ def read(backbone: LoadedBackbone) -> Tree:
         ValueError: a head that lacks tensors, or of other sizes than the backbone's, or one whose
             output embeddings are not its word embeddings.
     """
-    prefix, names = _NAMES[backbone.config.family]
-    tensors = _tensors(backbone)
+    names, tensors = _NAMES[backbone.config.family], _tensors(backbone)
     leaves = {
-        path: np.array(tensors[prefix + name], np.float32)
-        for name, path in names.items()
-        if prefix + name in tensors
+        path: np.array(tensors[name], np.float32)
+        for name, path in names.leaves.items()
+        if name in tensors
     }
-    if not leaves and prefix + _DECODER not in tensors:
+    if not leaves and names.tied not in tensors:
         return {}
     if 'transform/kernel' in leaves:
         leaves['transform/kernel'] = np.ascontiguousarray(leaves['transform/kernel'].T)
     _check(leaves, backbone)
-    if prefix + _DECODER in tensors:
-        _check_tied(np.asarray(tensors[prefix + _DECODER], np.float32), backbone)
+    if names.tied in tensors:
+        _check_tied(np.asarray(tensors[names.tied], np.float32), backbone)
     return unflatten(leaves)
 
 
 def write(tree: Tree, family: str) -> dict[str, np.ndarray]:
     """Return the tensors of a head, under their names in a checkpoint of the family."""
-    prefix, names = _NAMES[family]
-    first = {path: name for name, path in reversed(names.items())}
+    first = {path: name for name, path in reversed(_NAMES[family].leaves.items())}
     leaves = {path: np.asarray(leaf, np.float32) for path, leaf in flatten(tree).items()}
     return {
-        prefix + first[path]: np.ascontiguousarray(leaf.T if path.endswith('kernel') else leaf)
+        first[path]: np.ascontiguousarray(leaf.T if path.endswith('kernel') else leaf)
         for path, leaf in leaves.items()
     }
 
@@ -90,11 +121,11 @@ def _tensors(backbone: LoadedBackbone) -> Mapping[str, np.ndarray]:
 
 
 def _check(leaves: Mapping[str, np.ndarray], backbone: LoadedBackbone) -> None:
-    hidden, words = backbone.config.dimensions.hidden, backbone.config.written
+    hidden, width = backbone.config.dimensions.hidden, _table(backbone).shape[1]
     shapes = {
-        'transform/kernel': (hidden, hidden),
-        'words/bias': (words,),
-        **dict.fromkeys(('transform/bias', 'norm/scale', 'norm/bias'), (hidden,)),
+        'transform/kernel': (hidden, width),
+        'words/bias': (backbone.config.written,),
+        **dict.fromkeys(('transform/bias', 'norm/scale', 'norm/bias'), (width,)),
     }
     for path, shape in shapes.items():
         found = leaves[path].shape if path in leaves else 'missing'
@@ -106,10 +137,14 @@ def _check(leaves: Mapping[str, np.ndarray], backbone: LoadedBackbone) -> None:
 
 
 def _check_tied(decoder: np.ndarray, backbone: LoadedBackbone) -> None:
-    own = 'embeddings' if backbone.config.decoder is None else 'decoder_embeddings'
-    table = np.asarray(backbone.params[own]['word']['embedding'], np.float32)
-    if not np.array_equal(decoder, table):
+    if not np.array_equal(decoder, np.asarray(_table(backbone), np.float32)):
         raise ValueError(
             f'the output embeddings of {backbone.directory} are not its word embeddings; only '
             'heads that share them are supported, as BERT and RoBERTa do'
         )
+
+
+def _table(backbone: LoadedBackbone) -> np.ndarray:
+    """Return the vectors of the words that are scored."""
+    own = 'embeddings' if backbone.config.decoder is None else 'decoder_embeddings'
+    return backbone.params[own]['word']['embedding']

@@ -20,14 +20,14 @@ Tree = dict[str, Any]
 Undo = Callable[[Float[Array, 'B M D']], Float[Array, 'B M D']]
 
 
-def init(key: PRNGKeyArray, hidden: int, vocabulary: int) -> Tree:
-    """Return fresh parameters; the word embeddings are the backbone's."""
+def init(key: PRNGKeyArray, hidden: int, width: int, vocabulary: int) -> Tree:
+    """Return fresh parameters; the word embeddings, of that width, are the backbone's."""
     return {
         'transform': {
-            'kernel': 0.02 * jax.random.normal(key, (hidden, hidden)),
-            'bias': jnp.zeros(hidden),
+            'kernel': 0.02 * jax.random.normal(key, (hidden, width)),
+            'bias': jnp.zeros(width),
         },
-        'norm': {'scale': jnp.ones(hidden), 'bias': jnp.zeros(hidden)},
+        'norm': {'scale': jnp.ones(width), 'bias': jnp.zeros(width)},
         'words': {'bias': jnp.zeros(vocabulary)},
     }
 
@@ -36,7 +36,7 @@ def apply(
     params: Mapping[str, Any],
     hidden: Float[Array, 'B T D'],
     places: Int[Array, 'B M'],
-    table: Float[Array, 'V D'] | quantize.Quantized,
+    table: Float[Array, 'V W'] | quantize.Quantized,
     config: BackboneConfig,
     undo: Undo = lambda x: x,
 ) -> Float[Array, 'B M V']:
@@ -46,8 +46,9 @@ def apply(
     input, which these vectors stand for (Pfeiffer et al. 2020, section 3.3).
     """
     x = jnp.take_along_axis(hidden, places[:, :, None], axis=1)
-    # RoBERTa's head has its own activation, whatever its config says of the blocks.
-    name = 'gelu' if config.family == 'roberta' else config.block.activation
+    # Some heads have their own activation, whatever their config says of the blocks.
+    own = config.family in ('roberta', 'electra')
+    name = 'gelu' if own else config.block.activation
     x = undo(_transformed(params, x, name, config.block.norm_epsilon))
     scores = quantize.against_rows(x.astype(hidden.dtype), table)
     return scores + params['words']['bias'].astype(jnp.float32).reshape(1, 1, -1)
@@ -64,7 +65,7 @@ def _transformed(
 def init_of_decoder(key: PRNGKeyArray, hidden: int, vocabulary: int, decoder: Decoder) -> Tree:
     """Return a decoder's own scores of words: nothing where they are products with its words."""
     if decoder.transformed:
-        return init(key, hidden, vocabulary)
+        return init(key, hidden, hidden, vocabulary)
     if decoder.tied:
         return {}
     return {'words': {'kernel': 0.02 * jax.random.normal(key, (hidden, vocabulary))}}

@@ -65,6 +65,11 @@ class Experiment:
         """The names of the splits that early stopping looks at; the first one decides."""
         return [name for name in self.splits if name.startswith('validation')]
 
+    @property
+    def members_fingerprint(self) -> str:
+        """A name of the finished adapters' parameters; empty where there are none."""
+        return self.members.fingerprint
+
     def init_params(self) -> Tree:
         """Return the backbone with a fresh adapter and head, from the config's seed."""
         key = jax.random.fold_in(jax.random.key(self.config.seed), 0)
@@ -122,9 +127,14 @@ class Experiment:
 
 
 def build(
-    config: Config, backbone: LoadedBackbone | None = None, name: str = 'default'
+    config: Config,
+    backbone: LoadedBackbone | None = None,
+    name: str = 'default',
+    members: Members | None = None,
 ) -> Experiment:
-    """Load and check everything that a config names; `backbone` is it where it is loaded already.
+    """Load and check everything that a config names.
+
+    `backbone` and `members` are what it names by those keys, where they are at hand already.
 
     Raises:
         ValueError, FileNotFoundError: the first mistake found, in one sentence.
@@ -132,7 +142,7 @@ def build(
     check_numbers(config)
     OptimizerConfig(**config.optimizer.to_dict())
     HeadConfig(**config.head.to_dict())
-    members = load_members(config)
+    members = members or load_members(config)
     choose_dtype(config)
     choose_remat(config)
     choose_frozen_dtype(config)
@@ -192,12 +202,18 @@ def check_model(model: Model, backbone: Tree) -> None:
     """Trace initialisation and forward pass once, on shapes, for what only they can find.
 
     Raises:
-        ValueError: a method that does not fit the backbone or trains nothing of it, or members of a
-            union that do not fit one another.
+        ValueError: a method that does not fit the backbone or trains nothing of it, members of a
+            union that do not fit one another, or a method and a head that leave nothing to train.
     """
     shapes = jax.eval_shape(model.init, jax.random.key(0), backbone)
-    trained = partition(shapes, model.rules)[0].keys() & {'adapters', 'backbone'}
-    if not trained and model.method.rules(model.config.dimensions):
+    trained = partition(shapes, model.rules)[0]
+    if not trained:
+        raise ValueError(
+            f'nothing is left to train: {model.method.architecture} brings no parameters, and the '
+            "head comes with the checkpoint; set head.train='all', or choose another method"
+        )
+    own = trained.keys() & {'adapters', 'backbone'}
+    if not own and model.method.rules(model.config.dimensions):
         raise ValueError(
             f'{model.method.architecture} trains nothing here: a {model.config.family} backbone '
             'has none of the parameters that it is for; choose another method'

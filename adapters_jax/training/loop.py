@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adapters_jax import params, processes, sharding
+from adapters_jax import params, processes, sharding, tasks
 from adapters_jax.config import Config
 from adapters_jax.interop import adapter_folder
 from adapters_jax.training import batching, trunk
@@ -45,8 +45,19 @@ def check(config: Config, placement: Placement | None = None) -> None:
             f'adapters is {config.adapters!r}, but a run of several tasks trains one method for '
             'each of them; leave it empty'
         )
+    if not config.tasks:
+        _check_smoothing(config)
     batching.check(config, load_members(config).method, devices)
     trunk.check(config)
+
+
+def _check_smoothing(config: Config) -> None:
+    smoothing = config.training.label_smoothing
+    if smoothing and not tasks.kind(config.task.name).smooths:
+        raise ValueError(
+            f'training.label_smoothing is {smoothing}, but {config.task.name} has no classes or '
+            'words among which it could be spread; set it to 0'
+        )
 
 
 class Trainer(Run):

@@ -5,7 +5,6 @@ ones, which are trained. Where it is not empty, `config.method` is an expression
 """
 
 import dataclasses
-import functools
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -82,9 +81,8 @@ def is_folder(text: str) -> bool:
     return '/' in text or Path(text).is_dir()
 
 
-@functools.lru_cache(maxsize=64)
 def _folder(directory: str, backbone: str) -> AdapterFolder:
-    folder, _ = formats.load(Path(directory), backbone)
+    folder = formats.load_once(Path(directory), backbone)
     if folder.backbone_params:
         raise ValueError(
             f'{directory} holds leaves of the backbone itself ({min(folder.backbone_params)}...), '

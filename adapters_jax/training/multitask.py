@@ -49,6 +49,11 @@ class Multitask:
             for split in member.validation_splits
         ]
 
+    @property
+    def members_fingerprint(self) -> str:
+        """Empty: no finished adapter is part of such a run."""
+        return ''
+
     def member(self, split: str) -> Experiment:
         """Return the experiment that a split 'TASK/SPLIT' belongs to."""
         return self.members[split.partition('/')[0]]

@@ -80,6 +80,11 @@ class Progress:
             self.finished = 'all steps taken'
 
 
+def share_of_steps(steps: int, share: float) -> int:
+    """Return so many times these steps, begun ones whole: 1.1 times 100 are 110, in floats too."""
+    return math.ceil(round(steps * share, 6))
+
+
 class Run(abc.ABC):
     """An experiment trained in a workdir."""
 
@@ -110,9 +115,15 @@ class Run(abc.ABC):
         self.padding = 1 - (1 - self.plan.padding) * self.plan.rows / self.rows
         self.steps_per_epoch = len(self.plan)
         self.total_steps = config.training.steps or max(
-            1, math.ceil(self.steps_per_epoch * config.training.epochs)
+            1, share_of_steps(self.steps_per_epoch, config.training.epochs)
         )
         self.evaluate_every = config.training.evaluate_every or self.steps_per_epoch
+        if config.training.patience and not self.experiment.validation_splits:
+            raise ValueError(
+                f'training.patience is {config.training.patience}, but there is no validation '
+                'split whose scores could end the run; name one under data, cut one off with '
+                'data.split_fractions, or set training.patience=0'
+            )
         self.pad_id = model.config.pad_id
         # Shared out with the empty rows at the end, so any number of processes will do.
         first, last = sharding.own_rows(self.mesh, self.rows)
@@ -179,10 +190,13 @@ class Run(abc.ABC):
     @property
     def identity(self) -> dict[str, Any]:
         """What a checkpoint must agree on with the run that continues it."""
+        members = self.experiment.members_fingerprint
         return {
             'backbone_fingerprint': self.experiment.backbone.fingerprint,
             'data_fingerprint': self.data.fingerprint(),
             'config': decisive(self.config),
+            # Frozen, and so in no checkpoint: the folders must still hold what they held.
+            **({'adapters_fingerprint': members} if members else {}),
         }
 
     @property

@@ -4,7 +4,6 @@ Hu et al. (2022, section 5.1) train LoRA for MRPC, RTE and STS-B from the adapte
 uses are more epochs, or more examples, for an adapter that there is.
 """
 
-import functools
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -34,13 +33,7 @@ def load(config: Config) -> AdapterFolder | None:
     Raises:
         FileNotFoundError, ValueError: no adapter there, or one of another backbone.
     """
-    return _folder(config.start, config.backbone) if config.start else None
-
-
-@functools.lru_cache(maxsize=4)
-def _folder(directory: str, backbone: str) -> AdapterFolder:
-    folder, _ = formats.load(Path(directory), backbone)
-    return folder
+    return formats.load_once(Path(config.start), config.backbone) if config.start else None
 
 
 def check(folder: AdapterFolder, model: Model, task: Task) -> None:

@@ -13,7 +13,7 @@ from adapters_jax.adapters.method import Method
 from adapters_jax.config import Config
 from adapters_jax.data import tokenize
 from adapters_jax.params import Tree
-from adapters_jax.training import grid
+from adapters_jax.training import grid, start
 from adapters_jax.training.experiment import Experiment, check_model
 from adapters_jax.training.members import load as load_members
 
@@ -50,6 +50,8 @@ def widen(
     for member in members:
         own_model = alone[methods[member.config.method]]
         own = dataclasses.replace(experiment, config=member.config, model=own_model)
+        if experiment.start:
+            start.check(experiment.start, own_model, experiment.task)
         owns.append(_own(member.name, own, model, len(different) > 1, folder / member.name))
     return model, owns
 

@@ -6,7 +6,6 @@ methods. (Jamieson and Talwalkar 2016, with the members' numbers and steps as in
 
 import contextlib
 import logging
-import math
 from collections.abc import Hashable, Iterator, Sequence
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from adapters_jax import processes
 from adapters_jax.training import grid
 from adapters_jax.training.experiment import Experiment
 from adapters_jax.training.population_run import PopulationRun
-from adapters_jax.training.run import Progress
+from adapters_jax.training.run import Progress, share_of_steps
 from adapters_jax.tuning import populations, pruning
 from adapters_jax.tuning.pruning import Rule
 
@@ -64,7 +63,7 @@ def train(runs: Sequence[PopulationRun], rule: Rule) -> None:
 
 def step_of(run: PopulationRun, share: float) -> int:
     """Return the step of a run at which it has taken this share of all its steps."""
-    return math.ceil(share * run.total_steps)
+    return share_of_steps(run.total_steps, share)
 
 
 def _losers(

@@ -23,6 +23,7 @@ from adapters_jax.models.heads import HeadConfig
 
 TOLERANCE = 5e-5
 LABELS = ['no', 'größer', 'yes']
+TASK = {'name': 'classification', 'labels': LABELS}
 WRITERS = ['bart', 'mbart', 't5', 't5-gated', 'whisper']
 CLASSES = {
     'distilbert': transformers.DistilBertForSequenceClassification,
@@ -124,25 +125,48 @@ def test_a_classifier_of_a_decoder_is_left_out(source, tmp_path, caplog):
     assert "a head of kind 'classification' is not supported" in caplog.text
 
 
-@pytest.mark.parametrize('name', ['distilbert', 'electra', 'vit'])
-def test_exchangeable_classifiers(source, tmp_path, name):
+@pytest.mark.parametrize(
+    ('name', 'task'),
+    [
+        ('distilbert', 'classification'),
+        ('electra', 'classification'),
+        ('electra', 'multi_label'),
+        ('vit', 'image_classification'),
+    ],
+)
+def test_exchangeable_classifiers(source, tmp_path, name, task):
     of, x = source(name), library.given(source(name))
     model = of.model()
     model.add_adapter('ad', config=library.METHODS['seq_bn'])
-    kind = 'image_classification' if name == 'vit' else 'classification'
-    add = getattr(model, f'add_{kind}_head')
-    add('ad', num_labels=3, id2label=dict(enumerate(LABELS)))
+    options = {'multilabel': True} if task == 'multi_label' else {}
+    add = model.add_image_classification_head if name == 'vit' else model.add_classification_head
+    add('ad', num_labels=3, id2label=dict(enumerate(LABELS)), **options)
     library.randomise(of, model)
     model.set_active_adapters('ad')
     model.eval().save_adapter(str(tmp_path / 'a'), 'ad')
     expected = logits(model, of, x)
     folder = adapterhub.load(tmp_path / 'a', of.loaded)
-    assert folder.task == {'name': 'classification', 'labels': LABELS}
+    assert folder.task == {'name': task, 'labels': LABELS}
     found = our_outputs(folder, of, x, 3)[:, 0]
     np.testing.assert_allclose(found, expected, atol=TOLERANCE, rtol=0)
     adapterhub.save(folder, tmp_path / 'b', of.loaded)
     again = library.reloaded(of, tmp_path / 'b')
     np.testing.assert_allclose(logits(again, of, x), expected, atol=TOLERANCE, rtol=0)
+    written, read = (
+        json.loads((tmp_path / part / 'head_config.json').read_text())['config'] for part in 'ba'
+    )
+    assert written['head_type'] == read['head_type']
+
+
+def test_an_image_head_of_several_classes_at_once_is_left_out(source, tmp_path, caplog):
+    of = source('vit')
+    model = of.model()
+    model.add_adapter('ad', config='lora')
+    model.add_image_classification_head('ad', num_labels=3, multilabel=True)
+    model.save_adapter(str(tmp_path / 'a'), 'ad')
+    with caplog.at_level(logging.WARNING):
+        assert adapterhub.load(tmp_path / 'a', of.loaded).head == {}
+    assert 'is not supported' in caplog.text
 
 
 def logits(model, of, x):
@@ -158,7 +182,7 @@ def test_classifiers_as_hugging_face_models(source, tmp_path, name):
     model = Model(loaded.config, HeadOnly(), head, 3)
     tree = model.init(jax.random.key(0), tree_map(lambda x: 0.9 * x, loaded.params))
     told = head.to_json(), tree['heads']['default']
-    out = hf_export.save(tree['backbone'], loaded, tmp_path / 'out', told, LABELS)
+    out = hf_export.save(tree['backbone'], loaded, tmp_path / 'out', told, TASK)
     found = from_pretrained(CLASSES[name], out)
     assert found.config.id2label == dict(enumerate(LABELS))
     of = library.Source(name, found.config, {}, loaded)

@@ -23,6 +23,7 @@ HEADS = {
     'roberta': [HeadConfig(pooling='cls', layers=2)],
 }
 LABELS = ['no', 'größer', 'yes']
+TASK = {'name': 'classification', 'labels': LABELS}
 
 
 @pytest.fixture(scope='module', params=['bert', 'roberta'])
@@ -85,7 +86,7 @@ def test_classifiers(loaded, tmp_path):
     for head in HEADS[loaded.config.family]:
         model, tree = bound(loaded, head)
         told = (head.to_json(), tree['heads']['default'])
-        directory = hf_export.save(tree['backbone'], loaded, tmp_path / head.pooling, told, LABELS)
+        directory = hf_export.save(tree['backbone'], loaded, tmp_path / head.pooling, told, TASK)
         auto = transformers.AutoModelForSequenceClassification
         found = load_with_transformers(auto, directory)
         assert found.config.id2label == dict(enumerate(LABELS))
@@ -96,6 +97,29 @@ def test_classifiers(loaded, tmp_path):
         # A head of two layers takes the place of BERT's pooler; RoBERTa's models have none.
         differing = {path for path in own if again.get(path) != own[path]}
         assert differing == ({'pooler/kernel', 'pooler/bias'} if head.pooling == 'cls' else set())
+
+
+def test_several_classes_at_once(loaded, tmp_path):
+    head = HEADS[loaded.config.family][0]
+    model, tree = bound(loaded, head)
+    told = (head.to_json(), tree['heads']['default'])
+    several = TASK | {'name': 'multi_label'}
+    hf_export.save(tree['backbone'], loaded, tmp_path / 'out', told, several)
+    auto = transformers.AutoModelForSequenceClassification
+    found = load_with_transformers(auto, tmp_path / 'out')
+    assert found.config.id2label == dict(enumerate(LABELS))
+    assert found.config.problem_type == 'multi_label_classification'
+    compare(model, tree, found)
+
+
+def test_a_head_for_another_task_is_left_out(loaded, tmp_path, caplog):
+    head = HEADS[loaded.config.family][0]
+    _, tree = bound(loaded, head, outputs=1)
+    told = (head.to_json(), tree['heads']['default'])
+    choices = {'name': 'multiple_choice'}
+    hf_export.save(tree['backbone'], loaded, tmp_path / 'out', told, choices)
+    assert 'expected a task of classification, image_classification' in caplog.text
+    assert 'problem_type' not in json.loads((tmp_path / 'out' / 'config.json').read_text())
 
 
 def test_a_regression(loaded, tmp_path):
@@ -115,7 +139,7 @@ def test_a_regression(loaded, tmp_path):
 def test_a_head_that_no_model_has_is_left_out(head, loaded, tmp_path, caplog):
     _, tree = bound(loaded, head)
     told = (head.to_json(), tree['heads']['default'])
-    hf_export.save(tree['backbone'], loaded, tmp_path / 'out', told, LABELS)
+    hf_export.save(tree['backbone'], loaded, tmp_path / 'out', told, TASK)
     assert 'is written without it; expected head.pooling=' in caplog.text
     again = load_backbone(str(tmp_path / 'out'))
     assert theirs.bits(again.params) == theirs.bits(tree['backbone'])
@@ -127,7 +151,9 @@ def test_mistakes_leave_nothing_behind(loaded, tmp_path):
     _, tree = bound(loaded, HeadConfig('cls', 2))
     told = (HeadConfig('cls', 2).to_json(), tree['heads']['default'])
     with pytest.raises(ValueError, match='the head has 3 outputs, but 2 labels'):
-        hf_export.save(tree['backbone'], loaded, tmp_path / 'out', told, ['a', 'b'])
+        hf_export.save(
+            tree['backbone'], loaded, tmp_path / 'out', told, TASK | {'labels': ['a', 'b']}
+        )
     fewer = {name: x for name, x in tree['backbone'].items() if name != 'layer_1'}
     with pytest.raises(ValueError, match='missing or unexpected: layer_1/attention/key/bias'):
         hf_export.save(fewer, loaded, tmp_path / 'out')

@@ -39,14 +39,24 @@ SIZES = {
 MODELS = {
     'bert': (transformers.BertConfig, transformers.BertForMaskedLM),
     'roberta': (transformers.RobertaConfig, transformers.RobertaForMaskedLM),
+    'distilbert': (transformers.DistilBertConfig, transformers.DistilBertForMaskedLM),
+    'electra': (transformers.ElectraConfig, transformers.ElectraForMaskedLM),
 }
+# The others call what is theirs as BERT does.
+NAMED = {
+    'distilbert': {
+        'dim': 32, 'n_layers': 1, 'n_heads': 2, 'hidden_dim': 64, 'vocab_size': SIZES['vocab_size'],
+        'max_position_embeddings': 66,
+    },
+    'electra': SIZES | {'embedding_size': 16, 'hidden_act': 'relu'},
+}  # fmt: skip
 
 
 def write_language_model(folder, family='bert', seed=0):
     """Write a random checkpoint with a language head and the toy tokenizer; return the model."""
     make_config, make_model = MODELS[family]
     torch.manual_seed(seed)
-    model = make_model(make_config(**SIZES)).eval()
+    model = make_model(make_config(**NAMED.get(family, SIZES))).eval()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     toy.write_backbone(folder)
@@ -271,6 +281,9 @@ def test_a_language_adapter_goes_below_a_task_adapter(learned, toys, tmp_path):
     ('changes', 'message'),
     [
         ({'head__train': 'none'}, "head.train is 'none', but the head does not come with"),
+        ({'backbone': 'published', 'method': 'head'}, "nothing is left to train: head .* set head"),
+        ({'training__label_smoothing': 0.1}, 'is 0.1, but masked_lm has no classes'),
+        ({'training__patience': 2}, 'patience is 2, but there is no validation split'),
         ({'head__train': 'some'}, "head.train is 'some'; expected one of"),
         ({'training__trunk_cache': 'float32', 'data__cache_dir': 'c',
           'method': 'pfeiffer[leave_out=[0]]', 'backbone': 'two'}, 'hides other words in each ep'),
@@ -279,12 +292,15 @@ def test_a_language_adapter_goes_below_a_task_adapter(learned, toys, tmp_path):
     ],
 )  # fmt: skip
 def test_what_cannot_be_is_refused(toys, tmp_path, changes, message):
-    if changes.get('backbone'):
+    if changes.get('training__patience'):
+        changes = changes | {'data__split_fractions': ()}
+    if changes.get('backbone') == 'two':
         backbone = toy.write_backbone(tmp_path / 'two', layers=2)
         changes = changes | {'backbone': backbone, 'data__cache_dir': str(tmp_path / 'c')}
         changes['method'] = 'pfeiffer[reduction_factor=2,leave_out=[0]]'
     with pytest.raises(ValueError, match=message):
         train(config(toys, **changes), tmp_path / 'run')
+    assert not (tmp_path / 'run' / 'config.json').exists()
 
 
 def test_untied_or_damaged_heads_are_refused(tmp_path):

@@ -83,6 +83,33 @@ def test_each_member_of_a_population_begins_with_it(runs, tmp_path):
             np.testing.assert_allclose(found[path], leaf, rtol=0, atol=1e-20)
 
 
+@pytest.mark.parametrize('ranks', ['alpha=8,16', 'alpha=16,8'])
+def test_no_member_of_a_population_begins_with_an_adapter_of_another_method(runs, tmp_path, ranks):
+    _, backbone, texts = runs
+    plain = toy.config(backbone, texts, method='lora[r=2,alpha=8]', training__steps=1)
+    train(plain, tmp_path / 'first')
+    grid = toy.config(backbone, texts, method='lora[r=2,alpha=8]', training__steps=1)
+    grid.start = str(tmp_path / 'first' / 'adapter')
+    assign(grid, 'sweep.grid', f"('method.{ranks}',)")
+    with pytest.raises(ValueError, match=r'alpha=8, but config\.method has 16'):
+        sweep(grid, tmp_path / 'grid')
+    assert not list((tmp_path / 'grid').glob('members/*/adapter'))
+
+
+def test_an_adapter_that_was_trained_anew_is_read_anew(runs, tmp_path):
+    folder, backbone, texts = runs
+    shutil.copytree(folder / METHODS[0] / 'adapter', tmp_path / 'first')
+    own = config(runs, METHODS[0])
+    own.start = str(tmp_path / 'first')
+    before = flatten(experiment.build(own).start.adapter_params)
+    again = toy.config(backbone, texts, method=METHODS[0], training__steps=2, seed=5)
+    train(again, tmp_path / 'again')
+    shutil.rmtree(tmp_path / 'first')
+    shutil.copytree(tmp_path / 'again' / 'adapter', tmp_path / 'first')
+    after = flatten(experiment.build(own).start.adapter_params)
+    assert any(np.abs(after[path] - leaf).max() > 1e-4 for path, leaf in before.items())
+
+
 @pytest.mark.parametrize(
     ('method', 'begin', 'said'),
     [

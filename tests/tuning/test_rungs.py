@@ -5,7 +5,7 @@ import toy
 
 from adapters_jax.params import flatten
 from adapters_jax.training import grid
-from adapters_jax.training.run import Progress
+from adapters_jax.training.run import Progress, share_of_steps
 from adapters_jax.tuning import populations, rungs
 
 
@@ -40,3 +40,11 @@ def test_populations_over_one_backbone_hold_it_once(tmp_path):
     assert common and all(whole[path] is biased[path] for path in common)
     assert {f'backbone/{path}' for path in whole.keys() - common} <= trained.keys()
     assert not any(whole[path] is halved[path] for path in common)
+
+
+@pytest.mark.parametrize(
+    ('steps', 'share', 'expected'),
+    [(100, 1.1, 110), (100, 0.07, 7), (100, 0.1 * 3, 30), (100, 0.301, 31), (7, 1 / 3, 3)],
+)
+def test_a_share_of_the_steps_is_what_it_is_on_paper(steps, share, expected):
+    assert share_of_steps(steps, share) == expected

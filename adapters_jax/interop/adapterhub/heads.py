@@ -17,13 +17,14 @@ from adapters_jax.interop import hf_heads
 from adapters_jax.interop.adapterhub import store, word_heads
 from adapters_jax.interop.backbones import LoadedBackbone
 from adapters_jax.models.heads import TOKENS, HeadConfig
-from adapters_jax.models.vit import PatchStem
 from adapters_jax.params import Tree
 
 _LOG = logging.getLogger(__name__)
 # Kinds of exchangeable heads.
 _CLASSES, _TAGS, _QUESTIONS = 'classification', 'tagging', 'question_answering'
-_IMAGES = 'image_classification'
+_IMAGES, _SEVERAL = 'image_classification', 'multilabel_classification'
+# The tasks of those that classify a whole input.
+_TASKS = {_CLASSES: 'classification', _IMAGES: 'image_classification', _SEVERAL: 'multi_label'}
 
 
 class Head(NamedTuple):
@@ -55,7 +56,7 @@ def read(directory: Path, loaded: LoadedBackbone) -> Head:
     if kind == word_heads.KIND and loaded.config.decoder is not None:
         described, own = word_heads.read(values, config, tensors, loaded, directory)
         return Head(described, {}, own)
-    if not _known(kind, bool(config), loaded):
+    if not _known(kind, bool(config), loaded) or config.get('multilabel'):
         _LOG.warning('%s: a head of kind %r is not supported, so it is left out', directory, kind)
         return NONE
     _check_sizes(config or values, tensors, path)
@@ -75,7 +76,7 @@ def _known(kind: Any, exchangeable: bool, loaded: LoadedBackbone) -> bool:
     if loaded.config.decoder is not None:
         return False
     if exchangeable:
-        return kind in (_CLASSES, _IMAGES, _TAGS, _QUESTIONS)
+        return kind in (*_TASKS, _TAGS, _QUESTIONS)
     return hf_heads.is_class(kind, loaded.config.family)
 
 
@@ -171,7 +172,7 @@ def _task(config: Mapping[str, Any], path: Path) -> tuple[int, dict[str, Any]]:
         if count != 2:
             raise ValueError(f'{path} has num_labels={count}; answers have 2, a start and an end')
         return 2, {'name': _QUESTIONS}
-    kind = _TAGS if config.get('head_type') == _TAGS else _CLASSES
+    kind = config.get('head_type', _CLASSES)
     if count == 1 and kind == _CLASSES:
         return 1, {'name': 'regression'}
     labels = {_whole(i): label for label, i in ids.items()} or {
@@ -182,7 +183,7 @@ def _task(config: Mapping[str, Any], path: Path) -> tuple[int, dict[str, Any]]:
             f'{path} has num_labels={count} and label2id={ids!r}; expected a name for each of the '
             f'numbers 0 to {count - 1}'
         )
-    return count, {'name': kind, 'labels': [labels[i] for i in range(count)]}
+    return count, {'name': _TASKS.get(kind, kind), 'labels': [labels[i] for i in range(count)]}
 
 
 def _whole(value: Any) -> Any:
@@ -198,13 +199,12 @@ def write(head: Head, name: str, directory: Path, loaded: LoadedBackbone) -> Non
         config, tensors = word_heads.write(head.params, name, loaded)
         _write(config, tensors, name, directory, loaded)
         return
-    images = _IMAGES if isinstance(loaded.config.stem, PatchStem) else _CLASSES
-    config = _config(HeadConfig(**head.head), head.task, images)
+    config = _config(HeadConfig(**head.head), head.task)
     if config is None:
         _LOG.warning(
             'the adapter %r is written without its head: `adapters` has none with pooling %r for '
-            "the task %r; train with head.pooling='cls' or 'pooler', for classification or "
-            'regression, to take the head along',
+            "the task %r; train with head.pooling='cls' or 'pooler', for classification, "
+            'multi_label, image_classification or regression, to take the head along',
             name,
             head.head['pooling'],
             head.task.get('name'),
@@ -228,11 +228,8 @@ def _write(
     store.write_tensors(directory / store.HEAD.safetensors, tensors)
 
 
-def _config(head: HeadConfig, task: Mapping[str, Any], classes: str) -> dict[str, Any] | None:
-    """Return the config of an exchangeable head, or None where the library has none like it.
-
-    `classes` is what the library calls one that classifies a whole input of the backbone's kind.
-    """
+def _config(head: HeadConfig, task: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the config of an exchangeable head, or None where the library has none like it."""
     common = {
         'layers': head.layers,
         'activation_function': head.activation,
@@ -246,11 +243,12 @@ def _config(head: HeadConfig, task: Mapping[str, Any], classes: str) -> dict[str
     common |= {'num_labels': len(labels), 'label2id': {label: i for i, label in enumerate(labels)}}
     if task['name'] == _TAGS:
         return {'head_type': _TAGS, **common}
+    classes = {task: kind for kind, task in _TASKS.items()}.get(task['name'], _CLASSES)
     return {'head_type': classes, 'use_pooler': head.pooling == 'pooler', 'bias': True, **common}
 
 
 def _labels(task: Mapping[str, Any]) -> list[str] | None:
-    """Return the names of a text's or a word's outputs; None for a task of another kind."""
+    """Return the names of an input's or a word's outputs; None for a task of another kind."""
     if task.get('name') == 'regression':
         return ['LABEL_0']
-    return list(task['labels']) if task.get('name') in (_CLASSES, _TAGS) else None
+    return list(task['labels']) if task.get('name') in (*_TASKS.values(), _TAGS) else None

@@ -152,6 +152,20 @@ def _task_type(classifier: Tensors | None, config: BackboneConfig) -> str | None
 def _classifier(folder: AdapterFolder, config: BackboneConfig) -> Tensors | None:
     if not folder.head or config.decoder is not None:
         return None
+    name = folder.task.get('name')
+    if name not in hf_heads.PROBLEMS:
+        _LOG.warning(
+            'the adapter is written without its head: a classifier for PEFT is one of %s, and not '
+            'of %s',
+            ', '.join(hf_heads.PROBLEMS),
+            name,
+        )
+        return None
+    if name == 'multi_label':
+        _LOG.warning(
+            'a PEFT folder does not say that several classes may hold at once: load the model '
+            "under it with problem_type='multi_label_classification'"
+        )
     classifier = hf_heads.write(folder.head, folder.head_params, config)
     if classifier is None:
         _LOG.warning(
