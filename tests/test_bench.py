@@ -12,8 +12,21 @@ import pytest
 import toy
 
 from adapters_jax.interop.backbones import load_backbone
+from adapters_jax.models.heads import HeadConfig
 from experiments.bench import __main__ as bench
-from experiments.bench import backbones, kernels, programs, race, steps
+from experiments.bench import (
+    backbones,
+    chart,
+    kernels,
+    libraries,
+    mixed_adapters,
+    programs,
+    race,
+    sizes,
+    steps,
+    whole_runs,
+    workers,
+)
 from experiments.bench.race import Race
 from experiments.bench.timing import Times, compare
 
@@ -110,17 +123,140 @@ def test_races_run_before_stay_in_the_report(tmp_path, monkeypatch, capsys):
         return [RACE, Race('other', times(2), times(1), {}, unit='MiB')]
 
     monkeypatch.setattr(bench, 'RACES', {'train_step': runner, 'memory': runner})
-    for only in ('train_step', 'memory'):
+    for only in ('memory', 'train_step'):
         bench.main(str(tmp_path), [only], rounds=1, data='', examples=32)
     told = json.loads((tmp_path / 'bench.json').read_text())
-    assert set(told) >= {'train_step', 'memory', 'hardware', 'versions'}
+    assert list(told) == ['train_step', 'memory']
     table = (tmp_path / 'bench.md').read_text()
     assert '| `train_step` | toy | 2.000 s | 4.000 s | 2.00 (1.50 to 2.50) | 50 % |' in table
-    assert '| `memory` | other | 2 MiB | 1 MiB | 0.50 (0.50 to 0.50) |  |' in table
+    assert '| `memory` | other | 2 MiB | 1 MiB | 0.50 |  |' in table
     assert (tmp_path / 'bench.png').read_bytes().startswith(b'\x89PNG')
     assert table in capsys.readouterr().out
     with pytest.raises(ValueError, match="unknown race 'sprint'; known: train_step, memory"):
         bench.main(str(tmp_path), ['sprint'], rounds=1, data='', examples=32)
+
+
+def provenance(commit, **versions):
+    shown = {'jax': '1', 'adapters': '2', 'peft': '3', 'torch': '4+cpu', 'transformers': '5'}
+    return {'hardware': 'a machine', 'versions': shown | versions, 'commit': commit}
+
+
+def test_a_race_keeps_the_commit_and_the_libraries_that_it_was_run_with(tmp_path, monkeypatch):
+    monkeypatch.setattr(bench, 'RACES', {name: lambda *_: [RACE] for name in ('epoch', 'sweep')})
+    for only, commit in (('epoch', 'a' * 12), ('sweep', 'b' * 12 + '+')):
+        monkeypatch.setattr(libraries, 'describe', lambda commit=commit: provenance(commit))
+        bench.main(str(tmp_path), [only], rounds=3, data='', examples=32)
+    told = json.loads((tmp_path / 'bench.json').read_text())
+    assert [told[name]['commit'] for name in ('epoch', 'sweep')] == ['a' * 12, 'b' * 12 + '+']
+    table = (tmp_path / 'bench.md').read_text()
+    assert 'with jax 1 against adapters 2, peft 3, torch 4, transformers 5' in table
+    assert table.endswith(
+        '- `--only=epoch --rounds=3` at `aaaaaaa`\n- `--only=sweep --rounds=3` at `bbbbbbb+`\n'
+    )
+    del told['sweep']['commit']
+    (tmp_path / 'bench.json').write_text(json.dumps(told))
+    with pytest.raises(
+        ValueError, match=r"race 'sweep' lacks commit; expected .* another --output"
+    ):
+        bench.main(str(tmp_path), ['epoch'], rounds=3, data='', examples=32)
+
+
+def test_races_with_other_libraries_are_told_apart():
+    one, other = provenance('a' * 12), provenance('a' * 12, torch='9')
+    result = {'epoch': bench.collect([RACE], one), 'sweep': bench.collect([RACE], other)}
+    told = bench.render(result)
+    assert told.index('torch 4') < told.index('only=epoch') < told.index('torch 9')
+    assert told.index('torch 9') < told.index('only=sweep')
+
+
+def test_the_versions_of_the_raced_libraries_are_told():
+    found = libraries.describe()
+    assert {'jax', *libraries.RACED} <= found['versions'].keys()
+    assert found['versions']['peft'][0].isdigit() and found['commit'] and found['hardware']
+
+
+def of_workers(monkeypatch):
+    """Let no process be started; return the jobs that were asked for."""
+    asked = []
+
+    def run(jobs, rounds, field):
+        asked.extend(jobs.values())
+        return {name: times(*[1] * rounds) for name in jobs}, {name: {} for name in jobs}
+
+    monkeypatch.setattr(whole_runs, 'of_processes', run)
+    return asked
+
+
+def test_an_epoch_says_how_many_examples_of_what(tmp_path, monkeypatch):
+    jobs = of_workers(monkeypatch)
+    folder = tmp_path / 'somewhere'
+    written = {'TREC': tmp_path / 'trec.jsonl', 'RTE': tmp_path / 'rte.jsonl'}
+    monkeypatch.setattr(whole_runs, '_texts', lambda *_: written)
+    runs = {
+        'epoch': whole_runs.epoch(tmp_path, 5, str(folder), 800),
+        'sweep': whole_runs.sweep(tmp_path, 5, str(folder), 800),
+    }
+    result = {name: bench.collect(run, provenance('a' * 12)) for name, run in runs.items()}
+    trec, rte = result['epoch'], result['epoch']['more'][0]
+    assert [row['settings']['source'] for row in (trec, rte)] == ['built in', 'GLUE']
+    for row in (trec, rte, result['sweep']):
+        assert row['settings']['examples'] == 800 and row['settings']['dtype'] == 'float32'
+    assert {job['dtype'] for job in jobs} == {'float32'} and 'examples' not in jobs[0]
+    told = bench.render(result)
+    assert '`--only=epoch --examples=800 --data=GLUE`' in told
+    assert '`--only=sweep --examples=800`' in told and str(tmp_path) not in told
+
+
+def test_an_epoch_is_in_bfloat16_where_the_course_is():
+    course = {'backbone': 'minilm', 'data': 'x', 'size': 24, 'batch_size': 32}
+    for dtype in ('float32', 'bfloat16'):
+        assert workers._config(**course, dtype=dtype, started=0.0).training.dtype == dtype
+
+
+def test_padding_is_that_of_the_batch():
+    batch = programs.random_batch(4, 8, 100)
+    assert programs.padding(batch) == 0
+    batch['segments'][:, 6:] = 0
+    assert programs.padding(batch) == 0.25
+
+
+def test_every_race_says_what_it_was_run_with(monkeypatch, tmp_path):
+    of_workers(monkeypatch)
+    *_, alone = whole_runs.first_step(tmp_path, 1)
+    assert alone.settings == {'imports': {'ours': 'adapters_jax.train', 'theirs': 'adapters'}}
+    monkeypatch.setattr(mixed_adapters, 'ours', lambda *_: {'mixed forward': lambda: 0})
+    monkeypatch.setattr(
+        mixed_adapters, 'theirs', lambda *_: {f'{x} mixed': lambda: 0 for x in libraries.RACED}
+    )
+    for mixed in mixed_adapters.races(1):
+        assert mixed.settings['backbone'] == 'minilm' and mixed.settings['dtype'] == 'float32'
+
+
+def test_files_are_compared_with_all_that_is_in_a_folder(tmp_path):
+    (tmp_path / 'below').mkdir()
+    (tmp_path / 'one').write_bytes(bytes(1500))
+    (tmp_path / 'below' / 'other').write_bytes(bytes(700))
+    assert sizes.bytes_of(tmp_path) == {'below/other': 700, 'one': 1500}
+    course = ('minilm', *sizes.COURSES[1])
+    told = sizes.race(*course, tmp_path).to_json()
+    assert told['unit'] == 'kB' and told['ours'] == sum(told['files']['ours'].values()) / 1000
+    assert told['theirs'] == sum(told['files']['theirs'].values()) / 1000
+    # What both hold is float32, and little besides.
+    for side in ('ours', 'theirs'):
+        assert 1 < 1000 * told[side] / (4 * told['settings']['parameters']) < 1.05
+    with pytest.raises(RuntimeError, match=r'[\d,]+ parameters of ours and [\d,]+ of adapters'):
+        sizes.race(*course[:-1], HeadConfig(), tmp_path)
+
+
+def test_the_stored_races_are_whole_and_each_has_its_bar():
+    stored = bench.read(chart.STORED)
+    assert list(stored) == list(bench.RACES)
+    rows = [row for first in stored.values() for row in (first, *first['more'])]
+    assert all(row['settings'] for row in rows)
+    axes = chart.figure(stored).axes[0]
+    assert len(axes.patches) == len(rows)
+    assert [bar.get_width() for bar in axes.patches] == [row['ratio'] for row in rows]
+    assert chart.STORED.with_suffix('.png').exists()
 
 
 def test_a_program_over_two_devices_does_the_same(tmp_path):
@@ -141,9 +277,12 @@ def test_a_pause_is_no_part_of_a_measurement():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('job', ['epoch', 'sweep', 'first_step', 'peak_memory', 'imports'])
+@pytest.mark.parametrize(
+    ('job', 'dtype'),
+    [(job, 'float32') for job in workers.JOBS] + [('epoch', 'bfloat16'), ('sweep', 'bfloat16')],
+)
 @pytest.mark.parametrize('side', ['ours', 'theirs'])
-def test_every_job_reports_what_is_raced(tmp_path, job, side):
+def test_every_job_reports_what_is_raced(tmp_path, job, dtype, side):
     rows = [{'text': f'number {i} ?', 'label': f'class {i % 3}'} for i in range(48)]
     data = tmp_path / 'rows.jsonl'
     data.write_text('\n'.join(map(json.dumps, rows)) + '\n')
@@ -151,7 +290,7 @@ def test_every_job_reports_what_is_raced(tmp_path, job, side):
         'backbone': str(load_backbone('minilm').directory),
         'data': str(data),
         **{'size': 24, 'batch_size': 16, 'members': 4, 'rows': 2, 'tokens': 16},
-        'dtype': 'float32',
+        'dtype': dtype,
     }
     found = race.report({'job': job, 'side': side, **settings})
     assert found['mebibytes' if job == 'peak_memory' else 'seconds'] > 0

@@ -3,6 +3,8 @@
 import dataclasses
 import importlib
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,19 +12,22 @@ import pytest
 import toy
 from all_papers import NAMES, paper
 
-from adapters_jax import sweep
+from adapters_jax import config as configs
+from adapters_jax import files, sweep
 from adapters_jax.training import grid
 from configs.papers import protocol
 from experiments.papers import command, report
+from experiments.papers import runner as runners
 from experiments.papers.runner import NotYetError, Runner
 from experiments.papers.study import Cell, Results
 
+ROOT = Path(__file__).parents[1]
 QUICK = ('training.steps=2', 'training.evaluate_every=2', 'data.max_length=16')
 
 
 @pytest.fixture(scope='module')
 def given(tmp_path_factory):
-    """Backbones of two and six layers, and four sets of short texts in their files' forms."""
+    """Backbones of one, two and six layers, and four sets of short texts in their files' forms."""
     folder = tmp_path_factory.mktemp('papers')
     sets = folder / 'data' / 'sentences'
     sets.mkdir(parents=True)
@@ -31,11 +36,11 @@ def given(tmp_path_factory):
         topics = sorted(toy.TOPICS)
         rows = toy.texts(40 if 'test' in name else 150, seed)
         (sets / name).write_text(''.join(f'{topics.index(t)} {text}\n' for text, t in rows))
-    backbones = {n: toy.write_backbone(folder / f'bert{n}', layers=n, hidden=16) for n in (2, 6)}
+    backbones = {n: toy.write_backbone(folder / f'bert{n}', layers=n, hidden=16) for n in (1, 2, 6)}
     return backbones, str(folder / 'data')
 
 
-def runner(name, given, output, tasks=(), layers=2):
+def runner(name, given, output, tasks=(), layers=2, version='paper'):
     backbones, data = given
     return Runner(
         paper(name),
@@ -44,6 +49,7 @@ def runner(name, given, output, tasks=(), layers=2):
         output / 'runs',
         tasks,
         [f'backbone={backbones[layers]}', *QUICK],
+        version,
     )
 
 
@@ -91,6 +97,7 @@ def test_published_settings_are_those_of_the_papers():
     assert (few.data.train_limit, few.data.glue, few.training.patience) == (100, 'rte', 10)
     compacter = config('mahabadi2021', 'task=rte,source=code')
     assert 'reduction_factor=32' in compacter.method and compacter.training.batch_size == 100
+    assert 'gelu_new' in compacter.method and compacter.sweep.grid == ('seed=0,1,2,3,4',)
 
 
 # Members and populations of the sweeps that papers published.
@@ -127,6 +134,42 @@ def test_what_no_paper_has_is_refused(argument, said):
         houlsby2019.get_config(argument)
 
 
+@pytest.mark.parametrize('name', NAMES)
+@pytest.mark.parametrize('scale', protocol.SCALES)
+def test_the_published_code_is_asked_for_where_it_says_otherwise(name, scale):
+    own = paper(name)
+    cells = {cell.way: cell for cell in own.cells(scale) if not cell.sources}
+    if 'code' not in own.versions:
+        said = f"--source is 'code'; {name} has paper alone: .*; leave --source out"
+        with pytest.raises(ValueError, match=said):
+            Runner(own, scale, '', Path('runs'), version='code')
+        with pytest.raises(ValueError, match="source is 'code'; expected one of paper"):
+            own.recipe(f'way={next(iter(cells))},scale={scale},source=code')
+        return
+    by_paper, by_code = (Runner(own, scale, '', Path('runs'), version=v) for v in protocol.BOTH)
+    for cell in cells.values():
+        members = grid.expand(by_code.config(cell))
+        assert all(key in member.settings for member in members for key in cell.by)
+    differ = {way for way, c in cells.items() if by_paper.name_of(c) != by_code.name_of(c)}
+    changed = {'houlsby2019': 'adapters', 'hu2022': 'lora', 'mahabadi2021': 'compacter'}
+    assert changed[name] in differ  # so that its runs are not taken for those of the paper
+
+
+def test_at_small_scale_the_code_changes_what_it_says_and_no_more():
+    own = Runner(paper('hu2022'), 'small', '', Path('runs'), ['trec'], version='code')
+    found = {cell.way: own.config(cell) for cell in own.cells}
+    assert found['lora'].method == 'lora[r=8,alpha=16]'
+    assert found['lora'].training.batch_size == 32 and found['lora'].optimizer.weight_decay == 0.1
+    assert all('alpha=16' in member.config.method for member in grid.expand(found['matrices']))
+    compacter = paper('mahabadi2021').recipe('task=trec,scale=small,source=code')
+    assert compacter.sweep.grid == ('optimizer.learning_rate=0.001,0.003', 'seed=0,1,2')
+
+
+def test_a_report_of_the_code_is_in_a_folder_of_its_own():
+    names = [report.folder('hu2022', 'small', version) for version in protocol.BOTH]
+    assert names == ['hu2022_small', 'hu2022_small_code']
+
+
 def test_full_fine_tuning_is_trained_once_for_all_papers(given, tmp_path):
     folders = set()
     for name in NAMES:
@@ -161,14 +204,37 @@ TASKS = {
 }
 
 
+@pytest.mark.usefixtures('compiled_once')
+def test_a_slice_of_a_protocol_is_trained_reported_and_resumed(given, tmp_path, monkeypatch):
+    own = runner('hu2022', given, tmp_path, ['mpqa'], layers=1, version='code')
+    own.options.append('sweep.grid=["seed=0,1"]')
+    own.cells = [cell for cell in own.cells if cell.way in ('lora', 'bitfit')]
+    command.train_part(own, '0/2')
+    (first,) = (tmp_path / 'runs').iterdir()
+    kept = first.stat().st_mtime_ns
+    command.finish(own, tmp_path / 'report')
+    assert len(list((tmp_path / 'runs').iterdir())) == 2 and first.stat().st_mtime_ns == kept
+    path = tmp_path / 'report' / 'hu2022.json'
+    result = json.loads(path.read_text())
+    assert [row['way'] for row in result['rows']] == ['lora', 'bitfit']
+    assert all(
+        len(row['scores']) == 2 and np.isfinite(row['scores']).all() for row in result['rows']
+    )
+    (finding,) = result['findings']
+    assert finding['claim'] == 'LoRA beats BitFit (in the paper by 2.0 points)'
+    text = path.with_suffix('.md').read_text()
+    assert 'those of the published code' in text and '--scale=small --source=code' in text
+    assert 'Tasks: in part mpqa (of trec, cr, mpqa). 4 more of the claims' in text
+    monkeypatch.setattr(runners, 'sweep', None)  # nothing is trained, nothing evaluated again
+    monkeypatch.setattr(runners, 'evaluate', None)
+    command.finish(own, tmp_path / 'report')
+    assert json.loads(path.read_text())['rows'] == result['rows']
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures('compiled_once')
 @pytest.mark.parametrize('name', TASKS)
-def test_a_protocol_runs_to_its_report(name, given, tmp_path, monkeypatch):
-    module = importlib.import_module(f'experiments.{name}')
-    if hasattr(module, 'load_backbone'):
-        own = module.load_backbone
-        monkeypatch.setattr(module, 'load_backbone', lambda _: own(given[0][6]))
+def test_a_protocol_runs_to_its_report(name, given, tmp_path):
     command.finish(runner(name, given, tmp_path, TASKS[name], layers=6), tmp_path / name)
     check_report(paper(name), TASKS[name], tmp_path / name)
 
@@ -181,6 +247,7 @@ def test_a_part_of_a_protocol_has_a_report_too(given, tmp_path):
     command.finish(own, tmp_path / 'report')
     text = (tmp_path / 'report' / 'hu2022.md').read_text()
     assert 'LoRA is as good as full fine-tuning' in text and 'LoRA beats' not in text
+    assert 'Tasks: in part mpqa' in text
     assert '--scale=small --tasks=mpqa --option=backbone=' in text
 
 
@@ -198,6 +265,66 @@ def test_a_report_grows_by_what_is_trained_on_other_days():
     assert set(found.examined['spans']) == {'trec', 'cr'}
     with pytest.raises(ValueError, match="is of scale 'small', not 'full'"):
         report.extended(before, Results([], {}, 'full'))
+    with pytest.raises(ValueError, match="is of source 'paper', not 'code'; set another --output"):
+        report.extended(before, now, 'code')
+
+
+# ---- parts of a protocol, and what they begin with
+
+
+def test_a_part_does_what_it_can_and_names_what_waits(monkeypatch, caplog):
+    own = Runner(paper('pfeiffer2021'), 'small', '', Path('runs'), ['cr@100'])
+    tried = []
+
+    def rows(self, cell):
+        tried.append(cell)
+        first_time = tried.count(cell) == 1
+        if cell.way == 'fusion' or (cell == own.cells[0] and first_time):
+            raise NotYetError(f'{cell.name} begins with others')
+        return []
+
+    monkeypatch.setattr(Runner, 'rows', rows)
+    with caplog.at_level('INFO', 'adapters_jax.papers'):
+        command.train_part(own, '0/1')
+    fusion = own.cells[-1]
+    assert tried == [*own.cells, own.cells[0], fusion] and fusion.way == 'fusion'
+    said = caplog.messages[-1]
+    assert said.startswith('skipped fusion on cr@100, which cannot be trained yet; all else of the')
+    assert 'Run the same command once more when the other parts have ended' in said
+    with pytest.raises(NotYetError, match=r'no report yet: another job .* fusion on cr@100; run'):
+        command.finish(own, Path('nowhere'))
+
+
+def test_a_part_whose_cells_all_wait_ends_without_a_mistake(tmp_path):
+    cells = Runner(paper('pfeiffer2021'), 'small', '', tmp_path, ['cr@100']).cells
+    last = len(cells) - 1
+    assert cells[last].way == 'fusion'
+    words = [f'--shard={last}/{last + 1}', '--tasks=cr@100', f'--output={tmp_path}']
+    done = subprocess.run(
+        [sys.executable, '-m', 'experiments.pfeiffer2021', *words],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert 'fusion on cr@100 begins with adapter on trec, which has not ended yet' in done.stderr
+    assert 'skipped fusion on cr@100, which cannot be trained yet' in done.stderr
+    assert not (tmp_path / 'pfeiffer2021_small').exists()
+
+
+def test_speeds_are_of_the_backbone_that_was_trained(given, tmp_path, monkeypatch):
+    module = importlib.import_module('experiments.ruckle2021')
+    config = paper('ruckle2021').recipe(f'task=cr,scale=small,backbone={given[0][2]}')
+    (tmp_path / 'run').mkdir()
+    files.write_json(tmp_path / 'run' / 'config.json', configs.to_json(config))
+    stored = ROOT / 'experiments' / 'results' / 'papers' / 'ruckle2021_small' / 'ruckle2021.json'
+    known, _ = report.from_json(json.loads(stored.read_text()))
+    (row,) = known.of('full', 'cr')
+    measured = []
+    monkeypatch.setattr(
+        module.adapter_drop, 'measure', lambda _, own, *__: measured.append(own) or {}
+    )
+    found = Results([dataclasses.replace(row, workdirs=['run'])], {}, 'small')
+    paper('ruckle2021').examine(found, tmp_path)
+    assert [own.config.depth for own in measured] == [2]
 
 
 @pytest.mark.slow
@@ -207,8 +334,7 @@ def test_shards_train_each_cell_once_and_a_cell_waits_for_its_sources(given, tmp
     own.cells = [cell for cell in own.cells if cell.way in ('adapter', 'fusion')]
     last = len(own.cells) - 1
     assert own.cells[last].way == 'fusion' and len(own.cells[last].sources) == 4
-    with pytest.raises(NotYetError, match=r'1 of 1 cells wait for others \(fusion on cr@100\)'):
-        own.train(grid.Shard(last, last + 1))
+    assert own.train(grid.Shard(last, last + 1)) == [own.cells[last]]
     own.cells = own.cells[:2]
     trained = []
     for index in range(2):

@@ -5,9 +5,9 @@
 
 The same weights, the same examples, in turns; what is reported are ratios and the middle half of
 their rounds. `--data` is a folder with GLUE's RTE, which the epoch then has beside TREC. On a GPU
-the steps are in bfloat16 against torch under `torch.compile`. Writes DIR/bench.json, DIR/bench.md
-and DIR/bench.png; a race that was run before stays in them until it is run again. All of it takes
-about an hour on two cores.
+steps, epochs and the sweep are in bfloat16, steps against `peft` under `torch.compile`. Writes
+DIR/bench.json, DIR/bench.md and DIR/bench.png; a race that was run before stays in them until it is
+run again, and each says of which commit it is. All of it takes about an hour on two cores.
 """
 
 import json
@@ -20,8 +20,7 @@ import jax
 from absl import flags
 
 from adapters_jax import entry, files
-from adapters_jax.training.provenance import describe
-from experiments.bench import chart, decoding, mixed_adapters, steps, whole_runs
+from experiments.bench import chart, decoding, libraries, mixed_adapters, sizes, steps, whole_runs
 from experiments.bench.race import Race
 from experiments.output import write
 
@@ -36,46 +35,122 @@ RACES: dict[str, Runner] = {
     'decoding': lambda root, rounds, data, examples: decoding.races(root, rounds),
     'first_step': lambda root, rounds, data, examples: whole_runs.first_step(root, rounds),
     'memory': lambda root, rounds, data, examples: whole_runs.memory(root, rounds),
+    'file_size': lambda root, rounds, data, examples: sizes.races(root),
 }
+ROUNDS, EXAMPLES = 5, 1600  # unless asked for others
+_PROVENANCE = ('hardware', 'versions', 'commit')
 
 
-def collect(races: Iterable[Race]) -> dict[str, Any]:
+def collect(races: Iterable[Race], provenance: dict[str, Any]) -> dict[str, Any]:
     """Return the first race, which claims are made of, with the others below `more`."""
     first, *rest = (race.to_json() for race in races)
-    return first | {'more': rest}
+    return first | {'more': rest} | provenance
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Return what is stored of each race, in the order of the table.
+
+    Raises:
+        ValueError: a race that does not say where its numbers come from.
+    """
+    result = json.loads(path.read_text()) if path.exists() else {}
+    result = {name: result[name] for name in RACES if name in result}
+    for name, race in result.items():
+        if missing := [key for key in _PROVENANCE if key not in race]:
+            raise ValueError(
+                f'{path}: the race {name!r} lacks {", ".join(missing)}; expected what an earlier '
+                'run of this version wrote: move the file away, or give another --output'
+            )
+    return result
 
 
 def render(result: dict[str, Any]) -> str:
     """Return the Markdown table, and below it how it was measured."""
     lines = ['| race | course | ours | theirs | theirs / ours | of the rate |', '|---' * 6 + '|']
-    for name in RACES:
-        if name in result:
-            lines += [_line(name, race) for race in (result[name], *result[name]['more'])]
-    note = (
-        'Medians, and ratios with the middle half of their rounds in brackets: above 1 is faster, '
-        'or less memory. *Of the rate*: arithmetic of matrix products in a second, as a part of '
-        'what one large product reaches on the same machine. Heads are two dense layers on the '
-        "first token's state, as `adapters` has them: of the last layer ours computes no other "
-        'token. Over 2 devices means `JAX_NUM_CPU_DEVICES=2`. Where each side has processes of its '
-        'own, ours of `epoch`, `sweep` and `memory` are started as by the scripts in `launch/`, '
-        'with memory in large pages, those of `first_step` where it says so, and theirs as they '
-        'come. On '
-        f'{result["hardware"]}. Made by `python -m experiments.bench`.'
-    )
-    return '\n'.join([*lines, '', note])
+    for name, first in result.items():
+        lines += [_line(name, race) for race in (first, *first['more'])]
+    return '\n'.join([*lines, '', _HOW, '', *_where(result)])
+
+
+_HOW = (
+    "Medians; the ratio is the median of the rounds' own, which can differ from that of the two "
+    'medians, with the middle half of them in brackets. Above 1 is faster, less memory or a '
+    'smaller folder. *Of the rate*: arithmetic of matrix products in a second, as a part of what '
+    'one large product reaches on the same machine. Heads are two dense layers on the first '
+    "token's state, as `adapters` has them: of the last layer ours computes no other token. Over 2 "
+    'devices means `JAX_NUM_CPU_DEVICES=2`. Where each side has processes of its own, ours of '
+    '`epoch`, `sweep` and `memory` are started as by the scripts in `launch/`, with memory in '
+    'large pages, those of `first_step` where it says so, and theirs as they come.\n'
+    '\n'
+    'Of `epoch` and `sweep` our time is that of the steps: two before them, which compile and warm '
+    'up, and the loader, optimizer and schedule are left out (what compiling a step costs is in '
+    '`first_step`). Theirs is the whole of `trainer.train()`, which compiles nothing, but makes '
+    'these three and warms up within its time: that favours ours. Ours has several texts in a row, '
+    f'theirs pads to the longest of a batch. Theirs of `sweep` is {whole_runs.MEMBERS} times one '
+    'run, not as many runs.\n'
+    '\n'
+    'Of `file_size` all files of a folder count, the model card that `peft` writes, too; both hold '
+    "the same number of parameters in float32, heads included (with `peft`, transformers' linear "
+    'layer on what the checkpoint pools).'
+)
 
 
 def _line(name: str, race: dict[str, Any]) -> str:
-    low, high = race['spread']
-    digits = 0 if race['unit'] == 'MiB' else 3
+    digits = 3 if race['unit'] == 's' else 0
     cells = (
         f'`{name}`',
         race['title'],
         *(f'{race[side]:,.{digits}f} {race["unit"]}' for side in ('ours', 'theirs')),
-        f'{race["ratio"]:.2f} ({low:.2f} to {high:.2f})',
+        _ratio(race),
         f'{100 * race["share_of_rate"]:.0f} %' if 'share_of_rate' in race else '',
     )
     return f'| {" | ".join(cells)} |'
+
+
+def _ratio(race: dict[str, Any]) -> str:
+    low, high = race['spread']
+    alone = len(race['rounds']['ours']) == 1  # which has no spread
+    return f'{race["ratio"]:.2f}' + ('' if alone else f' ({low:.2f} to {high:.2f})')
+
+
+def _where(result: dict[str, Any]) -> list[str]:
+    """Return a line for each machine and set of libraries, below it commits and commands."""
+    found: dict[str, dict[tuple[str, str], list[str]]] = {}
+    for name, race in result.items():
+        ways = found.setdefault(_against(race), {})
+        ways.setdefault((race['commit'], _options(race)), []).append(name)
+    lines = []
+    for against, ways in found.items():
+        lines += [against, '', *(_way(*way, names) for way, names in ways.items()), '']
+    return lines[:-1]
+
+
+def _against(race: dict[str, Any]) -> str:
+    # What stands behind a + is which build of a version it is.
+    shown = {name: version.partition('+')[0] for name, version in race['versions'].items()}
+    names = [f'{name} {shown[name]}' for name in (*libraries.RACED, 'transformers')]
+    return (
+        f'On {race["hardware"]}, with jax {shown["jax"]} against {", ".join(names)}, by '
+        '`python -m experiments.bench --output=DIR` and the options below, each at its commit '
+        '(with a + behind it: files had changed since); nothing was raced again at later ones:'
+    )
+
+
+def _way(commit: str, options: str, names: list[str]) -> str:
+    commit = commit[:7] + '+' * commit.endswith('+')
+    return f'- `--only={",".join(names)}{options}` at `{commit}`'
+
+
+def _options(race: dict[str, Any]) -> str:
+    """Return the options that a race was run with where they are not those that it has anyway."""
+    settings = [row['settings'] for row in (race, *race['more'])]
+    rounds, examples = len(race['rounds']['ours']), settings[0].get('examples', EXAMPLES)
+    asked = {
+        f' --rounds={rounds}': rounds != ROUNDS and race['unit'] != sizes.UNIT,
+        f' --examples={examples}': examples != EXAMPLES,
+        ' --data=GLUE': any(row.get('source') == whole_runs.GLUE for row in settings),
+    }
+    return ''.join(option for option, is_asked in asked.items() if is_asked)
 
 
 def main(output: str, only: Sequence[str], rounds: int, data: str, examples: int) -> None:
@@ -84,13 +159,13 @@ def main(output: str, only: Sequence[str], rounds: int, data: str, examples: int
         if name not in RACES:
             raise ValueError(f'unknown race {name!r}; known: {", ".join(RACES)}')
     directory = files.make_directory(output)
-    path = directory / 'bench.json'
-    result = json.loads(path.read_text()) if path.exists() else {}
+    result = read(directory / 'bench.json')
     for name in only:
-        result[name] = collect(RACES[name](directory, rounds, data, examples))
-        result |= describe() | {'rounds': rounds}
+        provenance = libraries.describe()  # before the race: files may change while it runs
+        result[name] = collect(RACES[name](directory, rounds, data, examples), provenance)
+        result = {name: result[name] for name in RACES if name in result}
         write(directory, 'bench', result, render)
-    chart.draw({name: result[name] for name in RACES if name in result}, directory / 'bench.png')
+    chart.draw(result, directory / 'bench.png')
     print(f'wrote {directory / "bench.png"}')
 
 
@@ -98,9 +173,11 @@ def _define() -> dict[str, flags.FlagHolder]:
     holders = {
         'output': flags.DEFINE_string('output', None, 'Directory of the results.'),
         'only': flags.DEFINE_list('only', list(RACES), 'Which races.'),
-        'rounds': flags.DEFINE_integer('rounds', 5, 'Rounds of each race.', lower_bound=1),
+        'rounds': flags.DEFINE_integer('rounds', ROUNDS, 'Rounds of each race.', lower_bound=1),
         'data': flags.DEFINE_string('data', '', 'Folder with RTE of GLUE; empty: TREC alone.'),
-        'examples': flags.DEFINE_integer('examples', 1600, 'Texts of an epoch.', lower_bound=32),
+        'examples': flags.DEFINE_integer(
+            'examples', EXAMPLES, 'Texts of an epoch.', lower_bound=32
+        ),
     }
     flags.mark_flag_as_required('output')
     return holders

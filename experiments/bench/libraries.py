@@ -6,12 +6,28 @@ Imported by the functions alone, so that ours can be timed where they are not in
 import logging
 import os
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from adapters_jax.training import provenance
+
 Step = Callable[[], Any]  # returns a tensor that is perhaps still being computed
+RACED = ('adapters', 'peft', 'torch')
+
+
+def describe() -> dict[str, Any]:
+    """Return hardware, versions and commit as `provenance` does, the libraries' versions with it.
+
+    Raises:
+        PackageNotFoundError: one of them is not installed.
+    """
+    found = provenance.describe()
+    return found | {
+        'versions': found['versions'] | {name: metadata.version(name) for name in RACED}
+    }
 
 
 def prepare() -> str:
@@ -52,6 +68,23 @@ def peft_model(folder: Path, rank: int, classes: int) -> Any:
         task_type='SEQ_CLS', r=rank, lora_alpha=rank, target_modules=['query', 'value']
     )
     return peft.get_peft_model(model, config)
+
+
+def make(library: str, folder: Path, method: str, size: int, classes: int) -> Any:
+    """Return the model of 'adapters' or 'peft' that trains what our method of that name does."""
+    if library == 'peft':
+        return peft_model(folder, size, classes)
+    places = 'houlsby' if method.startswith('double') else 'pfeiffer'
+    return adapters_model(folder, places, size, classes)
+
+
+def save(library: str, model: Any, folder: Path) -> Path:
+    """Write what a model of `make` trains, and its head, by its library; return the folder."""
+    if library == 'peft':
+        model.save_pretrained(folder)
+    else:
+        model.save_adapter(folder, 'a', with_head=True)
+    return folder
 
 
 def train_step(

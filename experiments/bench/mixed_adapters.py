@@ -10,7 +10,6 @@ Writes `mixed_adapters.json` and `mixed_adapters.md`; expected are ratios of at 
 
 import json
 import logging
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ from adapters_jax.model import Model
 from adapters_jax.models.heads import HeadBank, HeadConfig
 from adapters_jax.params import Tree
 from adapters_jax.training import provenance
-from experiments.bench import timing
+from experiments.bench import libraries, timing
 from experiments.bench.race import Race
 from experiments.bench.steps import PAUSE
 from experiments.output import write
@@ -105,9 +104,8 @@ def theirs(directory: Path, text: str, length: int) -> dict[str, Callable[[], An
     """Return forward passes of the library that has the method, with one adapter and sixteen."""
     import torch
 
-    torch.manual_seed(0)
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
-    ids = torch.tensor(batch(length)['input_ids'].astype(np.int64))
+    device = libraries.prepare()
+    ids = torch.tensor(batch(length)['input_ids'].astype(np.int64), device=device)
     return _peft(directory, ids) if text.startswith('lora') else _adapters(directory, text, ids)
 
 
@@ -121,7 +119,7 @@ def _peft(directory: Path, ids: Any) -> dict[str, Callable[[], Any]]:
     model = peft.get_peft_model(model, config, adapter_name=NAMES[0])
     for name in NAMES[1:]:
         model.add_adapter(name, config)
-    model.eval()
+    model.to(ids.device).eval()
     rows = [NAMES[number] for number in chosen()]
 
     def run(**options: Any) -> Any:
@@ -141,7 +139,7 @@ def _adapters(directory: Path, text: str, ids: Any) -> dict[str, Callable[[], An
     for name in NAMES:
         model.add_adapter(name, config=kind(reduction_factor=8))
     split = BatchSplit(*NAMES, batch_sizes=[ROWS // ADAPTERS] * ADAPTERS)
-    model.eval()
+    model.to(ids.device).eval()
 
     def run(setup: Any) -> Any:
         model.set_active_adapters(setup)
@@ -195,7 +193,8 @@ def races(repeats: int) -> Iterator[Race]:
             'theirs': theirs(loaded.directory, text, 32)[f'{library} mixed'],
         }
         times = timing.compare(calls, repeats, pause=PAUSE)
-        settings = {'method': text, 'rows': ROWS, 'adapters': ADAPTERS, 'tokens': 32}
+        settings = {'backbone': 'minilm', 'method': text, 'rows': ROWS, 'adapters': ADAPTERS}
+        settings |= {'tokens': 32, 'dtype': 'float32'}  # what both sides make of a checkpoint
         yield Race(f'{name}, {library}', times['ours'], times['theirs'], settings)
 
 

@@ -64,14 +64,23 @@ def random_batch(rows: int, length: int, vocabulary: int) -> dict[str, np.ndarra
     }
 
 
+def padding(batch: Batch) -> float:
+    """Return the share of a batch's tokens that belong to no text."""
+    return float(np.mean(np.asarray(batch['segments']) == 0))
+
+
 def make(
-    backbone: LoadedBackbone, method: str, dtype: str = 'float32', dropped: int = 0
+    backbone: LoadedBackbone,
+    method: str,
+    dtype: str = 'float32',
+    dropped: int = 0,
+    head: HeadConfig = HEAD,
 ) -> tuple[Model, Tree]:
     """Return a model with a classifying head, and all its parameters, on the device."""
     model = Model(
         backbone.config,
         registry.create(method),
-        HEAD,
+        head,
         len(TASK.labels),
         dtype=DTYPES[dtype],
         dropped=dropped,

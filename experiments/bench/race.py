@@ -21,8 +21,8 @@ LAUNCHED = {'GLIBC_TUNABLES': 'glibc.malloc.hugetlb=1'}
 class Race:
     """The same work done by both, in turns.
 
-    `unit` is that of `ours` and `theirs` ('s', or 'MiB' of memory); `more` is what else is known of
-    ours, such as its share of the machine's rate.
+    `unit` is that of `ours` and `theirs` ('s', 'MiB' of memory, or 'kB' on disk); `more` is what
+    else is known of ours, such as its share of the machine's rate.
     """
 
     title: str

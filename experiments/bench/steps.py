@@ -101,11 +101,7 @@ def race(mode: str, course: Course, dtype: str, root: Path, rounds: int) -> Race
     cuts = [{'parts': n} for n in sorted({1, course.parts})] if mode == 'training' else [{}]
     made = programs.make(loaded, course.method, dtype)
     ours = getattr(programs, mode)(*made, batch, devices=course.devices, **cuts[-1])
-    if course.library == 'peft':
-        model = libraries.peft_model(folder, course.size, 2)
-    else:
-        places = 'houlsby' if course.method.startswith('double') else 'pfeiffer'
-        model = libraries.adapters_model(folder, places, course.size, 2)
+    model = libraries.make(course.library, folder, course.method, course.size, 2)
     compiled = course.library == 'peft' and dtype == 'bfloat16'  # as it recommends for a GPU
     run = libraries.train_step if mode == 'training' else libraries.forward
     together = 1 if jax.default_backend() == 'cpu' else TOGETHER
@@ -124,7 +120,8 @@ def race(mode: str, course: Course, dtype: str, root: Path, rounds: int) -> Race
     told = {'flops': ours.flops, 'product_rate': rate}
     told |= {'share_of_rate': ours.flops / own.median / rate}
     told |= {'seconds': {side: seconds.median for side, seconds in times.items()}}
-    return Race(course.title, own, best, _settings(course, dtype), more=told)
+    settings = dataclasses.asdict(course) | {'dtype': dtype, 'padding': programs.padding(batch)}
+    return Race(course.title, own, best, settings, more=told)
 
 
 def _repeated(
@@ -138,7 +135,3 @@ def _repeated(
         return wait(last)
 
     return run
-
-
-def _settings(course: Course, dtype: str) -> dict[str, Any]:
-    return {**dataclasses.asdict(course), 'dtype': dtype, 'padding': 0.0}

@@ -11,11 +11,13 @@ import jax
 from adapters_jax import files
 from adapters_jax.data import builtin, sources
 from configs import glue
-from experiments.bench import backbones
+from experiments.bench import backbones, workers
 from experiments.bench.race import Race, of_processes
 
 SIDES = ('ours', 'theirs')
 MEMBERS = 12
+GLUE = 'GLUE'  # whose folder is given as --data
+SOURCES = {'TREC': 'built in', 'RTE': GLUE}
 
 
 def _jobs(job: str, launched: bool = False, **settings: Any) -> dict[str, dict[str, Any]]:
@@ -42,10 +44,11 @@ def epoch(root: Path, rounds: int, data: str, examples: int) -> Iterator[Race]:
     theirs (`programs.HEAD`).
     """
     for title, path in _texts(root, data, examples).items():
-        jobs = _jobs('epoch', **_training(root, path), launched=True)
-        times, last = of_processes(jobs, rounds, 'seconds')
+        settings = _training(root, path)
+        times, last = of_processes(_jobs('epoch', **settings, launched=True), rounds, 'seconds')
         more = {side: _rounded(last[side]) for side in SIDES}
-        yield Race(title, *_both(times), _training(root, path), more={'last': more})
+        settings |= _of_texts(title, examples)
+        yield Race(title, *_both(times), settings, more={'last': more})
 
 
 def sweep(root: Path, rounds: int, data: str, examples: int) -> Iterator[Race]:
@@ -55,6 +58,7 @@ def sweep(root: Path, rounds: int, data: str, examples: int) -> Iterator[Race]:
     jobs = _jobs('sweep', **settings, launched=True)
     times, last = of_processes(jobs, rounds, 'seconds')
     more = {side: _rounded(last[side]) for side in SIDES}
+    settings |= _of_texts(title, examples)
     yield Race(f'{MEMBERS} members, {title}', *_both(times), settings, more={'last': more})
 
 
@@ -71,7 +75,7 @@ def first_step(root: Path, rounds: int) -> Iterator[Race]:
     yield Race('with the compilation cache', *_both(times), course)
     yield Race('the same in large pages', times['launched'], times['theirs'], course)
     times, _ = of_processes(_jobs('imports'), rounds, 'seconds')
-    yield Race('imports alone', *_both(times), {})
+    yield Race('imports alone', *_both(times), {'imports': workers.IMPORTS})
 
 
 def memory(root: Path, rounds: int) -> Iterator[Race]:
@@ -93,10 +97,14 @@ def _rounded(found: Mapping[str, Any]) -> dict[str, Any]:
 
 def _training(root: Path, path: Path) -> dict[str, Any]:
     course = _course(root)
-    return {key: course[key] for key in ('backbone', 'size')} | {
+    return {key: course[key] for key in ('backbone', 'size', 'dtype')} | {
         'data': str(path),
         'batch_size': 32,
     }
+
+
+def _of_texts(title: str, examples: int) -> dict[str, Any]:
+    return {'examples': examples, 'source': SOURCES[title]}
 
 
 def _texts(root: Path, data: str, examples: int) -> dict[str, Path]:

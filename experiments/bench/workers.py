@@ -14,29 +14,28 @@ from pathlib import Path
 from typing import Any
 
 Found = dict[str, Any]
+IMPORTS = {'ours': 'adapters_jax.train', 'theirs': 'adapters'}  # what training needs
 
 
-def epoch(side: str, backbone: str, data: str, size: int, batch_size: int, **_: Any) -> Found:
+def epoch(side: str, **course: Any) -> Found:
     """Train for one epoch over the texts of a JSONL file, as each side's own pipeline has it.
 
-    Compiling, importing and tokenizing are not counted.
+    Importing and tokenizing are not counted. Nor are, of ours, compiling and the first two steps,
+    and what prepares them: theirs is all of `trainer.train()`, which compiles nothing, but makes
+    its loader, optimizer and schedule.
     """
-    if side == 'ours':
-        return _our_epoch(_config(backbone, data, size, batch_size))
-    return _their_epoch(backbone, data, size, batch_size)
+    return _our_epoch(_config(**course)) if side == 'ours' else _their_epoch(**course)
 
 
-def sweep(
-    side: str, backbone: str, data: str, size: int, batch_size: int, members: int, **_: Any
-) -> Found:
+def sweep(side: str, members: int, **course: Any) -> Found:
     """Train a population for one epoch; theirs is one run, of which a sweep takes so many."""
     if side == 'ours':
-        return _our_sweep(_config(backbone, data, size, batch_size), members)
-    found = _their_epoch(backbone, data, size, batch_size)
+        return _our_sweep(_config(**course), members)
+    found = _their_epoch(**course)
     return found | {'seconds': members * found['seconds']}
 
 
-def _config(backbone: str, data: str, size: int, batch_size: int) -> Any:
+def _config(backbone: str, data: str, size: int, batch_size: int, dtype: str, **_: Any) -> Any:
     from configs import text_classification
     from experiments.bench import programs
 
@@ -44,7 +43,7 @@ def _config(backbone: str, data: str, size: int, batch_size: int) -> Any:
     config = text_classification.get_config(f'method={method},backbone={backbone}')
     config.data.train = config.data.validation = config.data.test = data
     config.head.pooling, config.head.layers = programs.HEAD.pooling, programs.HEAD.layers
-    config.training.batch_size = batch_size
+    config.training.batch_size, config.training.dtype = batch_size, dtype
     config.training.epochs, config.training.patience = 4.0, 0
     return config
 
@@ -89,7 +88,9 @@ def _timed(run: Any) -> Found:
     return {'seconds': time.perf_counter() - started}
 
 
-def _their_epoch(backbone: str, data: str, size: int, batch_size: int) -> Found:
+def _their_epoch(
+    backbone: str, data: str, size: int, batch_size: int, dtype: str, **_: Any
+) -> Found:
     import adapters
     import torch
     import transformers
@@ -127,6 +128,7 @@ def _their_epoch(backbone: str, data: str, size: int, batch_size: int) -> Found:
         logging_strategy='no',
         disable_tqdm=True,
         use_cpu=device == 'cpu',
+        bf16=dtype == 'bfloat16',
     )
     trainer = adapters.AdapterTrainer(
         model=model, args=arguments, train_dataset=examples, data_collator=collate
@@ -207,7 +209,7 @@ def _step(side: str, backbone: str, size: int, rows: int, tokens: int, dtype: st
 
 def imports(side: str, started: float, **_: Any) -> Found:
     """Import what training needs."""
-    importlib.import_module('adapters_jax.train' if side == 'ours' else 'adapters')
+    importlib.import_module(IMPORTS[side])
     return {'seconds': time.time() - started}
 
 

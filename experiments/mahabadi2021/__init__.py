@@ -4,16 +4,18 @@
 experiments/papers/command.py. The rows are those of configs/papers/mahabadi2021.py.
 """
 
+import functools
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from adapters_jax.interop.backbones import load_backbone
 from configs.papers import mahabadi2021 as recipe
+from configs.papers import protocol
 from experiments.bench import memory, programs
 from experiments.bench.timing import compare
 from experiments.papers import figures
+from experiments.papers.runner import trained_backbone
 from experiments.papers.study import Cell, Finding, Paper, Results, on_a_par
 
 TASKS = {'full': ('cola', 'sst2', 'mrpc', 'qqp', 'stsb', 'mnli', 'qnli', 'rte')}
@@ -39,6 +41,7 @@ class Mahabadi2021(Paper):
         'full': 'full fine-tuning',
     }
     recipe = staticmethod(recipe.get_config)
+    versions = protocol.BOTH
 
     def cells(self, scale: str) -> Iterator[Cell]:
         """Return all rows on all tasks."""
@@ -49,7 +52,7 @@ class Mahabadi2021(Paper):
     def examine(self, results: Results, runs: Path) -> dict[str, Any]:
         """Return seconds and bytes of a step, as parts of those of full fine-tuning."""
         methods = {way: recipe.WAYS[way].method for way in _MEASURED}
-        backbone = load_backbone('minilm')
+        backbone = trained_backbone(results, runs)
         batch = programs.random_batch(_ROWS, _TOKENS, backbone.config.vocabulary)
         made = {
             way: programs.training(*programs.make(backbone, method), batch)
@@ -67,7 +70,9 @@ class Mahabadi2021(Paper):
 
     def claims(self) -> Sequence[Callable[[Results], Iterator[Finding]]]:
         """Return what looks at table 1 and at section 5.2."""
-        return _quality, _adapters, _biases, _costs
+        shares = (('compacter', 0.073), ('compacter++', 0.047))
+        on_a_par = [functools.partial(_quality, way=way, share=share) for way, share in shares]
+        return *on_a_par, _adapters, _biases, _costs
 
     def draw(self, results: Results, directory: Path) -> Iterator[Path]:
         """Draw the scores over the trained parameters (figure 1)."""
@@ -75,10 +80,9 @@ class Mahabadi2021(Paper):
         return figures.sizes(self, results, ways, directory)
 
 
-def _quality(results: Results) -> Iterator[Finding]:
-    for way, share in (('compacter', '0.073'), ('compacter++', '0.047')):
-        claim = f'on a par with full fine-tuning, with {share} % of the parameters'
-        yield on_a_par(results, way, f'{Mahabadi2021.titles[way]} is {claim}', 'table 1')
+def _quality(results: Results, way: str, share: float) -> Iterator[Finding]:
+    claim = f'{Mahabadi2021.titles[way]} is on a par with full fine-tuning'
+    yield on_a_par(results, way, claim, f'with {share} % of the parameters', 'table 1')
 
 
 def _adapters(results: Results) -> Iterator[Finding]:
@@ -89,8 +93,8 @@ def _adapters(results: Results) -> Iterator[Finding]:
         for task in tasks
     )
     yield Finding(
-        'Compacter is on a par with adapters of eleven times its size (here: less than one point '
-        'below)',
+        'Compacter is on a par with adapters of many times its size, or less than a point below '
+        'them (in the paper eleven times)',
         'table 1',
         f'{gap}; {times:.1f} times, heads and LayerNorms included',
         gap.above(-0.01),
@@ -99,7 +103,8 @@ def _adapters(results: Results) -> Iterator[Finding]:
 
 def _biases(results: Results) -> Iterator[Finding]:
     gap = results.gap('compacter', 'bitfit', results.common('compacter', 'bitfit'))
-    yield Finding('Compacter beats BitFit, by 1.5 points', 'table 1', str(gap), gap.better)
+    claim = 'Compacter beats BitFit (in the paper by 1.5 points)'
+    yield Finding(claim, 'table 1', str(gap), gap.better)
 
 
 def _costs(results: Results) -> Iterator[Finding]:
@@ -113,7 +118,7 @@ def _costs(results: Results) -> Iterator[Finding]:
             for values in (claims, found)
         ]
         yield Finding(
-            f'a step needs fewer {kind} than that of full fine-tuning: {told[0]}',
+            f'a step needs fewer {kind} than that of full fine-tuning (in the paper: {told[0]})',
             'section 5.2',
             told[1],
             all(value < 0 for value in found.values()),

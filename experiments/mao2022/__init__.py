@@ -4,6 +4,7 @@
 experiments/papers/command.py. The rows are those of configs/papers/mao2022.py.
 """
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import ClassVar
@@ -47,7 +48,8 @@ class Mao2022(Paper):
 
     def claims(self) -> Sequence[Callable[[Results], Iterator[Finding]]]:
         """Return what looks at the tables."""
-        return _few, _many, _full
+        over_full = [functools.partial(_full, few=few) for few in (True, False)]
+        return _few, _many, *over_full
 
     def draw(self, results: Results, directory: Path) -> Iterator[Path]:
         """Draw the scores over the number of examples, where there are several numbers."""
@@ -78,16 +80,18 @@ def _tasks(results: Results, few: bool) -> Sequence[str]:
     return some(found, 'unipelt')
 
 
-def _best_part(results: Results, tasks: Sequence[str], claim: str, where: str) -> Finding:
+def _best_part(
+    results: Results, tasks: Sequence[str], when: str, published: str, where: str
+) -> Finding:
     part = max(PARTS, key=lambda way: results.score(way, tasks))
     gap = results.gap('unipelt', part, tasks)
-    said = f'{claim} UniPELT beats the best of its parts'
+    said = f'with {when} examples UniPELT beats the best of its parts (in the paper {published})'
     return Finding(said, where, f'{gap} over {Mao2022.titles[part]}', gap.better)
 
 
 def _few(results: Results) -> Iterator[Finding]:
     tasks = _tasks(results, few=True)
-    yield _best_part(results, tasks, 'with few examples, by 1 to 4 points,', 'table 1')
+    yield _best_part(results, tasks, 'few', 'by 1 to 4 points', 'table 1')
     differences = []
     for task in tasks:
         best = max(results.best(way, task).mean for way in PARTS)
@@ -103,12 +107,11 @@ def _few(results: Results) -> Iterator[Finding]:
 
 def _many(results: Results) -> Iterator[Finding]:
     tasks = _tasks(results, few=False)
-    yield _best_part(results, tasks, 'with all examples, 83.5 to 83.0,', 'table 2')
+    yield _best_part(results, tasks, 'all', '83.5 to 83.0', 'table 2')
 
 
-def _full(results: Results) -> Iterator[Finding]:
-    for few, when in ((True, 'few'), (False, 'all')):
-        tasks = [task for task in _tasks(results, few) if task in results.tasks('full')]
-        gap = results.gap('unipelt', 'full', tasks)
-        claim = f'with {when} examples it beats full fine-tuning'
-        yield Finding(claim, 'tables 1 and 2', str(gap), gap.better)
+def _full(results: Results, few: bool) -> Iterator[Finding]:
+    tasks = [task for task in _tasks(results, few) if task in results.tasks('full')]
+    gap = results.gap('unipelt', 'full', tasks)
+    claim = f'with {"few" if few else "all"} examples it beats full fine-tuning'
+    yield Finding(claim, 'tables 1 and 2', str(gap), gap.better)

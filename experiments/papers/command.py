@@ -8,14 +8,24 @@ DIR), DIR/PAPER_SCALE/PAPER.json, PAPER.md and the figures. Finished runs are no
 A report grows: `--tasks=trec` today and `--tasks=cr` tomorrow, on whatever machine has
 DIR/PAPER_SCALE/, make one of both. A row that was trained anew takes the place of what stood there.
 
-Many jobs may work on one protocol: `--shard=I/N` trains every N-th cell and writes no report; cells
-that begin with the adapters of others wait until those are done. The same command without it trains
-what is missing, and reports. On SLURM:
+Where a paper and its published code disagree, `--source=code` takes the settings of the code; its
+report is in DIR/PAPER_SCALE_code/.
 
-    sbatch --array=0-7 launch/slurm.sbatch experiments.PAPER --shard=%a/8 --scale=full --output=DIR
+Many jobs may work on one protocol: `--shard=I/N` trains every N-th cell and writes no report. A
+cell that begins with the adapters of others, and finds them not trained yet, is skipped: the part
+does all its other cells, tries the skipped ones once more, names those that remain and ends in
+order, with status 0. So an array is submitted twice where cells begin with others (pfeiffer2021;
+hu2022 at full scale); what is done is not done again. Then the same command without --shard trains
+whatever is missing still, and reports. On SLURM:
+
+    job="launch/slurm.sbatch experiments.PAPER --scale=full --output=DIR"
+    first=$(sbatch --parsable --array=0-7 $job --shard=%a/8)
+    second=$(sbatch --parsable --dependency=afterany:$first --array=0-7 $job --shard=%a/8)
+    sbatch --dependency=afterany:$second $job
 """
 
 import json
+import logging
 from pathlib import Path
 
 from absl import flags
@@ -26,9 +36,10 @@ from adapters_jax.training.provenance import describe
 from configs.papers import protocol
 from experiments.output import write
 from experiments.papers import report
-from experiments.papers.runner import Runner
-from experiments.papers.study import Paper, Results
+from experiments.papers.runner import NotYetError, Runner
+from experiments.papers.study import Cell, Paper, Results
 
+_LOG = logging.getLogger('adapters_jax.papers')
 _SMALL = (
     f'Backbone `minilm`, {protocol.SMALL_EXAMPLES:,} training examples of each set (or as many as '
     f'stand behind @), {protocol.SMALL_STEPS} steps of 32.'
@@ -39,37 +50,68 @@ def run(paper: Paper) -> None:
     """Run the command of a paper."""
 
     def main(
-        scale: str, data: str, output: str, shard: str, tasks: list[str], options: list[str]
+        scale: str,
+        source: str,
+        data: str,
+        output: str,
+        shard: str,
+        tasks: list[str],
+        options: list[str],
     ) -> None:
-        runner = Runner(paper, scale, data, Path(output) / 'runs', tasks, options)
+        runner = Runner(paper, scale, data, Path(output) / 'runs', tasks, options, source)
         if shard:
-            runner.train(grid.Shard.parse(shard))
+            train_part(runner, shard)
             return
-        finish(runner, files.make_directory(Path(output) / f'{paper.name}_{scale}'))
+        directory = Path(output) / report.folder(paper.name, scale, source)
+        finish(runner, files.make_directory(directory))
 
     entry.run(_define, main)
 
 
+def train_part(runner: Runner, shard: str) -> None:
+    """Train a part, 'I/N', of the cells, and say which of them have to wait."""
+    waiting = runner.train(grid.Shard.parse(shard))
+    if waiting:
+        _LOG.warning(
+            'skipped %s, which cannot be trained yet; all else of the part %s is done. Run the '
+            'same command once more when the other parts have ended, or without --shard, which '
+            'trains what is missing and reports',
+            _names(waiting),
+            shard,
+        )
+
+
+def _names(cells: list[Cell]) -> str:
+    return ', '.join(cell.name for cell in cells)
+
+
 def finish(runner: Runner, directory: Path) -> None:
-    """Train what is missing, examine and report."""
+    """Train what is missing, examine and report.
+
+    Raises:
+        NotYetError: another job trains what is missing.
+        ValueError: the report that is there is of another scale or source.
+    """
     paper, scale = runner.paper, runner.scale
-    runner.train(grid.Shard(0, 1))
+    if waiting := runner.train(grid.Shard(0, 1)):
+        raise NotYetError(
+            f'no report yet: another job trains, or has to train before, {_names(waiting)}; run '
+            'the same command when it has ended'
+        )
     rows = [row for cell in runner.cells for row in runner.rows(cell)]
     results = Results(rows, {}, scale)
     results.examined = paper.examine(results, runner.runs)
     before = directory / f'{paper.name}.json'
     if before.exists():
-        results = report.extended(json.loads(before.read_text('utf-8')), results)
+        results = report.extended(json.loads(before.read_text('utf-8')), results, runner.version)
     result = {
         'paper': paper.name,
         'title': paper.title,
         'scale': scale,
+        'source': runner.version,
         'settings': _SMALL if scale == 'small' else '',
         'command': f'python -m experiments.{paper.name} --scale={scale}{_told(runner, results)}',
-        'titles': dict(paper.titles),
-        'expected': report.read_expected(paper.name),
-        'figures': [path.name for path in paper.draw(results, directory)],
-        **report.to_json(results, list(paper.findings(results))),
+        **report.judged(paper, results, directory),
         **describe(),
     }
     write(directory, paper.name, result, report.render)
@@ -81,12 +123,14 @@ def _told(runner: Runner, results: Results) -> str:
     found = list(dict.fromkeys(row.task for row in results.rows))
     every = {cell.task for cell in runner.paper.cells(runner.scale)}
     tasks = f' --tasks={",".join(found)}' * (set(found) != every)
-    return tasks + ''.join(f' --option={option}' for option in runner.options)
+    source = f' --source={runner.version}' * (runner.version != 'paper')
+    return source + tasks + ''.join(f' --option={option}' for option in runner.options)
 
 
 def _define() -> dict[str, flags.FlagHolder]:
     holders = {
         'scale': flags.DEFINE_enum('scale', 'small', protocol.SCALES, 'Of the protocol.'),
+        'source': flags.DEFINE_enum('source', 'paper', protocol.BOTH, 'Whose settings.'),
         'data': flags.DEFINE_string('data', '', 'Folder of the data sets.'),
         'output': flags.DEFINE_string('output', None, 'Directory of runs and report.'),
         'shard': flags.DEFINE_string('shard', '', 'I/N: train every N-th cell, report nothing.'),

@@ -3,20 +3,46 @@
 import dataclasses
 import json
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.papers.study import Finding, Results, Row, spread, told_share
+from experiments.papers.study import Finding, Paper, Results, Row, Table, spread, told_share
 
 EXPECTED = 'expected.json'
 VERDICTS = {True: 'confirmed', False: '**not confirmed**', None: 'undecided'}
 
 
+def folder(paper: str, scale: str, version: str) -> str:
+    """Return the name of a report's folder."""
+    return f'{paper}_{scale}' + f'_{version}' * (version != 'paper')
+
+
 def read_expected(paper: str) -> dict[str, Any]:
-    """Return the published numbers of a paper: `rows`, by way and task, in per cent."""
+    """Return the published numbers of a paper.
+
+    `rows` are scores by way and task, in per cent, and `trained` the trained parameters by way: of
+    the row with these `settings`, or of that which has in each task the value of the setting in
+    `best_of` which is best on the validation split.
+    """
     path = Path(__file__).parents[1] / paper / EXPECTED
     return json.loads(path.read_text('utf-8'))
+
+
+def judged(paper: Paper, results: Results, directory: Path) -> dict[str, Any]:
+    """Return all of a report that follows from its rows, and draw its figures."""
+    protocol: dict[str, list[str]] = {}
+    for cell in paper.cells(results.scale):
+        protocol.setdefault(cell.task, []).append(cell.way)
+    return {
+        'titles': dict(paper.titles),
+        'expected': read_expected(paper.name),
+        'protocol': protocol,
+        'figures': [path.name for path in paper.draw(results, directory)],
+        'tables': [dataclasses.asdict(table) for table in paper.tables(results)],
+        **to_json(results, list(paper.findings(results))),
+        'unanswered': paper.unanswered(results),
+    }
 
 
 def to_json(results: Results, findings: Sequence[Finding]) -> dict[str, Any]:
@@ -35,12 +61,17 @@ def from_json(values: Mapping[str, Any]) -> tuple[Results, list[Finding]]:
     return Results(rows, values['examined'], values['scale']), findings
 
 
-def extended(before: Mapping[str, Any], results: Results) -> Results:
+def extended(before: Mapping[str, Any], results: Results, version: str = 'paper') -> Results:
     """Return results with the rows that an earlier report has beside them, which come first.
 
     Raises:
-        ValueError: a report of another scale.
+        ValueError: a report of another scale or source.
     """
+    if before.get('source', 'paper') != version:
+        raise ValueError(
+            f'the report that is there is of source {before["source"]!r}, not {version!r}; set '
+            'another --output'
+        )
     known, _ = from_json(before)
     if known.scale != results.scale:
         raise ValueError(
@@ -68,17 +99,48 @@ def render(result: Mapping[str, Any]) -> str:
         'and what else a row leaves open are those with the best mean on the validation split. '
         'Trained parameters are those of the first task, its head included. Differences of scores '
         'are in points, with the 95 % interval of their mean over tasks and seeds (Student); what '
-        f'the interval leaves open is undecided. {result["settings"]} All runs together: '
+        f'the interval leaves open is undecided. {result["settings"]}{_whose(result)} '
+        f'Tasks: {told_tasks(result)}.{_open(result)} All runs together: '
         f'{minutes(results):.0f} minutes of training on {_all(results, "machines")}; commits '
         f'{_all(results, "commits")}. Made by `{result["command"]}`. Published, in brackets where '
-        f'a row and task are the same: {expected["source"]}.'
+        'a row and task are the same (trained parameters are those of the backbone of the paper): '
+        f'{expected["source"]}.'
     )
     means = [f'{row} {own["mean"]}' for row, own in expected['rows'].items() if 'mean' in own]
     note += f' Means: {", ".join(means)}.' if means else ''
     note += f' Also: {expected["others"]}.' if 'others' in expected else ''
     drawn = [f'![{name.removesuffix(".png")}]({name})' for name in result['figures']]
-    parts = [f'**{result["title"]}**', scores(result), told(findings), note, *drawn]
+    tables = [_table(Table(**own)) for own in result['tables']]
+    parts = [f'**{result["title"]}**', scores(result), told(findings), *tables, note, *drawn]
     return '\n\n'.join(parts)
+
+
+def _whose(result: Mapping[str, Any]) -> str:
+    code = result['source'] != 'paper'
+    return ' Settings are those of the published code (`--source=code`).' * code
+
+
+def told_tasks(result: Mapping[str, Any]) -> str:
+    """Return which tasks of its protocol a report has: 'trec (of trec, cr, mpqa)'.
+
+    In part are those of which some rows were trained alone, as adapters that others begin with are.
+    """
+    trained = {(row['task'], row['way']) for row in result['rows']}
+    whole, part = [], []
+    for task, ways in result['protocol'].items():
+        found = sum((task, way) in trained for way in ways)
+        (whole if found == len(ways) else part if found else []).append(task)
+    if len(whole) == len(result['protocol']):
+        return f'{", ".join(whole)} (all)'
+    told = ', '.join(whole) + '; ' * bool(whole and part)
+    told += f'in part {", ".join(part)}' * bool(part)
+    return f'{told} (of {", ".join(result["protocol"])})'
+
+
+def _open(result: Mapping[str, Any]) -> str:
+    """Return how many claims ask for what was not trained."""
+    count = len(result['unanswered'])
+    return f' {count} more of the claims ask for rows that were not trained.' * bool(count)
 
 
 def minutes(results: Results) -> float:
@@ -101,31 +163,63 @@ def scores(result: Mapping[str, Any]) -> str:
     results, _ = from_json(result)
     tasks = list(dict.fromkeys(row.task for row in results.rows))
     splits = {row.task: f'{row.metric}, {row.split}' for row in results.rows}
-    lines = {}
-    for row in results.rows:
-        key = row.way, json.dumps(row.settings)
-        lines.setdefault(key, {})[row.task] = row
     head = ['row', 'trained', *(f'{task} ({splits[task]})' for task in tasks), 'mean']
-    table = [head, ['---'] * len(head)]
-    for rows in lines.values():
-        table.append(_line(rows, tasks, result))
-    return '\n'.join(f'| {" | ".join(cells)} |' for cells in table)
+    lines = [
+        _line(name, rows, tasks, published) for name, rows, published in _named(results, result)
+    ]
+    return _table(Table(head, lines, ''))
 
 
-def _line(rows: Mapping[str, Row], tasks: Sequence[str], result: Mapping[str, Any]) -> list[str]:
-    first = next(iter(rows.values()))
-    own = ', '.join(f'{k.removeprefix("method.")}={_short(v)}' for k, v in first.settings.items())
-    name = result['titles'].get(first.way, first.way) + (f', {own}' if own else '')
-    same = result['expected'].get('settings', {}).get(first.way, {}) == first.settings
-    published = result['expected']['rows'].get(first.way, {}) if same else {}
-    cells = [name, f'{first.trained:,} ({told_share(first.share)})']
+def _named(
+    results: Results, result: Mapping[str, Any]
+) -> Iterator[tuple[str, dict[str, Row], dict[str, Any]]]:
+    """Return each line's name, its rows by task, and what was published of it."""
+    expected = result['expected']
+    for way in dict.fromkeys(row.way for row in results.rows):
+        title, best_of = result['titles'].get(way, way), expected.get('best_of', {}).get(way)
+        same: dict[str, dict[str, Row]] = {}
+        for row in results.of(way):
+            same.setdefault(json.dumps(row.settings), {})[row.task] = row
+        for rows in same.values():
+            own = next(iter(rows.values())).settings
+            meant = not best_of and expected.get('settings', {}).get(way, {}) == own
+            told = [title, *(f'{_option(k)}={_short(v)}' for k, v in own.items())]
+            yield ', '.join(told), rows, _published(expected, way) if meant else {}
+        if best_of:
+            best = {task: results.best(way, task) for task in results.tasks(way)}
+            name = f'{title}, the best {_option(best_of)} in each task'
+            yield name, best, _published(expected, way)
+
+
+def _published(expected: Mapping[str, Any], way: str) -> dict[str, Any]:
+    """Return the published scores of a way, its trained parameters, and the tasks of its mean."""
+    tasks = {task for row in expected['rows'].values() for task in row} - {'mean'}
+    trained = expected.get('trained', {}).get(way, '')
+    return {'tasks': tasks, 'trained': trained, 'scores': expected['rows'].get(way, {})}
+
+
+def _line(
+    name: str, rows: Mapping[str, Row], tasks: Sequence[str], published: Mapping[str, Any]
+) -> list[str]:
+    first, theirs = next(iter(rows.values())), published.get('scores', {})
+    trained = f'{first.trained:,} ({told_share(first.share)})'
+    cells = [name, trained + _bracketed(published.get('trained'))]
     for task in tasks:
-        cells.append(_score(rows[task]) if task in rows else '')
-        if task in rows and task in published:
-            cells[-1] += f' [{published[task]}]'
-    whole = len(rows) == len(tasks)
-    cells.append(f'{100 * statistics.fmean(row.mean for row in rows.values()):.1f}' * whole)
-    return cells
+        cells.append(_score(rows[task]) + _bracketed(theirs.get(task)) if task in rows else '')
+    if len(rows) < len(tasks):
+        return [*cells, '']
+    mean = f'{100 * statistics.fmean(row.mean for row in rows.values()):.1f}'
+    # A mean over other tasks would stand beside ours as if it were the same.
+    same = published.get('tasks') == set(tasks)
+    return [*cells, mean + _bracketed(theirs.get('mean') if same else None)]
+
+
+def _bracketed(published: float | str | None) -> str:
+    return f' [{published}]' if published else ''
+
+
+def _option(key: str) -> str:
+    return key.removeprefix('method.')
 
 
 def _short(value: Any) -> str:
@@ -140,7 +234,11 @@ def _score(row: Row) -> str:
 
 def told(findings: Sequence[Finding]) -> str:
     """Return the table of findings."""
-    table = [['the paper finds', 'where', 'here', ''], ['---'] * 4]
-    for own in findings:
-        table.append([own.claim, own.where, own.found, VERDICTS[own.holds]])
-    return '\n'.join(f'| {" | ".join(cells)} |' for cells in table)
+    lines = [[own.claim, own.where, own.found, VERDICTS[own.holds]] for own in findings]
+    return _table(Table(['the paper finds', 'where', 'here', ''], lines, ''))
+
+
+def _table(table: Table) -> str:
+    lines = [table.head, ['---'] * len(table.head), *table.lines]
+    told = '\n'.join(f'| {" | ".join(cells)} |' for cells in lines)
+    return f'{told}\n\n{table.note}' if table.note else told

@@ -3,7 +3,8 @@
 A cell is a sweep, or, where no population can train it, one run after another. Its workdir is
 named by what its numbers depend on, and by no path, so that papers share what they have in common
 (full fine-tuning at small scale), and whatever is finished is not done again: a protocol may be
-killed at any moment, and many jobs may work on one.
+killed at any moment, and many jobs may work on one. A cell that cannot be trained yet is left for
+another time, and does not keep the others from it.
 """
 
 import hashlib
@@ -20,13 +21,14 @@ from adapters_jax.adapters.dropping import Dropped
 from adapters_jax.config import Config, assign
 from adapters_jax.data import glue
 from adapters_jax.evaluate import evaluate, evaluation_path
+from adapters_jax.interop.backbones import LoadedBackbone, load_backbone
 from adapters_jax.sweep import sweep
 from adapters_jax.train import train
 from adapters_jax.training import grid
 from adapters_jax.tuning.populations import MEMBERS
 from adapters_jax.tuning.results import RESULT as SWEPT
 from configs import text_sets
-from experiments.papers.study import Cell, Paper, Row
+from experiments.papers.study import Cell, Paper, Results, Row
 
 _LOG = logging.getLogger('adapters_jax.papers')
 SEED, FUSION = 'seed', 'fusion'
@@ -38,10 +40,10 @@ class Runner:
     """A protocol at a scale, over a folder of data, in a folder of runs.
 
     `tasks` are those that are done instead of all, with what they begin with; `options` are further
-    settings of every run, as KEY=VALUE.
+    settings of every run, as KEY=VALUE; `version` are the settings of the paper or of its code.
 
     Raises:
-        ValueError: the protocol has no such task.
+        ValueError: the protocol has no such task, or the paper no such version.
     """
 
     def __init__(
@@ -52,31 +54,36 @@ class Runner:
         runs: Path,
         tasks: Sequence[str] = (),
         options: Sequence[str] = (),
+        version: str = 'paper',
     ) -> None:
+        if version not in paper.versions:
+            raise ValueError(
+                f'--source is {version!r}; {paper.name} has {", ".join(paper.versions)} alone: its '
+                'recipes are of one version; leave --source out'
+            )
         self.paper, self.scale, self.data, self.runs = paper, scale, data, runs
-        self.tasks, self.options = tasks, options
+        self.tasks, self.options, self.version = tasks, options, version
         self.cells = _chosen(list(paper.cells(scale)), tasks)
 
-    def train(self, shard: grid.Shard) -> None:
-        """Train and evaluate every `shard.count`-th cell.
+    def train(self, shard: grid.Shard) -> list[Cell]:
+        """Train and evaluate every `shard.count`-th cell; return those that still wait for others.
 
-        Raises:
-            NotYetError: cells that wait for others; all the rest is done.
+        They are tried twice: what they wait for may have ended while the rest was trained.
         """
-        numbers, waiting = shard.numbers(len(self.cells)), []
-        for place, number in enumerate(numbers, 1):
-            cell = self.cells[number]
-            _LOG.info('%d of %d: %s', place, len(numbers), cell.name)
+        cells = [self.cells[number] for number in shard.numbers(len(self.cells))]
+        return self._tried(self._tried(cells))
+
+    def _tried(self, cells: Sequence[Cell]) -> list[Cell]:
+        """Train cells; return those that wait for others."""
+        waiting = []
+        for place, cell in enumerate(cells, 1):
+            _LOG.info('%d of %d: %s', place, len(cells), cell.name)
             try:
                 self.rows(cell)
             except (NotYetError, files.InUseError) as error:
-                _LOG.warning('%s', error)
-                waiting.append(cell.name)
-        if waiting:
-            raise NotYetError(
-                f'{len(waiting)} of {len(numbers)} cells wait for others ({", ".join(waiting)}); '
-                'the same command does them when those are done'
-            )
+                _LOG.warning('skipped: %s', error)
+                waiting.append(cell)
+        return waiting
 
     def rows(self, cell: Cell) -> list[Row]:
         """Return the rows of a cell, trained and evaluated now where they were not.
@@ -116,7 +123,9 @@ class Runner:
         return config
 
     def _recipe(self, cell: Cell) -> Config:
-        config = self.paper.recipe(f'task={cell.task},way={cell.way},scale={self.scale}')
+        config = self.paper.recipe(
+            f'task={cell.task},way={cell.way},scale={self.scale},source={self.version}'
+        )
         for option in self.options:
             key, _, value = option.partition('=')
             assign(config, key, value)
@@ -202,6 +211,12 @@ def evaluation(workdir: Path, split: str, dropped: Dropped = 0) -> dict[str, Any
     """Return what `evaluate` says, which is asked only where it has not been."""
     path = evaluation_path(workdir, split, dropped)
     return _read(path) if path.exists() else evaluate(workdir, split, dropped)
+
+
+def trained_backbone(results: Results, runs: Path) -> LoadedBackbone:
+    """Load the backbone that the rows were trained on: that of their scale, or of an option."""
+    config = configs.read(runs / results.rows[0].workdirs[0] / 'config.json')
+    return load_backbone(config.backbone)
 
 
 def _validation(summary: Mapping[str, Any]) -> float:

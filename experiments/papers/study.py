@@ -4,6 +4,7 @@ A cell is a row on a task, and is one sweep; a paper (`experiments/PAPER/`) says
 are, what is done with the adapters that they leave, and what it found that ours should show too.
 """
 
+import contextlib
 import dataclasses
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -82,6 +83,15 @@ class Finding:
     where: str  # in the paper
     found: str
     holds: bool | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """What a report shows as a table: its heads, its lines, and a sentence below them."""
+
+    head: list[str]
+    lines: list[list[str]]
+    note: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,8 +207,10 @@ class Results:
         return some(list(dict.fromkeys(row.settings[key] for row in self.of(way))), way)
 
 
-def on_a_par(results: Results, way: str, claim: str, where: str) -> Finding:
+def on_a_par(results: Results, way: str, claim: str, published: str, where: str) -> Finding:
     """Look whether a way is less than a point below full fine-tuning, with how many parameters.
+
+    `published` is what the paper says of it, which is not what is tested.
 
     Raises:
         MissingError: one of the two was not trained.
@@ -206,7 +218,7 @@ def on_a_par(results: Results, way: str, claim: str, where: str) -> Finding:
     tasks = results.common(way, 'full')
     gap = results.gap(way, 'full', tasks)
     share = statistics.fmean(results.best(way, task).share for task in tasks)
-    said = f'{claim} (here: less than one point below)'
+    said = f'{claim}, or less than a point below it (in the paper: {published})'
     return Finding(said, where, f'{gap} with {told_share(share)}', gap.above(-0.01))
 
 
@@ -239,6 +251,7 @@ class Paper:
     title: str
     titles: Mapping[str, str]  # of its rows
     recipe: Callable[[str], Config]  # `get_config` of configs/papers/NAME.py
+    versions: Sequence[str] = ('paper',)  # and 'code', where the published code says otherwise
 
     def cells(self, scale: str) -> Iterator[Cell]:
         """Return the cells of a scale, those first that others need."""
@@ -249,20 +262,38 @@ class Paper:
         return {}
 
     def claims(self) -> Sequence[Callable[[Results], Iterator[Finding]]]:
-        """Return what looks for the paper's findings."""
+        """Return what looks for the paper's findings, apart where they are on different rows.
+
+        What one of them has found stays when rows of a later finding were not trained.
+        """
         raise NotImplementedError
 
     def findings(self, results: Results) -> Iterator[Finding]:
         """Return the findings, but for those on rows that were not trained."""
         for claim in self.claims():
-            try:
-                yield from list(claim(results))
-            except MissingError:
-                continue
+            with contextlib.suppress(MissingError):
+                yield from claim(results)
+
+    def unanswered(self, results: Results) -> list[str]:
+        """Return, for each of `claims` that asks for rows that were not trained, which."""
+        return [said for claim in self.claims() if (said := _missing(claim, results))]
+
+    def tables(self, results: Results) -> Iterator[Table]:
+        """Return what the report has as tables beside the scores."""
+        yield from ()
 
     def draw(self, results: Results, directory: Path) -> Iterator[Path]:
         """Draw the paper's figures; return their files."""
         raise NotImplementedError
+
+
+def _missing(claim: Callable[[Results], Iterator[Finding]], results: Results) -> str:
+    """Return what a claim lacks, '' if nothing."""
+    try:
+        list(claim(results))
+    except MissingError as error:
+        return str(error)
+    return ''
 
 
 def spread(scores: Sequence[float]) -> float:

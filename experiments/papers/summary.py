@@ -20,25 +20,27 @@ def render(results: Sequence[Mapping[str, Any]]) -> str:
     """Return the Markdown table, a line for each finding, and below it where it comes from."""
     if not results:
         return 'No protocol has been run to its end yet, at either scale.'
-    head = ('paper', 'finds', 'here', '')
+    head = ('paper', 'tasks', 'finds', 'here', '')
     lines = [f'| {" | ".join(head)} |', '|---' * len(head) + '|']
     for result in results:
-        folder = f'experiments/results/papers/{result["paper"]}_{result["scale"]}'
-        link = f'{folder}/{result["paper"]}.md'
-        sets = dict.fromkeys(row['task'] for row in result['rows'])
-        name = f'[{result["title"].partition(",")[0]}]({link}) on {", ".join(sets)}'
+        folder = report.folder(result['paper'], result['scale'], result['source'])
+        link = f'experiments/results/papers/{folder}/{result["paper"]}.md'
+        first = f'[{result["title"].partition(",")[0]}]({link})', report.told_tasks(result)
         for finding in result['findings']:
             verdict = report.VERDICTS[finding['holds']]
-            lines.append(f'| {name} | {finding["claim"]} | {finding["found"]} | {verdict} |')
-            name = ''
+            cells = (*first, finding['claim'], finding['found'], verdict)
+            lines.append(f'| {" | ".join(cells)} |')
+            first = '', ''
     minutes = ', '.join(f'{own["paper"]} {_minutes(own):.0f}' for own in results)
     holds = [finding['holds'] for result in results for finding in result['findings']]
     told = (f'{holds.count(value)} {word}' for value, word in report.VERDICTS.items())
+    unanswered = sum(len(result['unanswered']) for result in results)
     note = (
-        f'Of {len(holds)} findings: {", ".join(told)}. Differences are in points of accuracy, with '
-        f'their 95 % interval. Minutes of training: {minutes}; what several papers share, such as '
-        'full fine-tuning, counts in each. The reports have scores, seeds, machines, commits and '
-        'figures.'
+        f'Of {len(holds)} findings that these tasks could show: {", ".join(told)}; {unanswered} '
+        'more claims ask for rows that were not trained, and do not count. Differences are in '
+        'points of accuracy, with their 95 % interval. Minutes of training, for the tasks told: '
+        f'{minutes}; what several papers share, such as full fine-tuning, counts in each. The '
+        'reports have scores, seeds, machines, commits and figures.'
     )
     return '\n'.join([*lines, '', note.replace('**', '')])
 

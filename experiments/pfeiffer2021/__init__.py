@@ -96,7 +96,7 @@ def _tasks(results: Results, few: bool, *ways: str) -> Sequence[str]:
 def _adapters(results: Results) -> Iterator[Finding]:
     gap = results.gap('adapter', 'full', _tasks(results, False, 'adapter', 'full'))
     yield Finding(
-        'single-task adapters are as good as full fine-tuning (here: less than one point below)',
+        'single-task adapters are as good as full fine-tuning, or less than a point below it',
         'table 1',
         str(gap),
         gap.above(-0.01),
@@ -111,14 +111,17 @@ def _over_adapters(results: Results, few: bool) -> Gap:
 
 def _fusion_of_few(results: Results) -> Iterator[Finding]:
     gap = _over_adapters(results, few=True)
-    claim = 'fusion helps where examples are few: 5.1 points over ST-A on MRPC, 5.8 on RTE'
+    claim = (
+        'fusion helps where examples are few (in the paper by 5.1 points over ST-A on MRPC, 5.8 on '
+        'RTE)'
+    )
     yield Finding(claim, 'table 1', str(gap), gap.better)
 
 
 def _fusion_of_many(results: Results) -> Iterator[Finding]:
     gap = _over_adapters(results, few=False)
     yield Finding(
-        'where they are many it changes little, at most half a point (here: less than one)',
+        'where they are many it changes less than a point (in the paper at most half)',
         'table 1',
         str(gap),
         gap.within(0.01),
@@ -132,7 +135,8 @@ def _attention(results: Results) -> Iterator[Finding]:
         for own in (True, False)
     )
     yield Finding(
-        'a task with many examples looks at its own adapter more than one with few',
+        'a task with many examples looks at its own adapter more than one with few (means, without '
+        'a test)',
         'figure 5',
         ', '.join(f'{task}: {share:.2f}' for task, share in shares.items()),
         many > few,
