@@ -142,7 +142,6 @@ def test_heads_of_plain_models(tmp_path, family):
 OTHERS = {
     'multiple_choice': lambda model: model.add_multiple_choice_head('ad'),
     'masked_lm': lambda model: model.add_masked_lm_head('ad'),
-    'multilabel_classification': lambda model: model.add_classification_head('ad', multilabel=True),
 }
 
 

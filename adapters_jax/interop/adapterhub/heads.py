@@ -1,8 +1,9 @@
 """Heads of AdapterHub folders as ours, and the reverse.
 
 The library has exchangeable heads, whose config says what they are, and the fixed ones of Hugging
-Face models. Those that classify a whole text, or give it a number, are ours too, and exchangeable
-ones that tag words or answer questions; of any other kind the adapter is read without its head.
+Face models. Those that classify a whole text or image, or give a text a number, are ours too, and
+exchangeable ones that tag words or answer questions; of any other kind the adapter is read without
+its head.
 """
 
 import logging
