@@ -202,18 +202,12 @@ def check_model(model: Model, backbone: Tree) -> None:
     """Trace initialisation and forward pass once, on shapes, for what only they can find.
 
     Raises:
-        ValueError: a method that does not fit the backbone or trains nothing of it, members of a
-            union that do not fit one another, or a method and a head that leave nothing to train.
+        ValueError: a method that does not fit the backbone or trains nothing of it, or members of a
+            union that do not fit one another.
     """
     shapes = jax.eval_shape(model.init, jax.random.key(0), backbone)
-    trained = partition(shapes, model.rules)[0]
-    if not trained:
-        raise ValueError(
-            f'nothing is left to train: {model.method.architecture} brings no parameters, and the '
-            "head comes with the checkpoint; set head.train='all', or choose another method"
-        )
-    own = trained.keys() & {'adapters', 'backbone'}
-    if not own and model.method.rules(model.config.dimensions):
+    trained = partition(shapes, model.rules)[0].keys() & {'adapters', 'backbone'}
+    if not trained and model.method.rules(model.config.dimensions):
         raise ValueError(
             f'{model.method.architecture} trains nothing here: a {model.config.family} backbone '
             'has none of the parameters that it is for; choose another method'
