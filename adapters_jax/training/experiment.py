@@ -161,7 +161,8 @@ def build(
     model = make_model(config, members, task, backbone, name)
     first = start.load(config)
     if first:
-        start.check(first, model, task)
+        start.check(first, model)
+        start.announce(first, model, task)
     splits = encode_splits(config, texts, task, model, backbone, chain)
     return Experiment(config, backbone, task, model, splits, texts, members, chain, first)
 
@@ -213,6 +214,19 @@ def check_model(model: Model, backbone: Tree) -> None:
             'has none of the parameters that it is for; choose another method'
         )
     jax.eval_shape(model.apply, shapes, fitting.smallest_batch(model.config))
+
+
+def check_trained(trainable: Tree, config: Config) -> None:
+    """Refuse a run that would train nothing.
+
+    Raises:
+        ValueError: there are no leaves, neither of an adapter nor of a head.
+    """
+    if not trainable:
+        raise ValueError(
+            f'nothing is left to train: {config.method} brings no parameters, and the head comes '
+            "with the checkpoint; set head.train='all', or choose another method"
+        )
 
 
 # The least value of a key of `training`; below it nothing sensible could be done.

@@ -69,11 +69,6 @@ class Trainer(Run):
         self.schedule = make_schedule(optimizer, self.total_steps)
         tree = self.experiment.init_params()
         start = prepare(self.experiment, tree, self.placement, self.total_steps)
-        if not start.trainable:
-            raise ValueError(
-                f'nothing is left to train: {self.config.method} brings no parameters, and the '
-                "head comes with the checkpoint; set head.train='all', or choose another method"
-            )
         self.trainable, self.frozen = start.trainable, start.frozen
         self.opt_state, self.key = start.opt_state, start.key
         self.train_step, self.forward = start.train_step, start.forward

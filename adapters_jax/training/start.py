@@ -36,8 +36,8 @@ def load(config: Config) -> AdapterFolder | None:
     return formats.load_once(Path(config.start), config.backbone) if config.start else None
 
 
-def check(folder: AdapterFolder, model: Model, task: Task) -> None:
-    """Refuse an adapter of another method; say whether its head is used.
+def check(folder: AdapterFolder, model: Model) -> None:
+    """Refuse an adapter of another method.
 
     Raises:
         ValueError: the options that differ.
@@ -52,6 +52,10 @@ def check(folder: AdapterFolder, model: Model, task: Task) -> None:
             f'config.start is an adapter with {key}={own.get(key)!r}, but config.method has '
             f'{given.get(key)!r}; give the method with which it was trained'
         )
+
+
+def announce(folder: AdapterFolder, model: Model, task: Task) -> None:
+    """Say with which adapter training begins, and whether its head is used."""
     fresh = '' if same_head(folder, model, task) else ', under a fresh head'
     _LOG.info('training begins with the adapter %r%s', folder.name, fresh)
 

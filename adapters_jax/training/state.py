@@ -12,7 +12,7 @@ import jax
 
 from adapters_jax import params
 from adapters_jax.config import Config
-from adapters_jax.training.experiment import Experiment, choose_frozen_dtype
+from adapters_jax.training.experiment import Experiment, check_trained, choose_frozen_dtype
 from adapters_jax.training.optimizer import OptimizerConfig, make_optimizer
 from adapters_jax.training.placement import Placement
 from adapters_jax.training.step import RobustStep, jit_outputs, jit_train_step
@@ -36,10 +36,11 @@ def prepare(
     """Return where a run starts from `tree`, all parameters as arrays or as shapes.
 
     Raises:
-        ValueError: a leaf that does not divide over the mesh.
+        ValueError: nothing to train, or a leaf that does not divide over the mesh.
     """
     config, model = experiment.config, experiment.model
     trainable, frozen = params.partition(tree, model.rules)
+    check_trained(trainable, config)
     trainable = placement.trainable(trainable)
     frozen = placement.frozen(frozen, choose_frozen_dtype(config))
     adam = make_optimizer(OptimizerConfig(**config.optimizer.to_dict()), total_steps)

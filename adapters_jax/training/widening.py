@@ -14,7 +14,7 @@ from adapters_jax.config import Config
 from adapters_jax.data import tokenize
 from adapters_jax.params import Tree
 from adapters_jax.training import grid, start
-from adapters_jax.training.experiment import Experiment, check_model
+from adapters_jax.training.experiment import Experiment, check_model, check_trained
 from adapters_jax.training.members import load as load_members
 
 
@@ -46,12 +46,12 @@ def widen(
     alone = {m: dataclasses.replace(model, method=m) for m in different}
     for own_model in alone.values():
         check_model(own_model, experiment.backbone.params)
+        if experiment.start:
+            start.check(experiment.start, own_model)
     owns = []
     for member in members:
         own_model = alone[methods[member.config.method]]
         own = dataclasses.replace(experiment, config=member.config, model=own_model)
-        if experiment.start:
-            start.check(experiment.start, own_model, experiment.task)
         owns.append(_own(member.name, own, model, len(different) > 1, folder / member.name))
     return model, owns
 
@@ -59,6 +59,7 @@ def widen(
 def _own(name: str, alone: Experiment, wide: Any, padded: bool, workdir: Path) -> Own:
     tree = alone.init_params()
     shapes, _ = params.partition(jax.eval_shape(lambda: tree), alone.model.rules)
+    check_trained(shapes, alone.config)
     multipliers: Tree = {}
     if padded:
         given = alone.model.method, tree['adapters'][wide.name], wide.method

@@ -303,6 +303,13 @@ def test_what_cannot_be_is_refused(toys, tmp_path, changes, message):
     assert not (tmp_path / 'run' / 'config.json').exists()
 
 
+def test_a_sweep_of_nothing_to_train_is_refused(toys, tmp_path):
+    given = config(toys, 'published', method='head', sweep__grid=('seed=0,1',))
+    with pytest.raises(ValueError, match='nothing is left to train: head brings no parameters'):
+        sweep.sweep(given, tmp_path / 'w')
+    assert not list((tmp_path / 'w').glob('members/*/checkpoints'))
+
+
 def test_untied_or_damaged_heads_are_refused(tmp_path):
     model = write_language_model(tmp_path / 'm')
     tensors = {name: x.clone().contiguous() for name, x in model.state_dict().items()}
