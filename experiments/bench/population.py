@@ -1,12 +1,14 @@
 """A population against the same runs done alone, and the trunk cache against none.
 
-    python -m experiments.bench.population --output=DIR [--layers=1,3,6] [--members=8]
-        [--repeats=9] [--epochs=2]
+    python -m experiments.bench.population --output=DIR [--backbone=minilm] [--dtype=float32]
+        [--layers=1,3,6] [--members=8] [--repeats=9] [--epochs=2]
 
-Adapters (Pfeiffer et al. 2021) in the top layers of MiniLM, on the questions of the quickstart,
+Adapters (Pfeiffer et al. 2021) in the top layers of a backbone, on the questions of the quickstart,
 32 to a batch and packed, dropout on. First steps in turns within one process; then whole commands,
 each in a process of its own (`--epochs`, 0: none): as many `train` as there are members, against
 one `sweep` that makes the trunk cache first. Writes DIR/population.json and DIR/population.md.
+
+On a GPU: `--backbone=base --dtype=bfloat16 --layers=12`, random weights in the shapes of BERT-base.
 """
 
 import dataclasses
@@ -24,11 +26,13 @@ from adapters_jax import entry, files
 from adapters_jax.config import Config
 from adapters_jax.interop.backbones import LoadedBackbone, load_backbone
 from adapters_jax.training import experiment, grid
+from adapters_jax.training.experiment import DTYPES
 from adapters_jax.training.loop import Trainer
 from adapters_jax.training.population_run import PopulationRun
 from adapters_jax.training.provenance import describe
 from adapters_jax.training.run import Run
 from configs import quickstart
+from experiments.bench import backbones
 from experiments.bench.timing import Ratio, Times, compare
 from experiments.output import write
 
@@ -96,10 +100,14 @@ def gains(times: dict[str, Times]) -> dict[str, dict[str, float]]:
     }
 
 
-def measure_commands(layers: int, depth: int, members: int, epochs: int, folder: Path) -> Any:
+def measure_commands(
+    config: Config, layers: int, depth: int, members: int, epochs: int, folder: Path
+) -> dict[str, Any]:
     """Return the seconds of `members` runs of `train` and of one `sweep`, start to end."""
     method = f'method=pfeiffer[leave_out={list(range(depth - layers))}]'
     common = [f'--config=configs/quickstart.py:{method}', f'--config.training.epochs={epochs}']
+    common += [f'--config.backbone={config.backbone}']
+    common += [f'--config.training.dtype={config.training.dtype}']
     cache = files.make_directory(folder / 'cache')  # without a trunk, so that the sweep makes it
     common += [f'--config.data.cache_dir={cache}', '--config.data.seed=0']
     seeds = range(members)
@@ -144,7 +152,8 @@ def render(result: dict[str, Any]) -> str:
     note = (
         f'Times of one step of all {members} members as parts of that of the runs done alone with '
         f'nothing cached; in brackets the middle half of {result["repeats"]} rounds in turns. '
-        f'Backbone `{result["backbone"]}`, {result["examples"]:,} texts, on {result["hardware"]}.'
+        f'Backbone `{result["backbone"]}` in {result["dtype"]}, {result["examples"]:,} texts, on '
+        f'{result["hardware"]}.'
     )
     return '\n'.join([*lines, '', note])
 
@@ -197,23 +206,35 @@ def benchmark(
         for count in layers
     ]
     texts = len(built.splits['train'])
-    return {'backbone': config.backbone, 'examples': texts, 'members': members} | {
+    return {
+        'dtype': config.training.dtype,
+        'examples': texts,
+        'members': members,
         'repeats': repeats,
         'steps': steps,
         **describe(),
     }
 
 
-def main(output: str, layers: Sequence[str], members: int, repeats: int, epochs: int) -> None:
+def main(
+    output: str,
+    backbone: str,
+    dtype: str,
+    layers: Sequence[str],
+    members: int,
+    repeats: int,
+    epochs: int,
+) -> None:
     """Measure steps and commands; write the numbers and the tables."""
     directory = files.make_directory(output)
     config = quickstart.get_config()
+    config.backbone, config.training.dtype = str(backbones.folder(backbone, directory)), dtype
     config.data.cache_dir = str(directory / 'cache')
     counts = [int(count) for count in layers]
-    result = benchmark(config, counts, members, repeats, directory)
+    result = {'backbone': backbone, **benchmark(config, counts, members, repeats, directory)}
     depth = load_backbone(config.backbone).config.depth
     result['commands'] = [
-        measure_commands(count, depth, members, epochs, directory / f'commands{count}')
+        measure_commands(config, count, depth, members, epochs, directory / f'commands{count}')
         for count in counts
         if epochs
     ]
@@ -223,6 +244,8 @@ def main(output: str, layers: Sequence[str], members: int, repeats: int, epochs:
 def _define() -> dict[str, flags.FlagHolder]:
     return {
         'output': flags.DEFINE_string('output', None, 'Directory of the results.'),
+        'backbone': flags.DEFINE_enum('backbone', 'minilm', backbones.NAMES, 'What is adapted.'),
+        'dtype': flags.DEFINE_enum('dtype', 'float32', list(DTYPES), 'What steps compute in.'),
         'layers': flags.DEFINE_list('layers', ['1', '3', '6'], 'Numbers of adapted layers.'),
         'members': flags.DEFINE_integer('members', 8, 'Members of the population.'),
         'repeats': flags.DEFINE_integer('repeats', 9, 'Rounds of the comparison of steps.'),

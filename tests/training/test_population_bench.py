@@ -17,6 +17,7 @@ def test_the_tables_are_made_of_the_numbers(tmp_path, capsys, monkeypatch):
     config = toy.config(backbone, toy.write_texts(tmp_path / 'texts.csv', 80))
     config.data.cache_dir = str(tmp_path / 'cache')
     result = population.benchmark(config, [1, 2], 2, repeats=1, folder=tmp_path / 'runs')
+    result['backbone'] = 'toy'
     one, two = result['steps']
     # With both layers adapted there is no trunk, and so nothing to keep.
     assert set(one['ways']) == {
@@ -32,10 +33,13 @@ def test_the_tables_are_made_of_the_numbers(tmp_path, capsys, monkeypatch):
         return 3.0 if command == 'sweep' else 2.0
 
     monkeypatch.setattr(population, 'run', stand_in)
-    commands = population.measure_commands(1, 2, 4, 5, tmp_path / 'commands')
+    commands = population.measure_commands(config, 1, 2, 4, 5, tmp_path / 'commands')
     assert commands == {'layers': 1, 'epochs': 5, 'alone': 8.0, 'sweep': 3.0}
     assert [line[0] for line in lines] == ['train'] * 2 + ['sweep'] + ['train'] * 2
     assert all('--config=configs/quickstart.py:method=pfeiffer[leave_out=[0]]' in x for x in lines)
+    assert all(
+        {f'--config.backbone={backbone}', '--config.training.dtype=float32'} <= {*x} for x in lines
+    )
     write(tmp_path, 'population', result | {'commands': [commands]}, population.render)
     table = (tmp_path / 'population.md').read_text()
     assert table in capsys.readouterr().out
