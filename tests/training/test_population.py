@@ -275,6 +275,16 @@ def test_what_lies_below_the_first_adapted_place_is_computed_once(count, chunk):
     assert len([shape for shape in shapes if 5 in shape]) == 10
 
 
+def test_one_after_another_needs_no_second_copy_of_all_states():
+    def needed(count):
+        step, state, traits, frozen, _ = start([Own('full', seed) for seed in range(count)], 1)
+        compiled = step.lower(state, traits, frozen, BATCHES[0], np.int32(0)).compile()
+        return compiled.memory_analysis().temp_size_in_bytes, trees.size_bytes(state)
+
+    (few, few_states), (many, many_states) = needed(3), needed(8)
+    assert many - few < 0.1 * (many_states - few_states)
+
+
 def test_common_leaves_are_kept_once():
     one = {'a': {'same': np.ones(3), 'own': np.zeros(2)}}
     two = {'a': {'same': np.ones(3), 'own': np.ones(2)}}
