@@ -1,5 +1,7 @@
 """Where heads read first tokens, the last layer computes no others: with every method, the same."""
 
+import functools
+
 import cases
 import jax
 import numpy as np
@@ -21,6 +23,11 @@ QUICK = {'attention_side', 'ia3', 'lora', 'pfeiffer', 'prefix_tuning_flat', 'pro
 def model_of(preset, pooling='cls'):
     head = HeadConfig(pooling=pooling, dropout=0.0)
     return tiny.model(cases.method(preset), head, name=cases.NAME)
+
+
+@functools.cache
+def compiled(model):
+    return jax.jit(model.apply)
 
 
 def whole(monkeypatch):
@@ -131,8 +138,9 @@ def test_every_encoder_has_the_same_states_there(family):
 def test_any_packing_has_the_outputs_of_each_text_alone(rows):
     model, params = model_of('lora', 'pooler'), cases.trained('lora')
     packed = tiny.batch(rows, 18)
-    together = np.asarray(model.apply(params, packed))
+    apply = compiled(model)
+    together = np.asarray(apply(params, packed))
     for row, lengths in enumerate(rows):
         for place in range(len(lengths)):
-            alone = model.apply(params, tiny.alone(packed, row, place, 6))
+            alone = apply(params, tiny.alone(packed, row, place, 6))
             np.testing.assert_allclose(together[row, place], alone[0, 0], **CLOSE)

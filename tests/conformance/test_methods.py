@@ -355,7 +355,7 @@ def test_saved_and_loaded_it_computes_the_same(preset, tmp_path):
 
 
 @pytest.mark.shows('size')
-@each
+@one_of_each_kind
 def test_the_file_is_as_large_as_what_is_trained(preset, tmp_path):
     method = registry.create(preset)
     described_shapes = shapes_at_bert_base(method)
