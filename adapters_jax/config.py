@@ -22,6 +22,7 @@ NEUTRAL_KEYS = (
     'training.log_every',
     'training.checkpoint_every',
     'mesh.data',
+    'mesh.members',
     'mesh.fsdp',
     'mesh.tensor',
     'mesh.frozen',

@@ -3,6 +3,9 @@
 A mesh has three axes. The rows of a batch are spread over `data` and `fsdp`; a leaf of the
 parameters lies as the first rule says that matches its path, on `fsdp` (its parts are gathered
 where they are used) or `tensor` (its parts are worked with where they are), or whole everywhere.
+
+That of a population may have `members` in the place of `data`: each device computes its own members
+on whole batches.
 """
 
 import dataclasses
@@ -21,6 +24,7 @@ from adapters_jax.params import Tree, cast, flatten
 
 AXES = ('data', 'fsdp', 'tensor')
 ROWS = ('data', 'fsdp')
+MEMBERS = 'members'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,9 +58,17 @@ class Layout:
 
 
 def make_mesh(
-    data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[Any] | None = None
+    data: int = -1,
+    fsdp: int = 1,
+    tensor: int = 1,
+    devices: Sequence[Any] | None = None,
+    members: int = 1,
 ) -> Mesh:
     """Return a mesh of that many devices an axis; `data` is -1 for all that the others leave.
+
+    So many `members` are spread over the devices of `data`, in the place of rows, if their number
+    divides over these and the other axes have no more than one device. (XLA 0.10 ends the process
+    over programs in which weights lie in parts as well.)
 
     Axes are Auto: Linen layers take no `out_sharding`, which Explicit axes would demand. `devices`
     are those that there are (default: JAX's); to compile a program they need not be at hand.
@@ -90,9 +102,14 @@ def make_mesh(
             f'the mesh takes {data * inner} of {available} devices in {jax.process_count()} '
             'processes, which would leave some without work; set mesh.data to -1'
         )
-    shape = (data, fsdp, tensor)
+    axes = dict(zip(AXES, (data, fsdp, tensor), strict=True))
+    if inner == 1 and data > 1 and members % data == 0:
+        axes = {MEMBERS: data, **axes, 'data': 1}
     return jax.make_mesh(
-        shape, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices[: data * inner]
+        tuple(axes.values()),
+        tuple(axes),
+        axis_types=(AxisType.Auto,) * len(axes),
+        devices=devices[: data * inner],
     )
 
 
@@ -109,6 +126,11 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def by_rows(mesh: Mesh) -> NamedSharding:
     """Return the sharding of a batch: its rows are spread over `data` and `fsdp`."""
     return NamedSharding(mesh, P(ROWS))
+
+
+def by_members(mesh: Mesh) -> NamedSharding:
+    """Return the sharding of what has an axis of members first: whole where the mesh has none."""
+    return NamedSharding(mesh, P(MEMBERS) if MEMBERS in mesh.axis_names else P())
 
 
 def own_rows(mesh: Mesh, rows: int) -> tuple[int, int]:
@@ -161,16 +183,20 @@ def _not_divided(rows: int, parts: int) -> str:
 
 def put_replicated(tree: Any, mesh: Mesh) -> Any:
     """Place a copy of every leaf, which may be a random key, on every device of all processes."""
-    where = replicated(mesh)
+    return put(tree, replicated(mesh))
 
-    def put(leaf: Any) -> jax.Array:
+
+def put(tree: Any, where: NamedSharding) -> Any:
+    """Place every leaf, which may be a random key, and of which each process has all."""
+
+    def own(leaf: Any) -> jax.Array:
         if isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            data = put(jax.random.key_data(leaf))
+            data = own(jax.random.key_data(leaf))
             return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
         host = np.asarray(leaf)
         return jax.make_array_from_callback(host.shape, where, lambda index: host[index])
 
-    return jax.tree.map(put, tree)
+    return jax.tree.map(own, tree)
 
 
 def spread_rows(x: Any) -> Any:

@@ -199,7 +199,11 @@ def test_an_epoch_says_how_many_examples_of_what(tmp_path, monkeypatch):
     result = {name: bench.collect(run, provenance('a' * 12)) for name, run in runs.items()}
     trec, rte = result['epoch'], result['epoch']['more'][0]
     assert [row['settings']['source'] for row in (trec, rte)] == ['built in', 'GLUE']
-    for row in (trec, rte, result['sweep']):
+    alone, (spread,) = result['sweep'], result['sweep']['more']
+    assert spread['title'] == alone['title'] + ' over 2 devices'
+    assert [row['settings']['devices'] for row in (alone, spread)] == [1, 2]
+    assert [job.get('devices', 1) for job in jobs if job['job'] == 'sweep'] == [1, 1, 2]
+    for row in (trec, rte, alone, spread):
         assert row['settings']['examples'] == 800 and row['settings']['dtype'] == 'float32'
     assert {job['dtype'] for job in jobs} == {'float32'} and 'examples' not in jobs[0]
     told = bench.render(result)

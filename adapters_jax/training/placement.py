@@ -18,13 +18,15 @@ from adapters_jax.sharding import Layout
 FROZEN = ('sharded', 'replicated')
 
 
-def make_mesh(config: Config, devices: Sequence[Any] | None = None) -> Mesh:
-    """Return the mesh that a config asks for, of these devices or of JAX's.
+def make_mesh(config: Config, devices: Sequence[Any] | None = None, members: int = 1) -> Mesh:
+    """Return the mesh that a config asks for, of these devices or of JAX's, for so many members.
 
     Raises:
         ValueError: devices that are not there.
     """
-    return sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor, devices)
+    mesh = config.mesh
+    spread = members if mesh.members else 1
+    return sharding.make_mesh(mesh.data, mesh.fsdp, mesh.tensor, devices, spread)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,6 +8,7 @@ more stays at its last good state.
 N is the axis of the members here, always the first one.
 """
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -16,14 +17,17 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import struct
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
-from adapters_jax import xla
+from adapters_jax import sharding, xla
 from adapters_jax.model import Batch, Model
 from adapters_jax.params import Tree, flatten, merge, unflatten
 from adapters_jax.tasks.task import Task
 from adapters_jax.training import step as steps
 
+EACH = P(sharding.MEMBERS)
 MakeOptimizer = Callable[[Float[Array, ''], Float[Array, '']], optax.GradientTransformation]
 
 
@@ -168,7 +172,28 @@ def over_members(
     return jax.lax.map(lambda own: jax.lax.cond(own[0].alive, function, ended, own), members)
 
 
-def jit_population_step(state: State, **fixed: Any) -> PopulationStep:
+def by_device(
+    function: Callable[..., Any], mesh: Mesh | None, given: tuple[P, ...], made: Any
+) -> Callable[..., Any]:
+    """Return the function as each device of the mesh computes it for its own members.
+
+    `given` and `made` tell which arguments and results have an axis of members, and where. A mesh
+    over which no members are spread, or none, changes nothing.
+    """
+    if mesh is None or sharding.MEMBERS not in mesh.axis_names:
+        return function
+    of_one = jax.shard_map(
+        function,
+        mesh=mesh,
+        in_specs=given,
+        out_specs=made,
+        axis_names={sharding.MEMBERS},  # the other axes, of one device each, are as in any mesh
+        check_vma=False,
+    )
+    return functools.wraps(function)(of_one)
+
+
+def jit_population_step(state: State, mesh: Mesh | None = None, **fixed: Any) -> PopulationStep:
     """Compile `population_step` for a state placed like the given one, which is donated."""
 
     def step(state, members, frozen, batch, step):
@@ -176,15 +201,16 @@ def jit_population_step(state: State, **fixed: Any) -> PopulationStep:
 
     shardings = jax.tree.map(lambda x: x.sharding, state)
     return jax.jit(
-        step,
+        by_device(step, mesh, (EACH, EACH, P(), P(), P()), EACH),
         donate_argnames=('state',),
-        out_shardings=(shardings, None),
+        # Every process reads all metrics.
+        out_shardings=(shardings, None if mesh is None else sharding.replicated(mesh)),
         compiler_options=xla.options(state, lean=True),
     )
 
 
 def jit_population_outputs(
-    model: Model, chunk: int, task: Task
+    model: Model, chunk: int, task: Task, mesh: Mesh | None = None
 ) -> Callable[[tuple[State, Traits], Tree, Batch], Float[Array, 'B S N W']]:
     """Compile the forward pass of all members, without dropout, and what the task needs of it.
 
@@ -204,7 +230,8 @@ def jit_population_outputs(
 
         return jnp.moveaxis(over_members(one, ended, trained, chunk), 0, 2)
 
-    return jax.jit(outputs, compiler_options=xla.options(few=task.generates))
+    spread = by_device(outputs, mesh, (EACH, P(), P()), P(None, None, sharding.MEMBERS))
+    return jax.jit(spread, compiler_options=xla.options(few=task.generates))
 
 
 def stack(trees: Sequence[Tree]) -> Tree:

@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 import rich.console
+from jax.sharding import Mesh, NamedSharding
 
 from adapters_jax import config as configs
 from adapters_jax import files, params, processes, sharding
@@ -26,6 +27,7 @@ from adapters_jax.training import grid, population
 from adapters_jax.training.experiment import Experiment, choose_frozen_dtype
 from adapters_jax.training.monitor import Monitor
 from adapters_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
+from adapters_jax.training.placement import make_mesh
 from adapters_jax.training.population import State, Traits
 from adapters_jax.training.run import Progress, Results, Run
 from adapters_jax.training.widening import widen
@@ -73,6 +75,9 @@ class PopulationRun(Run):
         self.names = [member.name for member in members]
         super().__init__(experiment, workdir)
 
+    def _make_mesh(self) -> Mesh:
+        return make_mesh(self.config, members=len(self.members))
+
     def _prepare_state(self) -> None:
         self.model, self.own = widen(self.experiment, self.members, self.folder)
         members = {name: Progress() for name in self.names}
@@ -88,11 +93,11 @@ class PopulationRun(Run):
         # In 8 bits are matrices of the backbone alone.
         beside = np.float32 if stored == np.int8 else stored
         self.inputs = self._make_inputs(params.cast(different, beside))
-        # Whole: the rules are for leaves without an axis of members.
-        whole = sharding.place(trainable, np.float32, self.placement.everywhere)
-        self.state = self._make_state(whole)
+        # The rules of where leaves lie are for leaves without an axis of members.
+        self.state = self._make_state(sharding.place(trainable, np.float32, self._by_members))
         self.train_step = population.jit_population_step(
             self.state,
+            self.mesh,
             model=self.model,
             task=self.experiment.task,
             make_optimizer=self._make_optimizer,
@@ -100,7 +105,7 @@ class PopulationRun(Run):
             **self.step_options,
         )
         self._forward = population.jit_population_outputs(
-            self.model, self.chunk, self.experiment.task
+            self.model, self.chunk, self.experiment.task, self.mesh
         )
 
     def share_backbone(self, known: dict[Hashable, jax.Array]) -> None:
@@ -130,16 +135,20 @@ class PopulationRun(Run):
             multipliers=population.stack([own.multipliers for own in self.own]),
             constants=constants,
         )
-        return self.placement.put(inputs)
+        return sharding.put(inputs, self._by_members)
 
     def _make_state(self, trainable: Tree) -> State:
-        init = self._make_optimizer(1.0, 0.0).init
-        opt_state = self.placement.moments(jax.vmap(init), trainable)
+        init = jax.vmap(self._make_optimizer(1.0, 0.0).init)
+        opt_state = jax.jit(init, out_shardings=self._by_members)(trainable)
         return State(trainable, opt_state, self._alive())
 
     def _alive(self) -> jax.Array:
         alive = np.array([not p.finished for p in self.progress.members.values()])
-        return self.placement.put(alive)
+        return sharding.put(alive, self._by_members)
+
+    @property
+    def _by_members(self) -> NamedSharding:
+        return sharding.by_members(self.mesh)
 
     @functools.cached_property
     def _optimizer_config(self) -> OptimizerConfig:

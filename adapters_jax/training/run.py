@@ -18,6 +18,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Float
 
 from adapters_jax import params, processes, sharding
@@ -29,7 +30,7 @@ from adapters_jax.tasks.task import Task
 from adapters_jax.training import batching, evaluation, monitor, provenance, trunk
 from adapters_jax.training.checkpoint import Checkpoints
 from adapters_jax.training.experiment import Experiment
-from adapters_jax.training.placement import Placement
+from adapters_jax.training.placement import Placement, make_mesh
 from adapters_jax.training.state import step_options
 
 Results = Mapping[str, Mapping[str, float]]  # the metrics of each validation split
@@ -96,14 +97,18 @@ class Run(abc.ABC):
     def __init__(self, experiment: Experiment, workdir: Path) -> None:
         """Prepare everything short of the first step."""
         self.config, self.workdir = experiment.config, workdir
-        self.placement = Placement.of(self.config)
-        self.mesh = self.placement.mesh
-        self.experiment = trunk.attach(experiment, self.mesh)
+        self.mesh = self._make_mesh()
+        self.placement = Placement.of(self.config, self.mesh)
+        # Its outputs are those of rows, also where the members of a population are spread.
+        self.experiment = trunk.attach(experiment, make_mesh(self.config))
         self._prepare_data(self.placement.row_parts)
         self._prepare_state()
         self.step = self.saved = 0
         self._stop = processes.Request(self.mesh)
         self._stop_signal: signal.Signals | None = None
+
+    def _make_mesh(self) -> Mesh:
+        return make_mesh(self.config)
 
     def _prepare_data(self, devices: int) -> None:
         config, model = self.config, self.experiment.model

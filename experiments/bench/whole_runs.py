@@ -13,6 +13,7 @@ from adapters_jax.data import builtin, sources
 from configs import glue
 from experiments.bench import backbones, workers
 from experiments.bench.race import Race, of_processes
+from experiments.bench.steps import CPU_DEVICES
 
 SIDES = ('ours', 'theirs')
 MEMBERS = 12
@@ -56,10 +57,15 @@ def sweep(root: Path, rounds: int, data: str, examples: int) -> Iterator[Race]:
     title, path = next(iter(_texts(root, data, examples).items()))
     settings = _training(root, path) | {'members': MEMBERS}
     jobs = _jobs('sweep', **settings, launched=True)
+    if jax.default_backend() == 'cpu':
+        jobs |= {'spread': {**jobs['ours'], 'devices': CPU_DEVICES}}
     times, last = of_processes(jobs, rounds, 'seconds')
-    more = {side: _rounded(last[side]) for side in SIDES}
-    settings |= _of_texts(title, examples)
-    yield Race(f'{MEMBERS} members, {title}', *_both(times), settings, more={'last': more})
+    for way in (name for name in ('ours', 'spread') if name in jobs):
+        devices = jobs[way].get('devices', 1)
+        name = f'{MEMBERS} members, {title}' + f' over {devices} devices' * (devices > 1)
+        told = settings | _of_texts(title, examples) | {'devices': devices}
+        more = {'ours': _rounded(last[way]), 'theirs': _rounded(last['theirs'])}
+        yield Race(name, times[way], times['theirs'], told, more={'last': more})
 
 
 def first_step(root: Path, rounds: int) -> Iterator[Race]:

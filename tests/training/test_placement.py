@@ -10,10 +10,13 @@ import toy
 from jax.sharding import PartitionSpec as P
 
 from adapters_jax.evaluate import evaluate
+from adapters_jax.interop.adapter_folder import load
 from adapters_jax.params import flatten
+from adapters_jax.sweep import sweep
 from adapters_jax.train import train
 from adapters_jax.training import experiment, loop
 from adapters_jax.training.placement import Placement
+from adapters_jax.training.population_run import PopulationRun
 
 MESHES = {
     'data': (8, 1, 1),
@@ -173,3 +176,78 @@ def test_a_run_goes_on_over_another_mesh(toys, tmp_path, alone):
     lines = [json.loads(line) for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()]
     assert [line['step'] for line in lines if line['split'] == 'train'] == list(range(1, 11))
     np.testing.assert_allclose([x for _, x in toy.losses(tmp_path)], expected, rtol=1e-5)
+
+
+GRID = ('optimizer.learning_rate=1e-3,1e-2', 'seed=0,1')
+
+
+def swept(toys, folder, mesh, **changes):
+    """Return losses, metrics and adapter of each of four members trained on a mesh."""
+    settings = {'training__steps': 6, 'sweep__grid': GRID} | changes
+    sweep(config(toys, mesh, **settings), folder)
+    members = sorted((folder / 'members').iterdir())
+    assert len(members) == 4
+    return {
+        m.name: (
+            [x for _, x in toy.losses(m)],
+            json.loads((m / 'summary.json').read_text())['metrics'],
+            flatten(load(m / 'adapter').adapter_params),
+        )
+        for m in members
+    }
+
+
+def same_members(found, expected):
+    for name, (losses, metrics, leaves) in expected.items():
+        np.testing.assert_allclose(found[name][0], losses, rtol=1e-5)
+        assert found[name][1] == metrics
+        for path, leaf in leaves.items():
+            np.testing.assert_allclose(found[name][2][path], leaf, atol=1e-5, err_msg=path)
+
+
+@pytest.fixture(scope='module')
+def members(toys, tmp_path_factory):
+    return swept(toys, tmp_path_factory.mktemp('members'), (1, 1, 1))
+
+
+ONE = {'data': 1, 'fsdp': 1, 'tensor': 1}
+
+
+@pytest.mark.parametrize(
+    ('mesh', 'spread', 'axes'),
+    [
+        ((4, 1, 1), True, ONE | {'members': 4}),
+        pytest.param((2, 1, 1), True, ONE | {'members': 2}, marks=pytest.mark.slow),
+        # Rows are spread: four do not divide over eight; weights lie in parts; it is not wanted.
+        pytest.param((8, 1, 1), True, ONE | {'data': 8}, marks=pytest.mark.slow),
+        pytest.param((2, 2, 2), True, {'data': 2, 'fsdp': 2, 'tensor': 2}, marks=pytest.mark.slow),
+        pytest.param((4, 1, 1), False, ONE | {'data': 4}, marks=pytest.mark.slow),
+    ],
+)
+def test_members_are_spread_over_the_devices_of_data(
+    toys, tmp_path, members, monkeypatch, mesh, spread, axes
+):
+    seen = []
+    prepare = PopulationRun._prepare_state
+
+    def watched(run):
+        prepare(run)
+        seen.append((dict(run.mesh.shape), {x.sharding.spec for x in jax.tree.leaves(run.state)}))
+
+    monkeypatch.setattr(PopulationRun, '_prepare_state', watched)
+    same_members(swept(toys, tmp_path, mesh, mesh__members=spread), members)
+    assert seen == [(axes, {P('members') if 'members' in axes else P()})]
+
+
+def test_a_population_goes_on_over_other_devices(toys, tmp_path, members, monkeypatch):
+    take = PopulationRun.take_step
+
+    def stopping(run):
+        if run.step == 3:
+            run._stop.make()
+        return take(run)
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(PopulationRun, 'take_step', stopping)
+        swept(toys, tmp_path, (4, 1, 1))
+    same_members(swept(toys, tmp_path, (2, 1, 2)), members)

@@ -115,24 +115,27 @@ def widen(owns):
     return model, population.stack(trained), frozen, traits, shapes
 
 
-def start(owns, chunk=0):
+def start(owns, chunk=0, mesh=None):
     """Return the compiled step, the state at the beginning, and the step's other inputs."""
     model, trainable, frozen, traits, shapes = widen(owns)
     opt_state = jax.vmap(optimizer(1.0, 0.0).init)(trainable)
     state = State(trainable, opt_state, jnp.ones(len(owns), bool))
-    state, frozen, traits = sharding.put_replicated((state, frozen, traits), sharding.make_mesh(1))
+    mesh = mesh or sharding.make_mesh(1)
+    state, traits = sharding.put((state, traits), sharding.by_members(mesh))
+    frozen = sharding.put_replicated(frozen, mesh)
     step = population.jit_population_step(
-        state, model=model, task=TASK, make_optimizer=optimizer, chunk=chunk
+        state, mesh, model=model, task=TASK, make_optimizer=optimizer, chunk=chunk
     )
     return step, state, traits, frozen, shapes
 
 
-def together(owns, chunk=0, count=STEPS):
+def together(owns, chunk=0, count=STEPS, mesh=None):
     """Return what `alone` does for each member, and the metric `good` of each step."""
-    step, state, traits, frozen, shapes = start(owns, chunk)
+    step, state, traits, frozen, shapes = start(owns, chunk, mesh)
     losses, good = [], []
     for number in range(count):
         batch = BATCHES[number % len(BATCHES)]
+        batch = batch if mesh is None else sharding.put_batch(batch, mesh)
         state, metrics = step(state, traits, frozen, batch, number)
         losses.append(np.asarray(metrics['loss']))
         good.append(np.asarray(metrics['good']))
@@ -201,6 +204,18 @@ def test_how_many_are_computed_at_a_time_changes_no_number():
         np.testing.assert_allclose(seen, losses, atol=1e-6)
         for one, other in zip(whole, parts, strict=True):
             check_equal(one, other, 1e-6)
+
+
+@pytest.mark.parametrize(('devices', 'chunk'), [(4, 1), (2, 1), (2, 0)])
+def test_members_may_be_spread_over_the_devices(devices, chunk):
+    owns = members(*METHODS['lora'])
+    mesh = sharding.make_mesh(devices, members=len(owns))
+    assert mesh.shape[sharding.MEMBERS] == devices and sharding.row_parts(mesh) == 1
+    expected, losses, _ = together(owns, 1, count=4)
+    found, seen, _ = together(owns, chunk, count=4, mesh=mesh)
+    np.testing.assert_allclose(seen, losses, atol=1e-6)
+    for one, other in zip(expected, found, strict=True):
+        check_equal(one, other, 1e-6)
 
 
 def test_one_that_diverges_stays_at_its_last_good_state_and_disturbs_nobody():
