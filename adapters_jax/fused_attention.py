@@ -19,7 +19,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 from jaxtyping import Array, Bool, Float, UInt32
 
-from adapters_jax import functional
+from adapters_jax import functional, sharding
 
 BLOCK = 64  # queries, or keys, that are worked on at a time
 SHORT = (16, 32)  # numbers of tokens that are less than a block, and no less than a product takes
@@ -42,7 +42,7 @@ def suits(query: Queries, key: Keys) -> bool:
     """
     lengths = query.shape[1], key.shape[1]
     whole = all(length % BLOCK == 0 or length in SHORT for length in lengths)
-    return whole and query.shape[3] in WIDTHS and jax.typeof(query).sharding.mesh.size <= 1
+    return whole and query.shape[3] in WIDTHS and sharding.devices_of(query) == 1
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 6))

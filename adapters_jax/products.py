@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from adapters_jax import xla
+from adapters_jax import sharding, xla
 
 _stop = jax.lax.stop_gradient
 
@@ -41,7 +41,7 @@ def _input_gradient(kernel: Array | None, gradient: Array) -> tuple[Array, Array
     if kernel is None:
         return gradient, None, None
     # Devices with parts of a kernel would each have to be sent all of it a second time.
-    alone = jax.typeof(gradient).sharding.mesh.size <= 1
+    alone = sharding.devices_of(gradient) == 1
     return gradient, (input_gradient if alone else _against_rows)(gradient, kernel), None
 
 

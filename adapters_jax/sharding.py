@@ -199,6 +199,16 @@ def put(tree: Any, where: NamedSharding) -> Any:
     return jax.tree.map(own, tree)
 
 
+def devices_of(x: Any) -> int:
+    """Return over how many devices an array may lie in parts: one where a device has it for itself.
+
+    So has each of those that compute their own members of a population.
+    """
+    mesh = jax.typeof(x).sharding.mesh
+    kinds = zip(mesh.axis_sizes, mesh.axis_types, strict=True)
+    return math.prod(size for size, kind in kinds if kind != AxisType.Manual)
+
+
 def spread_rows(x: Any) -> Any:
     """Return the activations, of which each device computes its own rows whole; for use in `jit`.
 
@@ -207,7 +217,7 @@ def spread_rows(x: Any) -> Any:
     """
     mesh = jax.typeof(x).sharding.mesh
     if (
-        mesh.size == 1
+        devices_of(x) == 1
         or not set(ROWS) <= set(mesh.axis_names)
         or not isinstance(x, jax.core.Tracer)
     ):

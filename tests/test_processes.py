@@ -200,6 +200,33 @@ def test_the_trunk_is_computed_by_all_and_kept_by_one(toys, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize('spread', [True, False])
+def test_a_sweep_is_that_of_one_device(toys, tmp_path, spread):
+    """Of eight members each device trains one, or some rows of each."""
+    grid = "('optimizer.learning_rate=1e-3,1e-2', 'seed=0,1,2,3')"
+
+    def given(folder, mesh):
+        changes = {'sweep__grid': grid, 'mesh__members': spread, 'training__steps': 12}
+        changes['training__evaluate_every'] = 6
+        return arguments(toys, folder / 'run', mesh, **changes)
+
+    one, two = tmp_path / 'one', tmp_path / 'two'
+    done = command.run('sweep', *given(one, (1, 1, 1)), folder=one)
+    assert done.status == 0, done.err
+    done = finish(start('sweep', given(two, MESHES['data']), two))
+    assert [d.status for d in done] == [0, 0], [d.err for d in done]
+    members = sorted((one / 'run' / 'members').iterdir())
+    assert len(members) == 8
+    for member in members:
+        other = two / 'run' / 'members' / member.name
+        found, expected = toy.losses(other), toy.losses(member)
+        assert len(found) == 12
+        np.testing.assert_allclose(found, expected, rtol=1e-5)
+        read = [json.loads((m / 'summary.json').read_text()) for m in (other, member)]
+        assert read[0]['metrics'] == read[1]['metrics']
+
+
+@pytest.mark.slow
 def test_sigterm_to_one_stops_all_and_the_run_goes_on_elsewhere(toys, tmp_path, alone):
     """It is told to a process that does not write, and goes on in one process on another mesh."""
     workdir = tmp_path / 'run'

@@ -1,7 +1,8 @@
 import jax
 import numpy as np
 import pytest
-from jax.sharding import AxisType
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from adapters_jax import sharding
 
@@ -43,3 +44,19 @@ def test_replicated_leaves_are_whole_on_every_device():
     assert placed.is_fully_replicated
     assert len(placed.addressable_shards) == 8
     np.testing.assert_array_equal(placed.addressable_shards[7].data, tree['a']['b'])
+
+
+def test_who_computes_a_member_has_arrays_for_itself():
+    seen = []
+
+    def look(x):
+        seen.append(sharding.devices_of(x))
+        return x
+
+    mesh = sharding.make_mesh(4, members=8)
+    own = jax.shard_map(look, mesh=mesh, in_specs=P('members'), out_specs=P('members'))
+    rows = sharding.make_mesh(4)
+    for function, where in ((look, rows), (own, mesh), (look, sharding.make_mesh(1))):
+        x = jax.device_put(np.zeros(8), NamedSharding(where, P(where.axis_names[0])))
+        jax.jit(function)(x)
+    assert seen == [4, 1, 1]

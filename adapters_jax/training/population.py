@@ -182,14 +182,7 @@ def by_device(
     """
     if mesh is None or sharding.MEMBERS not in mesh.axis_names:
         return function
-    of_one = jax.shard_map(
-        function,
-        mesh=mesh,
-        in_specs=given,
-        out_specs=made,
-        axis_names={sharding.MEMBERS},  # the other axes, of one device each, are as in any mesh
-        check_vma=False,
-    )
+    of_one = jax.shard_map(function, mesh=mesh, in_specs=given, out_specs=made, check_vma=False)
     return functools.wraps(function)(of_one)
 
 
