@@ -34,7 +34,7 @@ from adapters_jax.interop import formats
 from adapters_jax.interop.adapter_folder import AdapterFolder
 from adapters_jax.interop.backbones import LoadedBackbone
 from adapters_jax.tasks.task import Encoding, Task
-from adapters_jax.training import experiment, fitting, preprocessing, serving
+from adapters_jax.training import dtypes, experiment, fitting, preprocessing, serving
 
 Rows = list[dict[str, Any]]
 
@@ -66,7 +66,7 @@ def predict(
         raise ValueError(f'batch_size is {batch_size}; expected 1 or more')
     config = configs.base()
     config.training.batch_size, config.training.frozen_dtype = batch_size, frozen_dtype
-    experiment.choose_frozen_dtype(config)
+    dtypes.choose_frozen_dtype(config)
     rows = list(rows)
     if not rows:
         raise ValueError('the input holds no examples; expected one JSON object a line')
@@ -202,7 +202,7 @@ def _define() -> dict[str, flags.FlagHolder]:
         'frozen_dtype': flags.DEFINE_enum(
             'frozen_dtype',
             'float32',
-            list(experiment.FROZEN_DTYPES),
+            list(dtypes.FROZEN_DTYPES),
             'What frozen weights are stored in.',
         ),
         'off': flags.DEFINE_bool('off', False, 'The backbone as it was, under the same head.'),

@@ -23,7 +23,7 @@ from adapters_jax.interop.backbones import load_backbone
 from adapters_jax.params import size_bytes
 from adapters_jax.predict import predict, read_lines
 from adapters_jax.train import train
-from adapters_jax.training.experiment import FROZEN_DTYPES
+from adapters_jax.training.dtypes import FROZEN_DTYPES
 from adapters_jax.training.placement import Placement
 from adapters_jax.training.provenance import describe
 from configs import quickstart

@@ -7,7 +7,7 @@ import dataclasses
 import logging
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adapters_jax import quantize, tasks
+from adapters_jax import tasks
 from adapters_jax.adapters import dropping, registry
 from adapters_jax.adapters.dropping import Dropped
 from adapters_jax.config import Config
@@ -25,12 +25,17 @@ from adapters_jax.data.preprocess.chain import Chain
 from adapters_jax.interop.adapter_folder import AdapterFolder
 from adapters_jax.interop.backbones import LoadedBackbone, load_backbone
 from adapters_jax.model import Model
-from adapters_jax.models.backbone import CHANNELS
 from adapters_jax.models.block import REMAT
 from adapters_jax.models.heads import HeadConfig
 from adapters_jax.params import Tree, flatten, merge, partition, unflatten
 from adapters_jax.tasks.task import Encoding, Rows, Task
 from adapters_jax.training import fitting, preprocessing, start
+from adapters_jax.training.dtypes import (
+    check_frozen_matrices,
+    choose_dtype,
+    choose_frozen_dtype,
+    one_of,
+)
 from adapters_jax.training.members import Members
 from adapters_jax.training.members import load as load_members
 from adapters_jax.training.optimizer import OptimizerConfig
@@ -38,8 +43,6 @@ from adapters_jax.wheels import cache_directory
 
 _LOG = logging.getLogger(__name__)
 Splits = Mapping[str, Rows]
-DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
-FROZEN_DTYPES = DTYPES | {'int8': jnp.int8}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -260,52 +263,13 @@ def check_numbers(config: Config) -> None:
         )
 
 
-def choose_dtype(config: Config) -> Any:
-    """Return the number format of activations.
-
-    Raises:
-        ValueError: none of that name.
-    """
-    return DTYPES[_one_of(config, 'dtype', DTYPES)]
-
-
-def choose_frozen_dtype(config: Config) -> Any:
-    """Return the number format of frozen weights.
-
-    Raises:
-        ValueError: none of that name.
-    """
-    return FROZEN_DTYPES[_one_of(config, 'frozen_dtype', FROZEN_DTYPES)]
-
-
 def choose_remat(config: Config) -> str:
     """Return what the backward pass finds of a block's activations.
 
     Raises:
         ValueError: no such policy.
     """
-    return _one_of(config, 'remat', REMAT)
-
-
-def _one_of(config: Config, key: str, known: Iterable[str]) -> str:
-    name = config.training[key]
-    if name not in known:
-        raise ValueError(f'training.{key} is {name!r}; expected one of {", ".join(known)}')
-    return name
-
-
-def check_frozen_matrices(model: Model, backbone: Tree) -> None:
-    """Refuse 8 bits where there is nothing to be kept in them.
-
-    Raises:
-        ValueError: every matrix of the backbone is trained.
-    """
-    _, frozen = partition(jax.eval_shape(model.init, jax.random.key(0), backbone), model.rules)
-    if not quantize.any_matrix(flatten(frozen), CHANNELS):
-        raise ValueError(
-            "training.frozen_dtype is 'int8', but the method trains every matrix of the backbone "
-            "and none is left to be kept in 8 bits; set training.frozen_dtype='float32'"
-        )
+    return one_of(config, 'remat', REMAT)
 
 
 def make_task(config: Config, train: Rows | None) -> Task:

@@ -13,7 +13,8 @@ from adapters_jax.interop.backbones import LoadedBackbone
 from adapters_jax.params import partition
 from adapters_jax.tasks.task import Task
 from adapters_jax.training import batching, evaluation
-from adapters_jax.training.experiment import bind, choose_dtype, choose_frozen_dtype
+from adapters_jax.training.dtypes import choose_dtype, choose_frozen_dtype
+from adapters_jax.training.experiment import bind
 from adapters_jax.training.fitting import parameters
 from adapters_jax.training.placement import Placement
 from adapters_jax.training.step import jit_outputs

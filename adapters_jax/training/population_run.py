@@ -24,7 +24,8 @@ from adapters_jax import files, params, processes, sharding
 from adapters_jax.interop import adapter_folder
 from adapters_jax.params import Tree
 from adapters_jax.training import grid, population
-from adapters_jax.training.experiment import Experiment, choose_frozen_dtype
+from adapters_jax.training.dtypes import choose_frozen_dtype
+from adapters_jax.training.experiment import Experiment
 from adapters_jax.training.monitor import Monitor
 from adapters_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
 from adapters_jax.training.placement import make_mesh

@@ -23,7 +23,7 @@ from adapters_jax.interop.backbones import LoadedBackbone
 from adapters_jax.model import Model
 from adapters_jax.models.heads import HeadBank, HeadConfig
 from adapters_jax.tasks.task import Task
-from adapters_jax.training import batching, evaluation, experiment, inference
+from adapters_jax.training import batching, dtypes, evaluation, experiment, inference
 from adapters_jax.training.placement import Placement
 from adapters_jax.training.step import jit_outputs
 
@@ -137,11 +137,11 @@ def _routed(
     dropped: Dropped,
 ) -> dict[str, np.ndarray]:
     model, tree = bank_of(adapters, loaded, dropped)
-    model = dataclasses.replace(model, dtype=experiment.choose_dtype(config))
+    model = dataclasses.replace(model, dtype=dtypes.choose_dtype(config))
     joined = join([encoded[name] for name in adapters])
     placement = Placement.of(config)
     own = {name: branch for name, branch in tree.items() if name != 'backbone'}
-    weights = experiment.choose_frozen_dtype(config)
+    weights = dtypes.choose_frozen_dtype(config)
     backbone = placement.frozen({'backbone': tree['backbone']}, weights)
     placed = backbone | placement.trainable(own)
     policy = batching.choose(config, model, joined.sizes, placement.row_parts, training=False)

@@ -12,7 +12,8 @@ import jax
 
 from adapters_jax import params
 from adapters_jax.config import Config
-from adapters_jax.training.experiment import Experiment, check_trained, choose_frozen_dtype
+from adapters_jax.training.dtypes import choose_frozen_dtype
+from adapters_jax.training.experiment import Experiment, check_trained
 from adapters_jax.training.optimizer import OptimizerConfig, make_optimizer
 from adapters_jax.training.placement import Placement
 from adapters_jax.training.step import RobustStep, jit_outputs, jit_train_step

@@ -32,7 +32,8 @@ from adapters_jax.model import Model
 from adapters_jax.params import Tree
 from adapters_jax.sharding import own_rows, put_batch, row_parts, to_host
 from adapters_jax.sites import Place
-from adapters_jax.training.experiment import DTYPES, Experiment, choose_frozen_dtype
+from adapters_jax.training.dtypes import DTYPES, choose_frozen_dtype
+from adapters_jax.training.experiment import Experiment
 from adapters_jax.training.placement import Placement
 from adapters_jax.wheels import cache_directory
 

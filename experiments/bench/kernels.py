@@ -23,7 +23,7 @@ from absl import flags
 
 from adapters_jax import entry, files
 from adapters_jax.interop.backbones import load_backbone
-from adapters_jax.training.experiment import DTYPES
+from adapters_jax.training.dtypes import DTYPES
 from adapters_jax.training.provenance import hardware
 from experiments.bench import backbones, programs
 

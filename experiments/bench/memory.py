@@ -24,7 +24,7 @@ from adapters_jax.models.bert import BertStem
 from adapters_jax.models.block import BlockConfig
 from adapters_jax.models.heads import HeadConfig
 from adapters_jax.params import Tree
-from adapters_jax.training.experiment import DTYPES, FROZEN_DTYPES
+from adapters_jax.training.dtypes import DTYPES, FROZEN_DTYPES
 from adapters_jax.training.optimizer import OptimizerConfig, make_optimizer
 from adapters_jax.training.provenance import describe
 from adapters_jax.training.step import jit_train_step

@@ -26,7 +26,7 @@ from adapters_jax import entry, files
 from adapters_jax.config import Config
 from adapters_jax.interop.backbones import LoadedBackbone, load_backbone
 from adapters_jax.training import experiment, grid
-from adapters_jax.training.experiment import DTYPES
+from adapters_jax.training.dtypes import DTYPES
 from adapters_jax.training.loop import Trainer
 from adapters_jax.training.population_run import PopulationRun
 from adapters_jax.training.provenance import describe

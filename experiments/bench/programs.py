@@ -19,7 +19,7 @@ from adapters_jax.model import Batch, Model
 from adapters_jax.models.heads import HeadConfig
 from adapters_jax.params import Tree, partition
 from adapters_jax.tasks.classification import Classification
-from adapters_jax.training.experiment import DTYPES
+from adapters_jax.training.dtypes import DTYPES
 from adapters_jax.training.optimizer import OptimizerConfig, make_optimizer
 from adapters_jax.training.step import jit_outputs, jit_train_step
 
