@@ -24,7 +24,7 @@ from adapters_jax.params import Tree, cast, flatten
 
 AXES = ('data', 'fsdp', 'tensor')
 ROWS = ('data', 'fsdp')
-MEMBERS = 'members'
+MEMBERS = 'members'  # the axis that a population's mesh may have besides
 
 
 @dataclasses.dataclass(frozen=True)

@@ -124,8 +124,8 @@ def _each(
 ) -> tuple[State, dict[str, Array]]:
     """Take one member's step after another, each in the place where its state is.
 
-    A map over members would write all new states beside the old ones: twice the memory, and for
-    members that train the whole backbone a third more time.
+    A map over members would write all new states beside the old ones: twice the memory, and more
+    time where much of the backbone is trained.
     """
 
     def turn(state: State, item: tuple[Array, Traits]) -> tuple[State, dict[str, Array]]:
@@ -173,20 +173,20 @@ def over_members(
 
 
 def by_device(
-    function: Callable[..., Any], mesh: Mesh | None, given: tuple[P, ...], made: Any
+    function: Callable[..., Any], mesh: Mesh, given: tuple[P, ...], made: P
 ) -> Callable[..., Any]:
     """Return the function as each device of the mesh computes it for its own members.
 
     `given` and `made` tell which arguments and results have an axis of members, and where. A mesh
-    over which no members are spread, or none, changes nothing.
+    over which no members are spread changes nothing.
     """
-    if mesh is None or sharding.MEMBERS not in mesh.axis_names:
+    if sharding.MEMBERS not in mesh.axis_names:
         return function
     of_one = jax.shard_map(function, mesh=mesh, in_specs=given, out_specs=made, check_vma=False)
     return functools.wraps(function)(of_one)
 
 
-def jit_population_step(state: State, mesh: Mesh | None = None, **fixed: Any) -> PopulationStep:
+def jit_population_step(state: State, mesh: Mesh, **fixed: Any) -> PopulationStep:
     """Compile `population_step` for a state placed like the given one, which is donated."""
 
     def step(state, members, frozen, batch, step):
@@ -197,13 +197,13 @@ def jit_population_step(state: State, mesh: Mesh | None = None, **fixed: Any) ->
         by_device(step, mesh, (EACH, EACH, P(), P(), P()), EACH),
         donate_argnames=('state',),
         # Every process reads all metrics.
-        out_shardings=(shardings, None if mesh is None else sharding.replicated(mesh)),
+        out_shardings=(shardings, sharding.replicated(mesh)),
         compiler_options=xla.options(state, lean=True),
     )
 
 
 def jit_population_outputs(
-    model: Model, chunk: int, task: Task, mesh: Mesh | None = None
+    model: Model, chunk: int, task: Task, mesh: Mesh
 ) -> Callable[[tuple[State, Traits], Tree, Batch], Float[Array, 'B S N W']]:
     """Compile the forward pass of all members, without dropout, and what the task needs of it.
 

@@ -80,6 +80,7 @@ def report(job: Mapping[str, Any]) -> dict[str, Any]:
     # A side that wants torch says so itself, and the other does without (`adapters_jax.entry`).
     environment = {name: value for name, value in os.environ.items() if name != 'USE_TORCH'}
     if job['side'] == 'ours':
+        # As the course says, whatever the shell that started the bench has.
         environment |= {'JAX_NUM_CPU_DEVICES': str(job.get('devices', 1))}
         environment = (LAUNCHED if job.get('launched') else {}) | environment
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)

@@ -93,11 +93,12 @@ def test_a_population_gives_its_state_away_too():
 
     two = jax.device_put(population.stack([trainable, trainable]))
     state = population.State(two, jax.vmap(make_optimizer(1, 0).init)(two), np.ones(2, bool))
-    state = jax.device_put(state)
+    mesh = sharding.make_mesh(1)
+    state = sharding.put_replicated(state, mesh)
     rates = np.float32([1e-3, 1e-2])
     traits = population.Traits(jax.random.split(jax.random.key(0)), rates, 0 * rates, {}, {})
     step = population.jit_population_step(
-        state, model=model, task=TASK, make_optimizer=make_optimizer, chunk=0
+        state, mesh, model=model, task=TASK, make_optimizer=make_optimizer, chunk=0
     )
     compiled = step.lower(state, traits, frozen, BATCH, np.int32(0)).compile()
     assert aliased(compiled) == names(state, 'state')
