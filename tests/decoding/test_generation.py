@@ -51,13 +51,18 @@ def rules_of(name, **options):
     return Rules((model.config.decoder.start_id,), end_of(name), model.config.pad_id, 12, **options)
 
 
+def write(model, params, batch, rules, how, key=None, cached=True):
+    """Return what `generate` does, as one program: step by step it would be hundreds."""
+    return jax.jit(lambda p, b, k: generate(model, p, b, rules, how, k, cached))(params, batch, key)
+
+
 @functools.cache
 def end_of(name):
     """Return the id that a random model writes in about every second text: the end."""
     _, model, params = pair(name)
     rules = Rules((model.config.decoder.start_id,), -1, model.config.pad_id, 12)
     _, batch = batch_of(name, 100, 3, model.config.pad_id)
-    tokens = generate(model, params, batch, rules, Search()).tokens[:, 0]
+    tokens = write(model, params, batch, rules, Search()).tokens[:, 0]
     shares = [(tokens == word).any(1).mean() for word in range(model.config.written)]
     return int(np.abs(np.array(shares) - 0.5).argmin())
 
@@ -109,9 +114,7 @@ def test_the_likeliest_words_are_those_of_transformers(name, cached):
     rules = rules_of(name)
     given, batch = batch_of(name, 100 if cached else 40, 3, model.config.pad_id)
     expected, _ = theirs_of(theirs, given, rules)
-    found = jax.jit(lambda p, b: generate(model, p, b, rules, Search(), cached=cached))(
-        params, batch
-    )
+    found = write(model, params, batch, rules, Search(), cached=cached)
     np.testing.assert_array_equal(found.tokens[:, 0], expected)
     ends = (expected == rules.end_id).any(1)
     assert 0.1 < ends.mean() < 0.9
@@ -146,7 +149,7 @@ def test_beams_are_those_of_transformers(name, how, penalty):
         length_penalty=penalty,
         early_stopping=how,
     )
-    found = jax.jit(lambda p, b: generate(model, p, b, rules, search))(params, batch)
+    found = write(model, params, batch, rules, search)
     np.testing.assert_array_equal(found.tokens.reshape(-1, rules.max_length), expected)
     np.testing.assert_allclose(
         found.scores.reshape(-1), whole.sequences_scores.numpy(), rtol=1e-4, atol=1e-4
@@ -169,7 +172,7 @@ def test_rules_are_those_of_transformers(options, beams):
     rules = rules_of('bart', **options)
     given, batch = batch_of('bart', 25, 6, model.config.pad_id)
     expected, _ = theirs_of(theirs, given, rules, num_beams=beams)
-    found = generate(model, params, batch, rules, Search(beams=beams))
+    found = write(model, params, batch, rules, Search(beams=beams))
     np.testing.assert_array_equal(found.tokens[:, 0], expected)
 
 
@@ -179,10 +182,10 @@ def test_rules_are_those_of_transformers(options, beams):
 def test_the_likeliest_of_one_is_no_draw():
     _, model, params = pair('t5-gated')
     rules, (_, batch) = rules_of('t5-gated'), batch_of('t5-gated', 30, 4, 0)
-    expected = generate(model, params, batch, rules, Search()).tokens
+    expected = write(model, params, batch, rules, Search()).tokens
     for narrow in ({'top_k': 1}, {'top_p': 1e-6}):
         how = Search(temperature=2.0, **narrow)
-        found = generate(model, params, batch, rules, how, jax.random.key(0)).tokens
+        found = write(model, params, batch, rules, how, jax.random.key(0)).tokens
         np.testing.assert_array_equal(found, expected)
 
 
@@ -241,12 +244,7 @@ def test_with_an_adapter_the_cache_changes_nothing(method):
     model, params = adapted(method)
     rules, (_, batch) = rules_of('bart'), batch_of('bart', 12, 4, 1)
     for how in (Search(), Search(beams=3)):
-        found = [
-            jax.jit(lambda p, b, c=c, h=how: generate(model, p, b, rules, h, cached=c))(
-                params, batch
-            )
-            for c in (True, False)
-        ]
+        found = [write(model, params, batch, rules, how, cached=c) for c in (True, False)]
         np.testing.assert_array_equal(found[0].tokens, found[1].tokens)
         np.testing.assert_allclose(found[0].scores, found[1].scores, atol=1e-4)
 
@@ -257,12 +255,10 @@ def test_texts_may_begin_with_several_words(name):
     _, model, params = pair(name)
     rules = dataclasses.replace(rules_of(name), start=(model.config.decoder.start_id, 5, 7))
     _, batch = batch_of(name, 12, 4, model.config.pad_id)
-    cached, whole = (
-        jax.jit(lambda p, b, c=c: generate(model, p, b, rules, Search(3, n_best=3), cached=c))
-        for c in (True, False)
+    found, whole = (
+        write(model, params, batch, rules, Search(3, n_best=3), cached=c) for c in (True, False)
     )
-    found = cached(params, batch)
-    np.testing.assert_array_equal(found.tokens, whole(params, batch).tokens)
+    np.testing.assert_array_equal(found.tokens, whole.tokens)
     assert len(np.unique(found.tokens.reshape(-1, 12), axis=0)) > 6
 
 
@@ -270,9 +266,7 @@ def test_a_text_may_be_as_long_as_the_decoder_has_positions():
     model, params = adapted('lora')
     _, batch = batch_of('bart', 4, 4, 1)
     rules = Rules((2,), end_of('bart'), 1, model.config.decoder.positions, min_length=40)
-    found = [
-        generate(model, params, batch, rules, Search(), cached=c).tokens for c in (True, False)
-    ]
+    found = [write(model, params, batch, rules, Search(), cached=c).tokens for c in (True, False)]
     np.testing.assert_array_equal(*found)
     assert (np.asarray(found[0]) != 1).all()
     longer = dataclasses.replace(rules, max_length=41)
@@ -298,9 +292,9 @@ def test_each_row_may_have_an_adapter_of_its_own(method):
     stacked = params | {'adapters': {'default': bank.stack({'a': own, 'b': other})}}
     which = np.array([0, 1, 1, 0, -1, 0], np.int32)
     how = Search(beams=2)
-    mixed = generate(both, stacked, batch | {'adapter': which}, rules, how)
+    mixed = write(both, stacked, batch | {'adapter': which}, rules, how)
     for number, tree in ((0, own), (1, other)):
-        alone = generate(model, params | {'adapters': {'default': tree}}, batch, rules, how)
+        alone = write(model, params | {'adapters': {'default': tree}}, batch, rules, how)
         rows = which == number
         np.testing.assert_array_equal(mixed.tokens[rows], alone.tokens[rows])
 
@@ -310,11 +304,11 @@ def test_a_sharded_model_writes_the_same(shape):
     model, params = adapted('lora')
     rules, (_, batch) = rules_of('bart'), batch_of('bart', 16, 4, 1)
     how = Search(beams=3)
-    expected = generate(model, params, batch, rules, how)
+    expected = write(model, params, batch, rules, how)
     mesh = sharding.make_mesh(*shape)
     with jax.set_mesh(mesh):
         placed = Placement(mesh, LAYOUTS).frozen(params, jnp.float32)
-        found = jax.jit(lambda p, b: generate(model, p, b, rules, how))(placed, batch)
+        found = write(model, placed, batch, rules, how)
     np.testing.assert_array_equal(found.tokens, expected.tokens)
 
 
@@ -362,7 +356,7 @@ def test_what_an_adapter_puts_before_the_input_is_seen_while_writing(name, text)
     params = params | {'adapters': {model.name: fresh}}
     rules, (_, batch) = rules_of(name), batch_of(name, 30, 4, model.config.pad_id)
     kept, anew = (
-        generate(model, params, batch, rules, Search(beams=2), cached=cached).tokens
+        write(model, params, batch, rules, Search(beams=2), cached=cached).tokens
         for cached in (True, False)
     )
     np.testing.assert_array_equal(kept, anew)
