@@ -49,7 +49,7 @@ PAIRED = [
 ONLY_SLOW = {
     *(f'glue:task={task}' for task in glue.TASKS if task != 'rte'),
     *('text_sets:task=cr', 'text_classification:task=regression', 'text_classification'),
-    'text_classification:task=multi_label',
+    *('text_classification:task=multi_label', 'question_answering', 'images'),
 }
 
 

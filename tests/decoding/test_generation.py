@@ -299,7 +299,7 @@ def test_each_row_may_have_an_adapter_of_its_own(method):
         np.testing.assert_array_equal(mixed.tokens[rows], alone.tokens[rows])
 
 
-@pytest.mark.parametrize('shape', [(8, 1, 1), (2, 2, 2)])
+@pytest.mark.parametrize('shape', [pytest.param((8, 1, 1), marks=pytest.mark.slow), (2, 2, 2)])
 def test_a_sharded_model_writes_the_same(shape):
     model, params = adapted('lora')
     rules, (_, batch) = rules_of('bart'), batch_of('bart', 16, 4, 1)
@@ -345,7 +345,10 @@ def test_what_cannot_be_written_is_refused_before_it_is_tried():
 
 
 @pytest.mark.parametrize('name', ['t5', pytest.param('bart', marks=pytest.mark.slow)])
-@pytest.mark.parametrize('text', ['prompt_tuning[prompt_length=3]', 'prefix_tuning'])
+@pytest.mark.parametrize(
+    'text',
+    ['prompt_tuning[prompt_length=3]', pytest.param('prefix_tuning', marks=pytest.mark.slow)],
+)
 def test_what_an_adapter_puts_before_the_input_is_seen_while_writing(name, text):
     """With keys kept or computed anew; of T5's prefixes the keys are counted, too."""
     _, model, params = pair(name)
