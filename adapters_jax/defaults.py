@@ -46,7 +46,8 @@ def base() -> Config:
             # Devices that the rows of a batch are spread over; -1 takes all that the others leave.
             'data': -1,
             # Spread the members of a population over these devices, where their number divides over
-            # them and fsdp and tensor are 1: each trains its own on whole batches. Else, rows.
+            # them, fsdp and tensor are 1, and no large trunk would be computed by each of them:
+            # each trains its own members on whole batches. Else, rows.
             'members': True,
             # Devices over which rows and, in parts that are gathered for use, matrices are spread.
             'fsdp': 1,

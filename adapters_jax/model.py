@@ -228,6 +228,11 @@ class Model:
         variables = {'params': params['backbone']}
         return Backbone(self.config, self.dtype).apply(variables, first, sites, method='pool')
 
+    def can_begin_above_trunk(self, params: Tree) -> bool:
+        """Tell whether there is a trunk, and `trunk_outputs` has what it computes."""
+        copied = getattr(self.method, 'replicas', 1) > 1
+        return self.trunk(params).layer > 0 and self.config.decoder is None and not copied
+
     def trunk_outputs(self, params: Tree, batch: Batch) -> Float[Array, 'B T N D']:
         """Return what `apply` may begin with, as the batch's column 'trunk'.
 
@@ -253,10 +258,11 @@ class Model:
         backbone = Backbone(self.config, self.dtype, Place(layers))
         _, sown = backbone.apply(
             {'params': params['backbone']},
-            batch['input_ids'],
-            batch['token_type_ids'],
-            batch['positions'],
-            mask=attention_mask(batch['segments'], batch['starts'].shape[1]),
+            inputs_of(batch),
+            batch.get('token_type_ids'),
+            batch.get('positions'),
+            mask=_mask(batch),
+            tags=batch.get('tags'),
             mutable=['trunk'],
         )
         seen = sown['trunk']

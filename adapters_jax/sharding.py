@@ -133,6 +133,15 @@ def by_members(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P(MEMBERS) if MEMBERS in mesh.axis_names else P())
 
 
+def read_by_all(where: NamedSharding) -> NamedSharding:
+    """Return how arrays that lie so may be left where every process is to read them whole.
+
+    One process alone reads the parts where they are. Bringing them together would let its devices
+    meet, and XLA ends a process of which one device is a minute behind another (those of a CPU).
+    """
+    return where if jax.process_count() == 1 else replicated(where.mesh)
+
+
 def own_rows(mesh: Mesh, rows: int) -> tuple[int, int]:
     """Return which of a batch's rows this process has on its devices: from, to before.
 

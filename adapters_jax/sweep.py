@@ -55,7 +55,9 @@ def sweep(config: Config, workdir: str | Path) -> dict[str, Any]:
             groups = grid.populations(members, config.sweep.size)
             build = populations.Builder()
             runs = [build(group[0].config) for group in groups]
-            task = populations.common_task([populations.check_data(run) for run in runs])
+            # Each trial of a search is looked at when it is drawn; here are mere examples of them.
+            check = populations.check_data if searched else populations.check_built
+            task = populations.common_task([check(run) for run in runs])
         # Written only now: a config with a mistake in it makes no claim on the workdir.
         if processes.is_writer():
             files.write_json(workdir / CONFIG, configs.to_json(config))
@@ -100,7 +102,7 @@ def sweep_shard(config: Config, workdir: str | Path, shard: grid.Shard) -> list[
     with processes.together():
         check_same_run(config, workdir)
         built = [build(groups[number][0].config) for number in mine or [0]]
-        populations.common_task([populations.check_data(run) for run in built])
+        populations.common_task([populations.check_built(run) for run in built])
     if processes.is_writer():
         files.write_json(workdir / CONFIG, configs.to_json(config))
     if not mine:

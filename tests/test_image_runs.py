@@ -230,14 +230,14 @@ def test_through_the_format_of_peft_it_predicts_the_same(runs, toys, tmp_path):
     assert {row['label'] for row in theirs} <= {f'LABEL_{i}' for i in range(3)}
 
 
-def test_a_sweep_over_images_is_the_runs_alone(toys, tmp_path):
-    swept = config(toys, training__steps=4, task__augment='crop')
+# Of the second the trunk is all of the backbone, which is computed once for all members.
+@pytest.mark.parametrize('method', ['pfeiffer[reduction_factor=2]', 'head'])
+def test_a_sweep_over_images_is_the_runs_alone(toys, tmp_path, method):
+    changes = {'method': method, 'training__steps': 4, 'task__augment': 'crop'}
+    swept = config(toys, **changes)
     swept.sweep.grid = ('optimizer.learning_rate=1e-3,1e-2',)
     sweep(swept, tmp_path / 'sweep')
-    train(
-        config(toys, training__steps=4, task__augment='crop', optimizer__learning_rate=1e-2),
-        tmp_path / 'alone',
-    )
+    train(config(toys, **changes, optimizer__learning_rate=1e-2), tmp_path / 'alone')
     members = sorted((tmp_path / 'sweep' / 'members').iterdir())
     losses = [[loss for _, loss in toy.losses(member)] for member in members]
     alone = [loss for _, loss in toy.losses(tmp_path / 'alone')]

@@ -94,15 +94,22 @@ def test_only_the_adapter_is_trained_and_kept(folder, method):
     small_writers.only_the_adapter_is_trained(config(folder, method), folder / method, rel=1e-5)
 
 
-@pytest.mark.slow
-def test_a_population_learns_what_its_members_learn_alone(folder):
+@pytest.mark.parametrize(
+    'method',
+    [
+        pytest.param('lora', marks=pytest.mark.slow),
+        # What the encoder computes below is not kept: each member computes it.
+        'pfeiffer[reduction_factor=2,leave_out=[0]]',
+    ],
+)
+def test_a_population_learns_what_its_members_learn_alone(folder, tmp_path, method):
     grid = ('optimizer.learning_rate=1e-3,3e-3',)
-    both = config(folder, 'lora')
+    both = config(folder, method)
     both.sweep.grid = grid
-    sweep(both, folder / 'sweep')
+    sweep(both, tmp_path / 'sweep')
     for rate in ('1e-3', '3e-3'):
-        alone = train(config(folder, 'lora', optimizer__learning_rate=rate), folder / rate)
-        member = folder / 'sweep' / 'members' / f'learning_rate-{rate}' / 'summary.json'
+        alone = train(config(folder, method, optimizer__learning_rate=rate), tmp_path / rate)
+        member = tmp_path / 'sweep' / 'members' / f'learning_rate-{rate}' / 'summary.json'
         together = json.loads(member.read_text())['metrics']['validation']
         assert together == pytest.approx(alone['metrics']['validation'], rel=1e-3, abs=1e-3)
 

@@ -19,7 +19,7 @@ import optax
 from flax import struct
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Bool, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from adapters_jax import sharding, xla
 from adapters_jax.model import Batch, Model
@@ -114,7 +114,7 @@ def population_step(
     def ended(item: tuple[State, Traits]) -> tuple[State, dict[str, Array]]:
         return item[0], _zeros(jax.eval_shape(one, item)[1])
 
-    if chunk == 1 < len(state.alive):
+    if chunk == 1:
         return _each(one, ended, state, members)
     return over_members(one, ended, (state, members), chunk)
 
@@ -143,12 +143,12 @@ def _zeros(shapes: Any) -> Any:
 
 
 def with_trunk(model: Model, trainable: Tree, frozen: Tree, batch: Batch) -> Batch:
-    """Return the batch with the output of the trunk, where there is one, as its column 'trunk'.
+    """Return the batch with the output of the trunk as its column 'trunk', where that can be.
 
     `trainable` is that of all members; none of it is used below the trunk's end.
     """
     tree = merge(unstack(trainable, 0), frozen)
-    if 'trunk' in batch or model.trunk(tree).layer == 0:
+    if 'trunk' in batch or not model.can_begin_above_trunk(tree):
         return batch
     return {**batch, 'trunk': model.trunk_outputs(tree, batch)}
 
@@ -164,12 +164,11 @@ def over_members(
     Where members are computed one after another, one that is not alive costs nothing: `ended` is
     taken in place of the function. Where several are computed at once they are computed along.
     """
-    count = len(members[0].alive)
-    if not 0 < chunk < count:
+    if chunk == 1:
+        return jax.lax.map(lambda own: jax.lax.cond(own[0].alive, function, ended, own), members)
+    if not 0 < chunk < len(members[0].alive):
         return jax.vmap(function)(members)
-    if chunk > 1:
-        return jax.lax.map(function, members, batch_size=chunk)
-    return jax.lax.map(lambda own: jax.lax.cond(own[0].alive, function, ended, own), members)
+    return jax.lax.map(function, members, batch_size=chunk)
 
 
 def by_device(
@@ -193,11 +192,11 @@ def jit_population_step(state: State, mesh: Mesh, **fixed: Any) -> PopulationSte
         return population_step(state, members, frozen, batch, step, **fixed)
 
     shardings = jax.tree.map(lambda x: x.sharding, state)
+    metrics = sharding.read_by_all(sharding.by_members(mesh))
     return jax.jit(
         by_device(step, mesh, (EACH, EACH, P(), P(), P()), EACH),
         donate_argnames=('state',),
-        # Every process reads all metrics.
-        out_shardings=(shardings, sharding.replicated(mesh)),
+        out_shardings=(shardings, metrics),
         compiler_options=xla.options(state, lean=True),
     )
 
@@ -245,7 +244,7 @@ def split_common(trees: Sequence[Tree]) -> tuple[Tree, Tree]:
     return unflatten(common), unflatten(own)
 
 
-def unstack(tree: Tree, index: int) -> Tree:
+def unstack(tree: Tree, index: Int[Array, ''] | int) -> Tree:
     """Return one member's tree."""
     return jax.tree.map(lambda leaf: leaf[index], tree)
 

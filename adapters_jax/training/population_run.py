@@ -35,6 +35,8 @@ from adapters_jax.training.widening import widen
 
 _LOG = logging.getLogger(__name__)
 SUMMARY, CONFIG = 'summary.json', 'config.json'
+# How much of a step may be computed twice for members to have devices of their own.
+_REPEATED = 0.1
 
 # Of each member the steps of its evaluations and the scores there, where they are numbers.
 Scores = dict[str, list[tuple[int, float]]]
@@ -77,7 +79,22 @@ class PopulationRun(Run):
         super().__init__(experiment, workdir)
 
     def _make_mesh(self) -> Mesh:
-        return make_mesh(self.config, members=len(self.members))
+        mesh = make_mesh(self.config, members=len(self.members))
+        if sharding.MEMBERS not in mesh.axis_names:
+            return mesh
+        # Each device that has members of its own computes the trunk for all rows.
+        repeated = (mesh.size - 1) * self._trunk_share
+        return mesh if repeated < _REPEATED else make_mesh(self.config)
+
+    @property
+    def _trunk_share(self) -> float:
+        """The part of a step's layers, forward and backward, that a trunk computed in it has."""
+        if self.config.training.trunk_cache != 'none':
+            return 0.0
+        model, shapes = self.experiment.model, jax.eval_shape(self.experiment.init_params)
+        below = model.trunk(shapes).layer if model.can_begin_above_trunk(shapes) else 0
+        above = 2 * len(self.members) * (model.config.depth - below)
+        return below / (below + above)
 
     def _prepare_state(self) -> None:
         self.model, self.own = widen(self.experiment, self.members, self.folder)
@@ -108,6 +125,7 @@ class PopulationRun(Run):
         self._forward = population.jit_population_outputs(
             self.model, self.chunk, self.experiment.task, self.mesh
         )
+        self._pick = jax.jit(population.unstack, out_shardings=self.placement.everywhere)
 
     def share_backbone(self, known: dict[Hashable, jax.Array]) -> None:
         """Take the frozen leaves of the backbone from those `known`, and add what is not there.
@@ -118,8 +136,14 @@ class PopulationRun(Run):
         fingerprint = self.experiment.backbone.fingerprint
 
         def shared(path: Any, leaf: jax.Array) -> jax.Array:
-            key = fingerprint, sharding.name_of(path), leaf.dtype, leaf.sharding
-            return known.setdefault(key, leaf)
+            parts = tuple((part.device.id, str(part.index)) for part in leaf.addressable_shards)
+            key = fingerprint, sharding.name_of(path), leaf.dtype, parts
+            same = known.setdefault(key, leaf)
+            if same.sharding == leaf.sharding:
+                return same
+            # A mesh with members and one with rows put the same parts on the same devices.
+            held = [part.data for part in same.addressable_shards]
+            return jax.make_array_from_single_device_arrays(leaf.shape, leaf.sharding, held)
 
         backbone = jax.tree_util.tree_map_with_path(shared, self.frozen['backbone'])
         self.frozen = {**self.frozen, 'backbone': backbone}
@@ -307,16 +331,15 @@ class PopulationRun(Run):
 
     def _evaluate(self) -> None:
         logits = {name: self._outputs(name, self.state.trainable) for name in self.eval_policies}
-        trainable = sharding.to_host(self.state.trainable)
         for i, progress in enumerate(self.progress.members.values()):
             if not progress.finished:
-                self._judge(i, {name: values[:, i] for name, values in logits.items()}, trainable)
+                self._judge(i, {name: values[:, i] for name, values in logits.items()})
         alive = [name for name, p in self.progress.members.items() if not p.finished]
         chosen = self.prune(self.progress.scores, alive, self.total_steps) if self.prune else {}
         self._end(chosen)
         self._report()
 
-    def _judge(self, index: int, logits: Mapping[str, np.ndarray], trainable: Tree) -> None:
+    def _judge(self, index: int, logits: Mapping[str, np.ndarray]) -> None:
         """Score a member, keep its adapter if it is its best so far, and end it if it is done."""
         run, progress = self.experiment, self.progress.members[self.names[index]]
         for name, values in logits.items():
@@ -335,7 +358,9 @@ class PopulationRun(Run):
         if not math.isnan(score):
             self.progress.scores[self.names[index]].append((self.step, float(score)))
         if progress.judge(run.task, results, self.step):
-            leaves = population.unpad(population.unstack(trainable, index), own.shapes)
+            # Every process comes here, or none: they have the same scores.
+            trainable = sharding.to_host(self._pick(self.state.trainable, np.int32(index)))
+            leaves = population.unpad(trainable, own.shapes)
             if processes.is_writer():
                 adapter_folder.save(settled.folder(leaves), own.workdir / 'adapter')
         progress.stop(self.config.training.patience, self.step >= self.total_steps)

@@ -96,7 +96,7 @@ class Run(abc.ABC):
 
     def __init__(self, experiment: Experiment, workdir: Path) -> None:
         """Prepare everything short of the first step."""
-        self.config, self.workdir = experiment.config, workdir
+        self.config, self.workdir, self.experiment = experiment.config, workdir, experiment
         self.mesh = self._make_mesh()
         self.placement = Placement.of(self.config, self.mesh)
         # Its outputs are those of rows, also where the members of a population are spread.

@@ -29,11 +29,11 @@ from adapters_jax.data.batches import Batch
 from adapters_jax.data.encoded import PART, Encoded
 from adapters_jax.data.stored import Stored, check_room, readable
 from adapters_jax.model import Model
-from adapters_jax.params import Tree
+from adapters_jax.params import Tree, partition
 from adapters_jax.sharding import own_rows, put_batch, row_parts, to_host
 from adapters_jax.sites import Place
 from adapters_jax.training.dtypes import DTYPES, choose_frozen_dtype
-from adapters_jax.training.experiment import Experiment
+from adapters_jax.training.experiment import Experiment, check_trained
 from adapters_jax.training.placement import Placement
 from adapters_jax.wheels import cache_directory
 
@@ -134,6 +134,7 @@ def attach(experiment: Experiment, mesh: Mesh) -> Experiment:
             "words in each epoch, so nothing could be kept; set it to 'none'"
         )
     shapes = jax.eval_shape(experiment.init_params)
+    check_trained(partition(shapes, model.rules)[0], config)
     if model.trunk(shapes).layer == 0:
         _LOG.info('The lowest layer is adapted, so there is no trunk whose outputs could be kept.')
         return experiment

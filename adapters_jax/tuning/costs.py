@@ -81,7 +81,10 @@ def _compile(model: Model, backbone: params.Tree, batch: Any) -> tuple[Callable[
 
 
 def training(runs: Sequence[PopulationRun]) -> dict[str, float]:
-    """Return the seconds of a training step for one member, by the members' names."""
+    """Return the seconds of a training step for one member, by the members' names.
+
+    Each population is spread over the devices as in training: by its members, or by rows.
+    """
     calls = {str(number): run.rehearse() for number, run in enumerate(runs)}
     seconds = _in_turns(calls)
     return {

@@ -9,9 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from adapters_jax import config as configs
-from adapters_jax import processes
+from adapters_jax import params, processes
 from adapters_jax.config import Config
+from adapters_jax.model import Model
 from adapters_jax.models.heads import HeadConfig
 from adapters_jax.tasks.task import Task
 from adapters_jax.training import experiment, grid, loop, ranking
@@ -79,6 +82,16 @@ class Builder:
         return dataclasses.replace(self._built, config=config)
 
 
+def check_built(run: experiment.Experiment) -> Task:
+    """As `check_data`, of a member that will be trained.
+
+    Raises:
+        ValueError: no validation split, or nothing to train.
+    """
+    check_trained(run.model, run.config, run)
+    return check_data(run)
+
+
 def check_data(run: experiment.Experiment) -> Task:
     """Return the task by which members are compared.
 
@@ -91,6 +104,16 @@ def check_data(run: experiment.Experiment) -> Task:
             'data.validation, or data.split_fractions'
         )
     return run.task
+
+
+def check_trained(model: Model, config: Config, run: experiment.Experiment) -> None:
+    """Refuse a config whose model over an experiment's backbone would train nothing.
+
+    Raises:
+        ValueError: see `experiment.check_trained`.
+    """
+    shapes = jax.eval_shape(model.init, jax.random.key(0), run.backbone.params)
+    experiment.check_trained(params.partition(shapes, model.rules)[0], config)
 
 
 def common_task(found: Sequence[Task]) -> Task:

@@ -158,7 +158,8 @@ def _refusal(member: grid.Member, run: experiment.Experiment) -> str:
         populations.check(member.config)
         if member.config.backbone == run.config.backbone:
             members = load_members(member.config)
-            experiment.make_model(member.config, members, run.task, run.backbone)
+            model = experiment.make_model(member.config, members, run.task, run.backbone)
+            populations.check_trained(model, member.config, run)
     except ValueError as error:
         return str(error)
     return ''

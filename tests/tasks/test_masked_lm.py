@@ -307,7 +307,27 @@ def test_a_sweep_of_nothing_to_train_is_refused(toys, tmp_path):
     given = config(toys, 'published', method='head', sweep__grid=('seed=0,1',))
     with pytest.raises(ValueError, match='nothing is left to train: head brings no parameters'):
         sweep.sweep(given, tmp_path / 'w')
-    assert not list((tmp_path / 'w').glob('members/*/checkpoints'))
+    assert not (tmp_path / 'w' / 'config.json').exists()
+
+
+def test_of_several_populations_one_that_would_train_nothing_is_told_before_the_first(
+    toys, tmp_path
+):
+    given = config(toys, 'published', sweep__grid=('method=lora[r=2],head', 'seed=0,1'))
+    with pytest.raises(ValueError, match='nothing is left to train: head brings no parameters'):
+        sweep.sweep(given, tmp_path / 'w')
+    assert not (tmp_path / 'w' / 'config.json').exists()
+
+
+@pytest.mark.slow
+def test_a_search_passes_by_what_would_train_nothing(toys, tmp_path):
+    space = ('method=lora[r=2],head', 'head.train=all,none')
+    changes = {'sweep__space': space, 'sweep__trials': 8, 'sweep__sampler': 'random'}
+    given = config(toys, 'published', method='lora[r=2]', training__steps=2, **changes)
+    result = sweep.sweep(given, tmp_path / 'w')
+    states = {tuple(row['settings'].values()): row['state'] for row in result['members']}
+    assert states.pop(('head', 'none')).startswith('not possible: nothing is left to train')
+    assert set(states.values()) == {'all steps taken'}
 
 
 def test_untied_or_damaged_heads_are_refused(tmp_path):

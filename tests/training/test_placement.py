@@ -14,7 +14,7 @@ from adapters_jax.interop.adapter_folder import load
 from adapters_jax.params import flatten
 from adapters_jax.sweep import sweep
 from adapters_jax.train import train
-from adapters_jax.training import experiment, loop
+from adapters_jax.training import experiment, grid, loop
 from adapters_jax.training.placement import Placement
 from adapters_jax.training.population_run import PopulationRun
 
@@ -237,6 +237,18 @@ def test_members_are_spread_over_the_devices_of_data(
     monkeypatch.setattr(PopulationRun, '_prepare_state', watched)
     same_members(swept(toys, tmp_path, mesh, mesh__members=spread), members)
     assert seen == [(axes, {P('members') if 'members' in axes else P()})]
+
+
+@pytest.mark.parametrize(
+    ('method', 'spread'), [('lora[r=2]', True), ('head', False), ('pfeiffer[leave_out=[0]]', False)]
+)
+def test_a_trunk_is_not_computed_by_each_device(toys, tmp_path, method, spread):
+    given = config(toys, (2, 1, 1), method=method, sweep__grid=('seed=0,1',))
+    group = grid.expand(given)
+    run = PopulationRun(
+        experiment.build(group[0].config), group, tmp_path / 'p', tmp_path / 'members'
+    )
+    assert ('members' in run.mesh.axis_names) == spread
 
 
 def test_a_population_goes_on_over_other_devices(toys, tmp_path, members, monkeypatch):

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import itertools
+import re
 
 import jax
 import jax.extend.core
@@ -216,6 +217,18 @@ def test_members_may_be_spread_over_the_devices(devices, chunk):
     np.testing.assert_allclose(seen, losses, atol=1e-6)
     for one, other in zip(expected, found, strict=True):
         check_equal(one, other, 1e-6)
+
+
+@pytest.mark.parametrize('devices', [2, 4])
+def test_devices_with_members_of_their_own_never_meet_and_skip_those_that_ended(devices):
+    """XLA ends a process of which one device waits for another for more than a minute."""
+    owns = members(*METHODS['lora'])
+    mesh = sharding.make_mesh(devices, members=len(owns))
+    step, state, traits, frozen, _ = start(owns, 1, mesh)
+    batch = sharding.put_batch(BATCHES[0], mesh)
+    program = step.lower(state, traits, frozen, batch, np.int32(0)).compile().as_text()
+    assert not re.search(r'all-(gather|reduce|to-all)|collective', program)
+    assert 'conditional(' in program
 
 
 def test_one_that_diverges_stays_at_its_last_good_state_and_disturbs_nobody():

@@ -42,6 +42,29 @@ def test_populations_over_one_backbone_hold_it_once(tmp_path):
     assert not any(whole[path] is halved[path] for path in common)
 
 
+def test_so_do_those_of_which_one_has_its_members_spread_and_the_other_its_rows(tmp_path):
+    backbone = toy.write_backbone(tmp_path / 'bert')
+    given = toy.config(backbone, toy.write_texts(tmp_path / 'texts.csv', 40))
+    given.mesh.data = 2
+    given.sweep.grid = ('method=lora[r=2],bitfit', 'seed=0,1')
+    first, second = grid.populations(grid.expand(given), 0)
+    second = second[:1]  # which does not divide over two devices
+    build = populations.Builder()
+    experiments = [build(group[0].config) for group in (first, second)]
+    with rungs.opened([first, second], experiments, tmp_path / 'w', 0) as runs:
+        spread, whole = (flatten(run.frozen['backbone']) for run in runs)
+        meshes = [run.mesh.axis_names for run in runs]
+    assert ['members' in names for names in meshes] == [True, False]
+    for path in spread.keys() & whole.keys():
+        assert spread[path].sharding != whole[path].sharding
+        assert pointers(spread[path]) == pointers(whole[path])
+
+
+def pointers(leaf):
+    """Return where in memory the parts of a leaf begin."""
+    return [part.data.unsafe_buffer_pointer() for part in leaf.addressable_shards]
+
+
 @pytest.mark.parametrize(
     ('steps', 'share', 'expected'),
     [(100, 1.1, 110), (100, 0.07, 7), (100, 0.1 * 3, 30), (100, 0.301, 31), (7, 1 / 3, 3)],
