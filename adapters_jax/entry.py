@@ -125,6 +125,8 @@ def run(define: Define, main: Callable[..., None]) -> None:
     was noticed. Flags are defined here and not on import, so that modules can be imported together.
     """
     holders = define()
+    for holder in holders.values():  # so that --help shows them, whichever module defines them
+        flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[holder.name])
     show = flags.DEFINE_bool('traceback', False, 'Show where a mistake was noticed.')
     # JAX's own options (--jax_platforms, ...) become flags of each command.
     jax.config.config_with_absl()

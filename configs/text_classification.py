@@ -10,7 +10,8 @@ between commas (`--config.data.label_separator=';'` for another sign).
 
 CSV, TSV, JSONL, JSON, Parquet and text files, also .gz. Columns are found by their names (`text`,
 `sentence1` and `sentence2`, `label`, ...) or named: `--config.data.columns.text_a=question`.
-Without validation or test files a tenth of the training file each is held out.
+Without a validation file a tenth of the training file is held out, and one more for the test where
+there is no test file either.
 """
 
 from adapters_jax.config import Config, base, parse_arg

@@ -68,13 +68,11 @@ def main(output: str, method: str, seeds: int) -> None:
 
 
 def _define() -> dict[str, flags.FlagHolder]:
-    holders = {
+    return {
         'output': flags.DEFINE_string('output', None, 'Directory of workdirs and results.'),
         'method': flags.DEFINE_string('method', 'houlsby', 'Which method.'),
         'seeds': flags.DEFINE_integer('seeds', 2, 'How many seeds, from 0.', lower_bound=1),
     }
-    flags.mark_flag_as_required('output')
-    return holders
 
 
 if __name__ == '__main__':

@@ -11,6 +11,7 @@ the README with the stored file, and the stored file with the methods there are.
 import json
 from pathlib import Path
 
+from adapters_jax import entry
 from adapters_jax.adapters.presets import PRESETS
 from experiments.table import README, insert
 
@@ -41,6 +42,8 @@ COLUMNS = {
     'peft': 'PEFT',
 }
 MARKS = {True: '✓', False: '✗', None: '–'}
+# Formats of others, which may lack a place for the settings that a preset has by itself.
+FORMATS = ('adapterhub', 'peft')
 
 
 def render(found: dict[str, dict[str, bool]]) -> str:
@@ -52,12 +55,28 @@ def render(found: dict[str, dict[str, bool]]) -> str:
     for preset, shown in sorted(found.items()):
         if preset not in PRESETS:
             continue  # a variant that a test of the file formats looks at beside them
-        cells = (MARKS[shown.get(column)] for column in COLUMNS)
+        cells = (_mark(shown, column) for column in COLUMNS)
         lines.append(f'| `{preset}` | {" | ".join(cells)} |')
     return '\n'.join(lines)
 
 
-if __name__ == '__main__':
+def as_it_is(format: str) -> str:
+    """Return the property that a preset can be written there with the settings it has by itself."""
+    return f'{format} as it is'
+
+
+def _mark(shown: dict[str, bool], column: str) -> str:
+    mark = MARKS[shown.get(column)]
+    bound = column in FORMATS and shown.get(column) and not shown.get(as_it_is(column))
+    return f'({mark})' if bound else mark
+
+
+def main() -> None:
+    """Put the stored table into the README."""
     table = render(json.loads(STORED.read_text('utf-8')))
     README.write_text(insert(README.read_text('utf-8'), table, NAME), 'utf-8')
     print(f'wrote the conformance table of {README}')
+
+
+if __name__ == '__main__':
+    entry.run(dict, main)

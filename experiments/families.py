@@ -12,6 +12,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from adapters_jax import entry
 from adapters_jax.adapters.presets import PRESETS
 from experiments.table import README, insert
 
@@ -21,7 +22,8 @@ OWN = ('runs', 'trains', 'saves')
 LIBRARIES = {'adapterhub': 'A', 'peft': 'P'}
 LEGEND = (
     '✓: the method runs, trains and comes back from its folder with the same numbers, ✗: it does '
-    'not. A: its numbers are those of `adapters`, P: those of `peft`, both ways. a, p: the library '
+    'not. A: its numbers are those of `adapters`, P: those of `peft`, both ways, where '
+    'the settings are such as both have. a, p: the library '
     'has no place for the pair, fails by itself, or computes something else, and the pair is '
     'refused. No letter: the library lacks the method or the family, or was not asked '
     '(`encoder-decoder`). –: the family has none of the parameters that the method is for.'
@@ -56,7 +58,12 @@ def _cell(shown: dict[str, Any]) -> str:
     return ' '.join([mark, *letters]).strip() or '–'
 
 
-if __name__ == '__main__':
+def main() -> None:
+    """Put the stored table into the README."""
     table = render(json.loads(STORED.read_text('utf-8')))
     README.write_text(insert(README.read_text('utf-8'), table, NAME), 'utf-8')
     print(f'wrote the table of families of {README}')
+
+
+if __name__ == '__main__':
+    entry.run(dict, main)

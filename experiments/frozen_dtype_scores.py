@@ -124,14 +124,12 @@ def main(output: str, method: str, seeds: int, epochs: float) -> None:
 
 
 def _define() -> dict[str, flags.FlagHolder]:
-    holders = {
+    return {
         'output': flags.DEFINE_string('output', None, 'Directory of workdirs and results.'),
         'method': flags.DEFINE_string('method', 'houlsby', 'Which method.'),
         'seeds': flags.DEFINE_integer('seeds', 1, 'How many seeds, from 0.', lower_bound=1),
         'epochs': flags.DEFINE_float('epochs', 6.0, 'Passes over the questions.'),
     }
-    flags.mark_flag_as_required('output')
-    return holders
 
 
 if __name__ == '__main__':

@@ -114,7 +114,7 @@ def main(output: str, data: str, spacy: str, tagger: str, seeds: int, epochs: fl
 
 
 def _define() -> dict[str, flags.FlagHolder]:
-    holders = {
+    return {
         'output': flags.DEFINE_string('output', None, 'Directory of workdirs and results.'),
         'data': flags.DEFINE_string('data', None, 'Folder with TREC.train.all and TREC.test.all.'),
         'spacy': flags.DEFINE_string('spacy', '', 'A spaCy pipeline that tags.'),
@@ -122,8 +122,6 @@ def _define() -> dict[str, flags.FlagHolder]:
         'seeds': flags.DEFINE_integer('seeds', 3, 'How many seeds, from 0.', lower_bound=1),
         'epochs': flags.DEFINE_float('epochs', 6.0, 'Passes over the questions.'),
     }
-    flags.mark_flags_as_required(['output', 'data'])
-    return holders
 
 
 if __name__ == '__main__':

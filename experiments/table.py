@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from adapters_jax import entry
 from experiments.papers import summary
 from experiments.text_tasks import RESULTS, TASKS
 
@@ -48,11 +49,13 @@ def render(results: list[dict[str, Any]]) -> str:
         *(_row(result) for result in results),
     ]
     hardware = '; '.join(sorted({kind for result in results for kind in _machines(result)}))
-    commits = ', '.join(sorted({f'`{result["commit"][:7]}`' for result in results}))
+    commits = ', '.join(sorted({_commit(result) for result in results}))
+    jax = ' and '.join(sorted({result['versions']['jax'] for result in results}))
     note = (
-        f'Backbone `minilm`; minutes are those of training one seed, with compiling, on {hardware} '
-        f'that did other work too; commits {commits}. Made by `python -m experiments.text_tasks`; '
-        'the command of each row is in `experiments/results/`.'
+        f'Backbone `minilm`; minutes are those of training one seed, with compiling, on {hardware};'
+        ' the CPUs did other work too. A row whose seeds were trained on both has none. Commits '
+        f'{commits} (+: files had changed since), JAX {jax}. Made by `python -m '
+        'experiments.text_tasks`; the command of each row is in `experiments/results/`.'
     )
     return '\n'.join([*lines, '', note])
 
@@ -62,7 +65,8 @@ def _row(result: dict[str, Any]) -> str:
     metric = result['primary']
     score = result['metrics'][metric]
     spread = f' ± {score["deviation"]:.3f}' if len(result['seeds']) > 1 else ''
-    minutes = sum(result['seconds']) / len(result['seconds']) / 60
+    seconds, mixed = result['seconds'], len(_machines(result)) > 1
+    minutes = '–' if mixed else f'{sum(seconds) / len(seconds) / 60:.1f}'
     cells = (
         TASKS[result['task']].title,
         f'`{result["method"]}`',
@@ -71,10 +75,14 @@ def _row(result: dict[str, Any]) -> str:
         f'{score["mean"]:.3f}{spread}',
         str(len(result['seeds'])),
         f'{result["split"]} ({result["examples"]:,})',
-        f'{minutes:.1f}',
+        minutes,
         ', '.join('CPU' if ' cores of ' in kind else 'GPU' for kind in _machines(result)),
     )
     return f'| {" | ".join(cells)} |'
+
+
+def _commit(result: dict[str, Any]) -> str:
+    return f'`{result["commit"][:7]}{"+" * result["commit"].endswith("+")}`'
 
 
 def _machines(result: dict[str, Any]) -> list[str]:
@@ -118,6 +126,11 @@ def with_tables(text: str) -> str:
     return text
 
 
-if __name__ == '__main__':
+def main() -> None:
+    """Put all stored results into the README."""
     README.write_text(with_tables(README.read_text()))
     print(f'wrote the tables of {README}')
+
+
+if __name__ == '__main__':
+    entry.run(dict, main)

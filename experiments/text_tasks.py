@@ -165,15 +165,13 @@ def main(output: str, data: str, tasks: Sequence[str], methods: Sequence[str], s
 
 
 def _define() -> dict[str, flags.FlagHolder]:
-    holders = {
+    return {
         'output': flags.DEFINE_string('output', None, 'Directory of the workdirs.'),
         'data': flags.DEFINE_string('data', '', 'Folder of the sets, each in its own.'),
         'tasks': flags.DEFINE_list('tasks', list(TASKS), 'Which tasks.'),
         'methods': flags.DEFINE_list('methods', ['houlsby'], 'Which methods.'),
         'seeds': flags.DEFINE_integer('seeds', 3, 'How many seeds, from 0.'),
     }
-    flags.mark_flag_as_required('output')
-    return holders
 
 
 if __name__ == '__main__':

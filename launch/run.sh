@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # A command of adapters_jax; the same line on a laptop, a machine with GPUs and a TPU VM:
-#   bash launch/run.sh COMMAND [options]     COMMAND: train, evaluate, sweep, predict,
-#                                          convert, compile or experiments.NAME
+#   bash launch/run.sh COMMAND [options]     COMMAND: train, evaluate, sweep, predict, convert,
+#                                            compile, preprocess or experiments.NAME
 #   bash launch/run.sh --prepare             only makes the environment
 # For example
 #   bash launch/run.sh train --config=configs/glue.py:task=rte --config.data.dir=GLUE \
@@ -77,14 +77,22 @@ prepare() {
   touch "$VENV/installed-jax-$extra"
 }
 
+usage() {
+  sed -n '2,/^set /{/^set /d; s/^# \{0,1\}//; p;}' "${BASH_SOURCE[0]}"
+}
+
 command=${1:-}
 case $command in
-  train | evaluate | sweep | predict | convert | compile) module=adapters_jax.$command ;;
+  train | evaluate | sweep | predict | convert | compile | preprocess) module=adapters_jax.$command ;;
   experiments.[a-z]*) module=$command ;;
   --prepare) module= ;;
+  -h | --help)
+    usage
+    exit
+    ;;
   *)
-    fail 'expected train, evaluate, sweep, predict, convert, compile, experiments.NAME or' \
-      "--prepare, got '$command'"
+    fail 'expected train, evaluate, sweep, predict, convert, compile, preprocess,' \
+      "experiments.NAME, --prepare or --help, got '$command'"
     ;;
 esac
 shift

@@ -22,7 +22,7 @@ def of_seeds(values):
             'total_parameters': 1000,
             'hardware': '2 cores of a processor',
             'commit': 'abc',
-            'versions': {},
+            'versions': {'jax': '0.10.2'},
         }
         for seed, value in enumerate(values)
     ]
@@ -49,7 +49,7 @@ def test_seeds_of_several_machines_name_them_all():
     found = text_tasks.over_seeds(runs)
     assert found['hardware'] == '2 cores of a processor; 1 x an accelerator'
     row = table.render([result() | found]).splitlines()[2]
-    assert row.endswith('| CPU, GPU |')
+    assert row.endswith('| – | CPU, GPU |')
 
 
 def test_finished_runs_of_another_machine_are_not_run_again(tmp_path, monkeypatch):
@@ -123,7 +123,8 @@ def test_every_method_is_in_the_table_and_nothing_failed():
     expected = set(PRESETS) - conformance.NOT_ADAPTERS - aliases | {'pfeiffer'}
     assert {name for name in stored if name in PRESETS} - aliases | {'pfeiffer'} == expected
     assert all(holds for shown in stored.values() for holds in shown.values())
-    assert {shown for row in stored.values() for shown in row} == set(conformance.COLUMNS)
+    own = {conformance.as_it_is(name) for name in conformance.FORMATS}
+    assert {shown for row in stored.values() for shown in row} == {*conformance.COLUMNS, *own}
 
 
 def test_every_test_that_the_readme_names_is_there():

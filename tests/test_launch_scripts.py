@@ -66,12 +66,18 @@ def test_experiments_are_commands_too(machine):
     assert (done.returncode, calls[-1]) == (0, 'ran -m experiments.hu2022 --shard=0/8')
 
 
-@pytest.mark.parametrize('words', [['tarin', '--workdir=x'], [], ['--help']])
+def test_help_is_the_head_of_the_script(machine):
+    done, calls = machine.run('run.sh', '--help')
+    assert (done.returncode, calls, done.stderr) == (0, [], '')
+    assert 'bash launch/run.sh COMMAND [options]' in done.stdout and '#' not in done.stdout
+
+
+@pytest.mark.parametrize('words', [['tarin', '--workdir=x'], []])
 def test_an_unknown_command_is_told_before_anything_is_installed(machine, words):
     done, calls = machine.run('run.sh', *words)
     assert (done.returncode, calls) == (1, [])
-    expected = 'expected train, evaluate, sweep, predict, convert, compile, experiments.NAME or'
-    expected += ' --prepare'
+    expected = 'expected train, evaluate, sweep, predict, convert, compile, preprocess,'
+    expected += ' experiments.NAME, --prepare or --help'
     assert f"{expected}, got '{''.join(words[:1])}'" in done.stderr
 
 

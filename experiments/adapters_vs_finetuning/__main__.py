@@ -139,15 +139,13 @@ def train_row(name: str, seeds: int, setting: Setting, directory: Path) -> list[
 
 
 def _define() -> dict[str, flags.FlagHolder]:
-    holders = {
+    return {
         'output': flags.DEFINE_string('output', None, 'Directory of workdirs and results.'),
         'data': flags.DEFINE_string('data', None, 'Folder of the set.'),
         'task': flags.DEFINE_string('task', 'trec', 'A task of configs/text_sets.py.'),
         'rows': flags.DEFINE_list('rows', list(ROWS), 'Which ways of training.'),
         'seeds': flags.DEFINE_integer('seeds', 3, 'How many seeds, from 0.', lower_bound=1),
     }
-    flags.mark_flags_as_required(['output', 'data'])
-    return holders
 
 
 if __name__ == '__main__':

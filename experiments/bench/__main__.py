@@ -75,8 +75,9 @@ def render(result: dict[str, Any]) -> str:
 _HOW = (
     "Medians; the ratio is the median of the rounds' own, which can differ from that of the two "
     'medians, with the middle half of them in brackets. Above 1 is faster, less memory or a '
-    'smaller folder. *Of the rate*: arithmetic of matrix products in a second, as a part of what '
-    'one large product reaches on the same machine. Heads are two dense layers on the first '
+    'smaller folder; brackets that hold 1 decide nothing. *Of the rate*: arithmetic of matrix '
+    'products in a second, as a part of what one large product reaches on the same '
+    'machine. Heads are two dense layers on the first '
     "token's state, as `adapters` has them: of the last layer ours computes no other token. Over 2 "
     'devices means `JAX_NUM_CPU_DEVICES=2`. Where each side has processes of its own, ours of '
     '`epoch`, `sweep` and `memory` are started as by the scripts in `launch/`, with memory in '
@@ -170,7 +171,7 @@ def main(output: str, only: Sequence[str], rounds: int, data: str, examples: int
 
 
 def _define() -> dict[str, flags.FlagHolder]:
-    holders = {
+    return {
         'output': flags.DEFINE_string('output', None, 'Directory of the results.'),
         'only': flags.DEFINE_list('only', list(RACES), 'Which races.'),
         'rounds': flags.DEFINE_integer('rounds', ROUNDS, 'Rounds of each race.', lower_bound=1),
@@ -179,8 +180,6 @@ def _define() -> dict[str, flags.FlagHolder]:
             'examples', EXAMPLES, 'Texts of an epoch.', lower_bound=32
         ),
     }
-    flags.mark_flag_as_required('output')
-    return holders
 
 
 if __name__ == '__main__':

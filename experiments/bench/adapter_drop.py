@@ -90,7 +90,7 @@ def main(
 
 
 def _define() -> dict[str, flags.FlagHolder]:
-    holders = {
+    return {
         'output': flags.DEFINE_string('output', None, 'Directory of the results.'),
         'backbone': flags.DEFINE_string('backbone', 'minilm', 'Backbone, as in a config.'),
         'methods': flags.DEFINE_list('methods', ['pfeiffer', 'double_seq_bn'], 'Which methods.'),
@@ -98,8 +98,6 @@ def _define() -> dict[str, flags.FlagHolder]:
         'length': flags.DEFINE_integer('length', 64, 'Tokens of a text.', lower_bound=1),
         'repeats': flags.DEFINE_integer('repeats', 9, 'Rounds of measurements.', lower_bound=1),
     }
-    flags.mark_flag_as_required('output')
-    return holders
 
 
 if __name__ == '__main__':

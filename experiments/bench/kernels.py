@@ -120,7 +120,7 @@ def main(
 
 
 def _define() -> dict[str, flags.FlagHolder]:
-    holders = {
+    return {
         'output': flags.DEFINE_string('output', None, 'Directory of the results.'),
         'backbone': flags.DEFINE_enum('backbone', 'base', backbones.NAMES, 'Whose shapes.'),
         'method': flags.DEFINE_string('method', 'lora[r=8]', 'What is trained.'),
@@ -130,8 +130,6 @@ def _define() -> dict[str, flags.FlagHolder]:
         'mode': flags.DEFINE_enum('mode', 'training', ['training', 'inference'], 'Which program.'),
         'calls': flags.DEFINE_integer('calls', 5, 'Calls that are traced.', lower_bound=1),
     }
-    flags.mark_flag_as_required('output')
-    return holders
 
 
 if __name__ == '__main__':

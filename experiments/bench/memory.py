@@ -190,14 +190,12 @@ def main(output: str, shapes: Sequence[str], rows: int, tokens: int) -> None:
 
 
 def _define() -> dict[str, flags.FlagHolder]:
-    holders = {
+    return {
         'output': flags.DEFINE_string('output', None, 'Directory of the results.'),
         'shapes': flags.DEFINE_list('shapes', list(SHAPES), 'Shapes of backbones.'),
         'rows': flags.DEFINE_integer('rows', 32, 'Rows of a batch.', lower_bound=1),
         'tokens': flags.DEFINE_integer('tokens', 128, 'Tokens of a row.', lower_bound=1),
     }
-    flags.mark_flag_as_required('output')
-    return holders
 
 
 if __name__ == '__main__':

@@ -5,7 +5,7 @@
 64 rows over 16 adapters, each row's drawn at random, on MiniLM: bottlenecks of size 48 (Pfeiffer's
 place and both places) and LoRA of rank 8; inference and a training step. Beside it the same rows in
 `peft` (`adapter_names=`) and in `adapters` (`BatchSplit`, which needs the rows sorted by adapter).
-Writes `mixed_adapters.json` and `mixed_adapters.md`; expected are ratios of at most 1.15.
+Writes `mixed_adapters.json` and `mixed_adapters.md`.
 """
 
 import json

@@ -157,12 +157,10 @@ def main(output: str, rounds: int) -> None:
 
 
 def _define() -> dict[str, flags.FlagHolder]:
-    holders = {
+    return {
         'output': flags.DEFINE_string('output', None, 'Directory of the results.'),
         'rounds': flags.DEFINE_integer('rounds', 15, 'Rounds of the comparison.', lower_bound=1),
     }
-    flags.mark_flag_as_required('output')
-    return holders
 
 
 if __name__ == '__main__':

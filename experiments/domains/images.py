@@ -272,7 +272,7 @@ def main(
 
 
 def _define() -> dict[str, flags.FlagHolder]:
-    holders = {
+    return {
         'output': flags.DEFINE_string('output', None, 'Directory of workdirs and results.'),
         'images': flags.DEFINE_string('images', None, 'CIFAR-10: a folder or a tar file.'),
         'seeds': flags.DEFINE_list('seeds', '1', 'Seeds; learning rates were chosen with 0.'),
@@ -283,8 +283,6 @@ def _define() -> dict[str, flags.FlagHolder]:
         'targets': flags.DEFINE_list('targets', 'classes,digits', 'The second sets.'),
         'methods': flags.DEFINE_multi_string('methods', list(METHODS), 'What is compared.'),
     }
-    flags.mark_flags_as_required(['output', 'images'])
-    return holders
 
 
 if __name__ == '__main__':

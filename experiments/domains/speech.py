@@ -233,7 +233,7 @@ def main(
 
 
 def _define() -> dict[str, flags.FlagHolder]:
-    holders = {
+    return {
         'output': flags.DEFINE_string('output', None, 'Directory of workdirs and results.'),
         'data': flags.DEFINE_string('data', None, 'Folder of DIGIT_SPEAKER_TAKE.wav files.'),
         'held_out': flags.DEFINE_list('held_out', [], 'Speakers to test; none: each in turn.'),
@@ -244,8 +244,6 @@ def _define() -> dict[str, flags.FlagHolder]:
             'whole_window', False, 'Score the checkpoint with its own half minute, too.'
         ),
     }
-    flags.mark_flags_as_required(['output', 'data'])
-    return holders
 
 
 if __name__ == '__main__':

@@ -128,7 +128,7 @@ def _told(runner: Runner, results: Results) -> str:
 
 
 def _define() -> dict[str, flags.FlagHolder]:
-    holders = {
+    return {
         'scale': flags.DEFINE_enum('scale', 'small', protocol.SCALES, 'Of the protocol.'),
         'source': flags.DEFINE_enum('source', 'paper', protocol.BOTH, 'Whose settings.'),
         'data': flags.DEFINE_string('data', '', 'Folder of the data sets.'),
@@ -137,5 +137,3 @@ def _define() -> dict[str, flags.FlagHolder]:
         'tasks': flags.DEFINE_list('tasks', [], 'Instead of all.'),
         'options': flags.DEFINE_multi_string('option', [], 'KEY=VALUE for every run.'),
     }
-    flags.mark_flag_as_required('output')
-    return holders

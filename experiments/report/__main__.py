@@ -158,7 +158,7 @@ def _draw(found: Sequence[Group], metric: str, directory: Path) -> None:
 
 
 def _define() -> dict[str, flags.FlagHolder]:
-    holders = {
+    return {
         'runs': flags.DEFINE_list('runs', None, 'Folders with finished runs, in or below them.'),
         'output': flags.DEFINE_string('output', None, 'Directory of the report.'),
         'split': flags.DEFINE_string('split', 'test', 'Which evaluation is reported.'),
@@ -168,8 +168,6 @@ def _define() -> dict[str, flags.FlagHolder]:
         ),
         'ignore': flags.DEFINE_list('ignore', [], 'Settings that make no row of their own.'),
     }
-    flags.mark_flags_as_required(['runs', 'output'])
-    return holders
 
 
 if __name__ == '__main__':

@@ -244,6 +244,11 @@ OURS = [
 ]
 
 
+@pytest.mark.shows(
+    'adapterhub',
+    parameter='method',
+    presets={'direft[leave_out=[0],suffix_positions=1]': ['direft']},
+)
 @pytest.mark.parametrize('method', OURS)
 def test_our_own_adapters_in_the_library(source, tmp_path, method):
     folder = fresh(source, method)

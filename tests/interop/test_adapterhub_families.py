@@ -66,7 +66,6 @@ LARGE = {'square_reft'}
 # The presets of ours that a config stands for; what is none of theirs is a variant.
 PRESETS = {
     'seq_bn': ['pfeiffer'],
-    'double_seq_bn': ['double_seq_bn', 'houlsby'],
     'seq_bn_inv': ['seq_bn_inv', 'invertible'],
     'mam': ['mam', 'mam_adapters'],
     'whole_prefix': ['prefix_tuning_flat'],

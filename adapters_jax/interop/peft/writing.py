@@ -102,8 +102,8 @@ def _main_member(method: Mapping[str, Any]) -> dict[str, Any]:
     foreign = [m['architecture'] for m in main if m['architecture'] not in _WRITERS]
     if foreign:
         raise ValueError(
-            f'PEFT has nothing like {", ".join(foreign)}; try --format=adapterhub or '
-            "--format=merged, or keep the adapter in this project's own format"
+            f'PEFT has nothing like {", ".join(foreign)}; --format=adapterhub has more methods, '
+            "or keep the adapter in this project's own format"
         )
     if len(main) > 1:
         raise ValueError(
