@@ -15,7 +15,7 @@ for digits and letters, which have no mirror images).
 
 A ViT-B/16 at 224 x 224 wants an accelerator. `python -m experiments.domains.images` pretrains a
 small one on two cores, on seven classes of a part of CIFAR-10, and adapts it to the three others;
-the README has what it reached.
+docs/measurements.md has what it reached.
 """
 
 from adapters_jax.config import Config, base, parse_arg

@@ -1,4 +1,4 @@
-"""The README's example of a recommendation, from the sweep.json of a run of configs/choose.py."""
+"""The example of a choice in docs/measurements.md, from a sweep.json of configs/choose.py."""
 
 from collections.abc import Mapping
 from typing import Any

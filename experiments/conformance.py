@@ -1,23 +1,19 @@
-"""Puts the table of methods and their properties into the README.
+"""Renders the table of methods and their properties for docs/methods.md.
 
     python -m pytest tests/conformance tests/interop tests/adapters/test_bank.py \\
         -m 'not slow' --conformance=experiments/conformance.json
-    python -m experiments.conformance
+    python -m experiments.table
 
 The first command runs the tests and notes what they found; the second renders it. A test compares
-the README with the stored file, and the stored file with the methods there are.
+the page with the stored file, and the stored file with the methods there are.
 """
 
-import json
 from pathlib import Path
 
-from adapters_jax import entry
 from adapters_jax.adapters.presets import PRESETS
-from experiments.table import README, insert
 
 STORED = Path(__file__).with_suffix('.json')
 NOT_ADAPTERS = {'full', 'head', 'top_layers'}  # baselines
-NAME = 'conformance'
 
 # Property: the heading of its column, in the order of the table.
 COLUMNS = {
@@ -69,14 +65,3 @@ def _mark(shown: dict[str, bool], column: str) -> str:
     mark = MARKS[shown.get(column)]
     bound = column in FORMATS and shown.get(column) and not shown.get(as_it_is(column))
     return f'({mark})' if bound else mark
-
-
-def main() -> None:
-    """Put the stored table into the README."""
-    table = render(json.loads(STORED.read_text('utf-8')))
-    README.write_text(insert(README.read_text('utf-8'), table, NAME), 'utf-8')
-    print(f'wrote the conformance table of {README}')
-
-
-if __name__ == '__main__':
-    entry.run(dict, main)

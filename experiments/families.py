@@ -2,22 +2,18 @@
 
     python -m pytest tests/conformance/test_families.py tests/interop/test_adapterhub_families.py \\
         tests/interop/test_peft_families.py --families=experiments/families.json
-    python -m experiments.families
+    python -m experiments.table
 
 The first command runs the tests and notes what they found, over what is in the file already, so
-that it may be run in parts; the second puts the table into the README.
+that it may be run in parts; the second puts the table into docs/methods.md.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
-from adapters_jax import entry
 from adapters_jax.adapters.presets import PRESETS
-from experiments.table import README, insert
 
 STORED = Path(__file__).with_suffix('.json')
-NAME = 'families'
 OWN = ('runs', 'trains', 'saves')
 LIBRARIES = {'adapterhub': 'A', 'peft': 'P'}
 LEGEND = (
@@ -56,14 +52,3 @@ def _cell(shown: dict[str, Any]) -> str:
         if name in shown
     ]
     return ' '.join([mark, *letters]).strip() or '–'
-
-
-def main() -> None:
-    """Put the stored table into the README."""
-    table = render(json.loads(STORED.read_text('utf-8')))
-    README.write_text(insert(README.read_text('utf-8'), table, NAME), 'utf-8')
-    print(f'wrote the table of families of {README}')
-
-
-if __name__ == '__main__':
-    entry.run(dict, main)

@@ -1,4 +1,4 @@
-"""Puts the stored results into the README: `python -m experiments.table`.
+"""Puts the stored results into the README and the pages of docs/: `python -m experiments.table`.
 
 No number there is typed by hand; a test renders the tables again and compares. A benchmark's
 results get here by copying its JSON file into `results/bench/`.
@@ -13,8 +13,11 @@ from adapters_jax import entry
 from experiments.papers import summary
 from experiments.text_tasks import RESULTS, TASKS
 
-README = Path(__file__).parents[1] / 'README.md'
-# What each benchmark of the README is rendered by; its file and its marks have the same name.
+ROOT = Path(__file__).parents[1]
+PAGES = tuple(ROOT / name for name in ('README.md', 'docs/methods.md', 'docs/measurements.md'))
+# What the tests found, rendered by the module that says how.
+TESTED = {'conformance': 'experiments.conformance', 'families': 'experiments.families'}
+# What each benchmark is rendered by; its file and its marks have the same name.
 BENCHES = {
     'mixed_adapters': 'experiments.bench.mixed_adapters',
     'population': 'experiments.bench.population',
@@ -103,33 +106,50 @@ def read_results() -> list[dict[str, Any]]:
 
 
 def insert(text: str, table: str, name: str = 'results') -> str:
-    """Return the README's text with the table between the two marks of that name.
+    """Return a page's text with the table between the two marks of that name.
 
     Raises:
         ValueError: a mark is missing.
     """
-    begin, end = f'<!-- {name}: begin -->', f'<!-- {name}: end -->'
+    begin, end = marks(name)
     if begin not in text or end not in text:
-        raise ValueError(f'{README} lacks the mark {begin} or {end}')
+        raise ValueError(f'the page lacks the mark {begin} or {end}')
     before, _, rest = text.partition(begin)
     _, _, after = rest.partition(end)
     return f'{before}{begin}\n{table}\n{end}{after}'
 
 
-def with_tables(text: str) -> str:
-    """Return the README's text with the tables of all stored results."""
-    text = insert(text, render(read_results()))
-    text = insert(text, summary.render(summary.read()), 'papers')
+def marks(name: str) -> tuple[str, str]:
+    """Return between which lines of a page the table of that name stands."""
+    return f'<!-- {name}: begin -->', f'<!-- {name}: end -->'
+
+
+def tables() -> dict[str, str]:
+    """Return the tables of all stored results by name."""
+    found = {'results': render(read_results()), 'papers': summary.render(summary.read())}
+    for name, module in TESTED.items():
+        source = importlib.import_module(module)
+        found[name] = source.render(json.loads(source.STORED.read_text('utf-8')))
     for name, module in BENCHES.items():
-        result = json.loads((RESULTS / 'bench' / f'{name}.json').read_text())
-        text = insert(text, importlib.import_module(module).render(result), name)
+        result = json.loads((RESULTS / 'bench' / f'{name}.json').read_text('utf-8'))
+        found[name] = importlib.import_module(module).render(result)
+    return found
+
+
+def with_tables(text: str, found: dict[str, str]) -> str:
+    """Return a page's text with those of the tables that it has the marks of."""
+    for name, table in found.items():
+        if marks(name)[0] in text:
+            text = insert(text, table, name)
     return text
 
 
 def main() -> None:
-    """Put all stored results into the README."""
-    README.write_text(with_tables(README.read_text()))
-    print(f'wrote the tables of {README}')
+    """Put all stored results into the pages."""
+    found = tables()
+    for page in PAGES:
+        page.write_text(with_tables(page.read_text('utf-8'), found), 'utf-8')
+        print(f'wrote the tables of {page.relative_to(ROOT)}')
 
 
 if __name__ == '__main__':

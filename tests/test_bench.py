@@ -161,6 +161,12 @@ def test_a_race_keeps_the_commit_and_the_libraries_that_it_was_run_with(tmp_path
         bench.main(str(tmp_path), ['epoch'], rounds=3, data='', examples=32)
 
 
+def test_a_library_that_is_not_there_is_told_with_what_brings_it(monkeypatch):
+    monkeypatch.setattr(libraries, 'RACED', ('adapters', 'no-such-library'))
+    with pytest.raises(ValueError, match=r'no-such-library is not installed.*requirements-test'):
+        libraries.describe()
+
+
 def test_races_with_other_libraries_are_told_apart():
     one, other = provenance('a' * 12), provenance('a' * 12, torch='9')
     result = {'epoch': bench.collect([RACE], one), 'sweep': bench.collect([RACE], other)}

@@ -97,22 +97,30 @@ def test_inserting_a_table_twice_is_inserting_it_once():
     assert table.insert(once, 'new') == once
 
 
-def test_the_readme_shows_the_stored_results():
-    text = table.README.read_text()
+def test_the_pages_show_the_stored_results_each_once():
     assert table.read_results(), 'there are no stored results'
-    assert table.with_tables(text) == text
+    found, pages = table.tables(), [page.read_text() for page in table.PAGES]
+    for name in found:
+        assert sum(text.count(table.marks(name)[0]) for text in pages) == 1, name
+    for text in pages:
+        assert table.with_tables(text, found) == text
 
 
-def test_the_readme_shows_what_the_conformance_suite_found():
-    stored = json.loads(conformance.STORED.read_text())
-    text = conformance.README.read_text()
-    assert table.insert(text, conformance.render(stored), conformance.NAME) == text
+def test_what_the_pages_link_to_is_there():
+    for page in table.PAGES:
+        for target in re.findall(r'\]\(([^)\s]+)\)', page.read_text()):
+            path, _, heading = target.partition('#')
+            if '://' in path:
+                continue
+            there = page.parent / path if path else page
+            assert there.exists(), (page.name, target)
+            heads = re.findall(r'^#+ (.*)$', there.read_text() if heading else '', re.M)
+            names = [re.sub(r'[^\w -]', '', head).lower().replace(' ', '-') for head in heads]
+            assert not heading or heading in names, (page.name, target)
 
 
-def test_the_readme_shows_what_was_found_of_each_family():
+def test_nothing_failed_in_any_family():
     stored = json.loads(families.STORED.read_text())
-    text = families.README.read_text()
-    assert table.insert(text, families.render(stored), families.NAME) == text
     rows = [row for of in stored.values() for row in of.values()]
     assert all(shown is not False for row in rows for shown in row.values())
 
@@ -128,8 +136,8 @@ def test_every_method_is_in_the_table_and_nothing_failed():
 
 
 def test_every_test_that_the_readme_names_is_there():
-    named = re.findall(r'`(tests/[\w/]+\.py)::(\w+)`', conformance.README.read_text())
+    named = re.findall(r'`(tests/[\w/]+\.py)::(\w+)`', table.PAGES[0].read_text())
     assert len(named) > 10
     for path, name in named:
-        source = (conformance.README.parent / path).read_text()
+        source = (table.ROOT / path).read_text()
         assert f'\ndef {name}(' in source, f'{path}::{name}'

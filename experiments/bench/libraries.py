@@ -22,12 +22,20 @@ def describe() -> dict[str, Any]:
     """Return hardware, versions and commit as `provenance` does, the libraries' versions with it.
 
     Raises:
-        PackageNotFoundError: one of them is not installed.
+        ValueError: one of them is not installed.
     """
     found = provenance.describe()
-    return found | {
-        'versions': found['versions'] | {name: metadata.version(name) for name in RACED}
-    }
+    return found | {'versions': found['versions'] | {name: _version(name) for name in RACED}}
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError as error:
+        raise ValueError(
+            f'{name} is not installed, and it is what is raced against; pip install -r '
+            'requirements-test.txt'
+        ) from error
 
 
 def prepare() -> str:

@@ -214,7 +214,8 @@ def render(result: dict[str, Any]) -> str:
     note = (
         f'64 rows over {len(NAMES)} adapters as parts of the same rows with one; in brackets the '
         f'middle half of {result["repeats"]} rounds in turns. The last two columns are forward '
-        f'passes. Backbone `minilm`, on {result["hardware"]}.'
+        f'passes. Backbone `minilm`, on {result["hardware"]}. The race of this name among those '
+        'against the libraries measures it once more, on its own.'
     )
     return '\n'.join([*lines, '', note])
 

@@ -1,4 +1,4 @@
-"""The README's table of protocols: which findings of which paper hold here, and what that took."""
+"""The protocols in docs/measurements.md: which findings of which paper hold, and what that took."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -24,7 +24,7 @@ def render(results: Sequence[Mapping[str, Any]]) -> str:
     lines = [f'| {" | ".join(head)} |', '|---' * len(head) + '|']
     for result in results:
         folder = report.folder(result['paper'], result['scale'], result['source'])
-        link = f'experiments/results/papers/{folder}/{result["paper"]}.md'
+        link = f'../experiments/results/papers/{folder}/{result["paper"]}.md'
         first = f'[{result["title"].partition(",")[0]}]({link})', report.told_tasks(result)
         for finding in result['findings']:
             verdict = report.VERDICTS[finding['holds']]

@@ -3,7 +3,7 @@
 It covers what the test suites of `adapters` and `peft` check of each method, and what neither does:
 merging with non-zero weights and biases, exact unmerging, equality of configs field by field, size
 on disk, per-row adapters, other backbones refused, number of compilations, any number of devices.
-`pytest tests/conformance --conformance=FILE` writes what the README's table is made of.
+`pytest tests/conformance --conformance=FILE` writes what the table of docs/methods.md is made of.
 """
 
 import dataclasses
