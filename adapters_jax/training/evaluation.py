@@ -43,8 +43,7 @@ def outputs(
     waiting: deque[tuple[jax.Array, ...]] = deque()
     # Every process sees the outputs of all rows, so all find the same scores.
     gather = jax.jit(lambda *arrays: arrays, out_shardings=replicated(mesh))
-    if jax.process_count() == 1:  # its devices need not meet (`sharding.read_by_all`)
-        gather = lambda *arrays: arrays  # noqa: E731
+    alone = jax.process_count() == 1  # its devices need not meet (`sharding.read_by_all`)
 
     def collect() -> None:
         values, examples, mask, starts = (np.asarray(array) for array in waiting.popleft())
@@ -63,7 +62,7 @@ def outputs(
         placed = put_batch(batch, mesh)
         found = forward(trainable, frozen, placed)
         known = (placed[name] for name in ('example_id', 'example_mask', 'starts'))
-        waiting.append(gather(found, *known))
+        waiting.append((found, *known) if alone else gather(found, *known))
         if len(waiting) > _IN_FLIGHT:
             collect()
     while waiting:

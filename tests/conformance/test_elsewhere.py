@@ -77,6 +77,7 @@ def pairs(written):
 @pytest.mark.parametrize(('format', 'preset'), pairs(True))
 def test_it_is_written_as_it_is(loaded, tmp_path, record_property, format, preset):
     formats.save(fresh(preset, loaded), tmp_path / 'there', loaded, format)
+    assert list((tmp_path / 'there').glob('*.safetensors'))
     if format in conformance.FORMATS:
         record_property('conformance', [preset, conformance.as_it_is(format)])
 
