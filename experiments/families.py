@@ -21,7 +21,8 @@ LEGEND = (
     'not. A: its numbers are those of `adapters`, P: those of `peft`, both ways, where the '
     'settings are such as both have. a, p: the library has no place for the pair, fails by itself, '
     'or computes something else, and the pair is refused. No letter: the library lacks the method '
-    'or the family, or was not asked (`encoder-decoder`). –: the family has none of the parameters that the method is for.'
+    'or the family, or was not asked (`encoder-decoder`). –: the family has none of the parameters '
+    'that the method is for.'
 )
 # BERT's are in the table of conformance.
 _ORDER = (
