@@ -19,6 +19,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int
 
 from adapters_jax import functional, quantize
+from adapters_jax.models import leaves
 from adapters_jax.models.block import BlockConfig, Dense, Norm, rematerialised
 from adapters_jax.sharding import Layout, spread_rows
 from adapters_jax.sites import IDENTITY, START, Dimensions, Place, Sites, Stream
@@ -140,7 +141,7 @@ class Table(nn.Module):
     @nn.compact
     def __call__(self) -> Float[Array, 'V D'] | quantize.Quantized:
         """Return all of them."""
-        return self.param('embedding', nn.initializers.normal(0.02), (self.rows, self.features))
+        return leaves.leaf(self, 'embedding', leaves.normal, (self.rows, self.features))
 
 
 class Backbone(nn.Module):

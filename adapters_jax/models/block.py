@@ -18,6 +18,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from adapters_jax import functional
 from adapters_jax.attention import attend
+from adapters_jax.models import leaves
 from adapters_jax.sites import (
     START,
     KeyValue,
@@ -85,10 +86,10 @@ class Norm(nn.Module):
     @nn.compact
     def __call__(self, features: int, sites: Sites) -> LayerNorm:
         """Return the LayerNorm of vectors of that many features."""
-        scale = self.param('scale', nn.initializers.ones, (features,))
+        scale = leaves.leaf(self, 'scale', leaves.ones, (features,))
         scale, bias = sites.vector(f'{self.where}/scale', scale), None
         if self.centred:
-            bias = self.param('bias', nn.initializers.zeros, (features,))
+            bias = leaves.leaf(self, 'bias', leaves.zeros, (features,))
             bias = sites.vector(f'{self.where}/bias', bias)
         return LayerNorm(scale, bias, self.epsilon)
 
@@ -104,8 +105,8 @@ class Dense(nn.Module):
     ) -> Float[Array, '... O']:
         """Return `x @ kernel + bias`; `vector` may replace the bias."""
         shape = (x.shape[-1], self.features)
-        kernel = self.param('kernel', nn.initializers.normal(0.02), shape)
-        bias = vector(self.param('bias', nn.initializers.zeros, (self.features,)))
+        kernel = leaves.leaf(self, 'kernel', leaves.normal, shape)
+        bias = vector(leaves.leaf(self, 'bias', leaves.zeros, (self.features,)))
         return functional.dense(x, kernel, bias)
 
 
@@ -122,10 +123,10 @@ class Projection(nn.Module):
         self, x: Float[Array, 'B T I'], mask: Bool[Array, '#B 1 #T T'] | None, sites: Sites
     ) -> Float[Array, 'B T O']:
         """Return what the `linear` site makes of `x @ kernel + bias`."""
-        kernel = self.param('kernel', nn.initializers.normal(0.02), (x.shape[-1], self.features))
+        kernel = leaves.leaf(self, 'kernel', leaves.normal, (x.shape[-1], self.features))
         bias = None
         if self.biased:
-            bias = self.param('bias', nn.initializers.zeros, (self.features,))
+            bias = leaves.leaf(self, 'bias', leaves.zeros, (self.features,))
             bias = sites.vector(f'layer_{self.layer}/{self.sub_layer}/{self.name}/bias', bias)
         y = checkpoint_name(functional.dense(x, kernel, bias), _PROJECTED)
         end = Linear(inputs=x, kernel=kernel, bias=bias, output=y, mask=mask)

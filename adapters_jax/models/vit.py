@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from adapters_jax import functional
-from adapters_jax.models import bert, names
+from adapters_jax.models import bert, leaves, names
 from adapters_jax.models.backbone import BackboneConfig, Inputs
 from adapters_jax.models.block import BlockConfig
 from adapters_jax.sites import Sites, Stream
@@ -62,15 +62,15 @@ class PatchEmbeddings(nn.Module):
     ) -> Stream:
         """Return the stream that the blocks start with."""
         s, hidden = self.stem, self.block.hidden
-        draw = nn.initializers.normal(0.02)
         x = patches(inputs.values.astype(self.dtype), s.patch)
         shape = (s.patch, s.patch, s.channels, hidden)
         x = Patch(shape, name='patch')(x)
         vectors = x
-        first = [self.param(name, draw, (1, 1, hidden)) for name in s.tokens]
+        first = [leaves.leaf(self, name, leaves.normal, (1, 1, hidden)) for name in s.tokens]
         first = [jnp.broadcast_to(v, (len(x), 1, hidden)).astype(self.dtype) for v in first]
         x = jnp.concatenate([*first, x], axis=1)
-        x = x + self.param('position', draw, (1, s.positions, hidden)).astype(self.dtype)
+        places = leaves.leaf(self, 'position', leaves.normal, (1, s.positions, hidden))
+        x = x + places.astype(self.dtype)
         rng = None if deterministic else self.make_rng('dropout')
         x = functional.dropout(x, self.block.dropout, rng)
         vectors = jnp.concatenate([*first, vectors], axis=1)
@@ -85,8 +85,8 @@ class Patch(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, 'B N P']) -> Float[Array, 'B N D']:
         """Return a vector for each patch."""
-        kernel = self.param('kernel', nn.initializers.normal(0.02), self.shape)
-        bias = self.param('bias', nn.initializers.zeros, self.shape[-1:])
+        kernel = leaves.leaf(self, 'kernel', leaves.normal, self.shape)
+        bias = leaves.leaf(self, 'bias', leaves.zeros, self.shape[-1:])
         return functional.dense(x, kernel.reshape(-1, self.shape[-1]), bias)
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from adapters_jax import functional
-from adapters_jax.models import bart, names
+from adapters_jax.models import bart, leaves, names
 from adapters_jax.models.backbone import BackboneConfig, Inputs, Table
 from adapters_jax.models.block import BlockConfig
 from adapters_jax.models.text import TextStem
@@ -75,8 +75,8 @@ class Convolution(nn.Module):
     def __call__(self, x: Float[Array, 'B F I']) -> Float[Array, 'B F O']:
         """Return the outputs."""
         shape = (_KERNEL, x.shape[-1], self.features)
-        kernel = self.param('kernel', nn.initializers.normal(0.02), shape).astype(x.dtype)
-        bias = self.param('bias', nn.initializers.zeros, (self.features,)).astype(x.dtype)
+        kernel = leaves.leaf(self, 'kernel', leaves.normal, shape).astype(x.dtype)
+        bias = leaves.leaf(self, 'bias', leaves.zeros, (self.features,)).astype(x.dtype)
         y = jax.lax.conv_general_dilated(
             x, kernel, (self.stride,), [(1, 1)], dimension_numbers=('NWC', 'WIO', 'NWC')
         )
