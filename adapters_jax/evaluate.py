@@ -41,6 +41,8 @@ def evaluate(workdir: str | Path, split: str = 'test', drop_layers: Dropped = 0)
     """
     workdir = Path(workdir)
     config = configs.read(workdir / 'config.json')
+    if processes.is_writer():
+        files.make_directory(workdir)  # where what is found will be written
     config.start = ''  # which may be gone, as may finished members: the adapter is here
     _fit_devices(config)
     if config.tasks:

@@ -11,14 +11,17 @@ import json
 import logging
 import math
 import os
+import resource
 import secrets
 import shutil
 import socket
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 LOCK_FILE = '.lock'
+T = TypeVar('T')
 
 _log = logging.getLogger(__name__)
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -26,6 +29,8 @@ _FORBIDDEN = (errno.EROFS, errno.EACCES, errno.EPERM)
 _NO_LOCKS_HERE = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
 # Locks that this process holds: record locks do not exclude their own process.
 _held: set[Path] = set()
+_OTHER_FILES = 512  # that a process has open beside: data, libraries, checkpoints
+_READ_AGAIN = 50  # times that a directory is read again which is being replaced
 _OWN_HOST = f'{socket.gethostname()}-'  # of a temporary name; the process's number follows
 
 
@@ -97,7 +102,7 @@ def atomic(path: Path | str) -> Iterator[Path]:
 def recover(path: Path | str) -> None:
     """Bring back the directory that a kill caught between the two steps of its replacement.
 
-    A reader of a directory that `atomic` may be replacing calls this first.
+    That is for its writers alone; see `read_whole`.
     """
     path = Path(path)
     previous = _previous(path)
@@ -107,6 +112,30 @@ def recover(path: Path | str) -> None:
         shutil.rmtree(previous)
     else:
         previous.rename(path)
+
+
+def read_whole(directory: Path | str, read: Callable[[Path], T]) -> T:
+    """Return what `read` makes of a directory that `atomic` may be replacing at this moment.
+
+    It is read again where it was replaced meanwhile, so that nothing is a mixture of the two, and
+    nothing is changed. Where a kill has caught the replacement, what was there before is read.
+    """
+    directory = Path(directory)
+    for _ in range(_READ_AGAIN):
+        before = _identity(directory)
+        if before is None and _previous(directory).exists():
+            time.sleep(0.02)  # between the two steps, perhaps
+            continue
+        try:
+            found = read(directory)
+        except (OSError, ValueError):
+            if _identity(directory) == before:
+                raise
+        else:
+            if _identity(directory) == before:
+                return found
+    previous = _previous(directory)
+    return read(directory if directory.exists() else previous)
 
 
 def make_directory(path: Path | str) -> Path:
@@ -125,6 +154,37 @@ def make_directory(path: Path | str) -> Path:
         probe.touch()
         probe.unlink()
     return path
+
+
+def check_descriptors(count: int, remedy: str) -> None:
+    """Refuse to open so many files at once, beside others, if the system does not allow it.
+
+    Raises:
+        ValueError: with `remedy` at its end.
+    """
+    most, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = count + _OTHER_FILES
+    if most < wanted <= hard or hard == resource.RLIM_INFINITY > most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        return
+    if most != resource.RLIM_INFINITY and wanted > most:
+        raise ValueError(
+            f'{count:,} files would be open at once, and this system allows a process {hard:,} '
+            f'(`ulimit -Hn`); {remedy}'
+        )
+
+
+def check_target(path: Path | str) -> None:
+    """Make sure that a file can be written, before what is to be in it takes long to find.
+
+    Raises:
+        DiskError: its directory may not be written to.
+        FileExistsError: it is a directory, or its directory is a file.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise FileExistsError(f'{path} is a directory: remove it, or choose another name')
+    make_directory(path.parent)
 
 
 def write_text(path: Path | str, text: str) -> None:
@@ -193,28 +253,20 @@ def lock(directory: Path | str) -> Iterator[None]:
             _held.remove(path)
 
 
-def holder() -> str:
-    """Return what a lock that this process holds says of it.
-
-    The process must not read that from the file: with its closing the lock would be gone.
-    """
-    return f'process {os.getpid()} on {socket.gethostname()}'
-
-
 def _lock_or_refuse(file: Any, directory: Path | str) -> None:
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno in _NO_LOCKS_HERE:
             _log.warning('%s is on a file system without locks: start one run at a time', directory)
-            return
-        if error.errno not in (errno.EACCES, errno.EAGAIN):
+        elif error.errno in (errno.EACCES, errno.EAGAIN):
+            file.seek(0)
+            other = file.read().decode(errors='replace').strip() or 'another process'
+            raise InUseError(_in_use(directory, other)) from error
+        else:
             raise
-        file.seek(0)
-        other = file.read().decode(errors='replace').strip() or 'another process'
-        raise InUseError(_in_use(directory, other)) from error
     file.truncate(0)
-    file.write(holder().encode())
+    file.write(f'process {os.getpid()} on {socket.gethostname()}'.encode())
 
 
 def _in_use(directory: Path | str, holder: str) -> str:
@@ -222,6 +274,14 @@ def _in_use(directory: Path | str, holder: str) -> str:
         f'{directory} is in use by another run ({holder}): wait for it, stop it, '
         'or choose another directory'
     )
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_ino, found.st_mtime_ns
 
 
 def _previous(path: Path) -> Path:

@@ -183,10 +183,13 @@ def main(
     several = '=' in adapter and not Path(adapter).exists()
     given = configs.named_items(adapter, '--adapter') if several else adapter
     found = read_lines(Path(input))
+    files.check_target(output)
     options = backbone, batch_size, dropping.parse(drop_layers), frozen_dtype
     rows = predict(given, found.values(), *options, lines=list(found), off=off)
     text = ''.join(json.dumps(row, ensure_ascii=False) + '\n' for row in rows)
-    files.write_text(Path(output), text)
+    with files.atomic(output) as temporary:
+        # Half a character in a field that no task reads comes out as it came in: JSON's escape.
+        temporary.write_text(text, 'utf-8', errors='backslashreplace')
     print(f'wrote {output}: {len(rows):,} predictions')
 
 

@@ -10,7 +10,9 @@ import contextlib
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+import secrets
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,9 @@ from adapters_jax import files
 NONE, AUTO = 'none', 'auto'
 _ENVIRONMENT = 'ADAPTERS_JAX_'  # + DISTRIBUTED, PROCESSES, PROCESS: where a flag is not given
 _TIMEOUT = 300  # seconds for all processes to start
-_LONGEST = 2048  # bytes of a sentence that is told to the other processes
+_LONGEST = 2048  # bytes of what is told to the other processes
+_FAILED, _VALUE = 'failed', 'value'  # the keys of what is told
+_SEEN_WITHIN = 5  # seconds until other machines see what one has written
 
 
 class ElsewhereError(RuntimeError):
@@ -107,17 +111,21 @@ def is_writer() -> bool:
     return jax.process_index() == 0
 
 
-def barrier(name: str) -> None:
-    """Wait until every process has come here."""
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(name)
+def barrier() -> None:
+    """Wait until every process has come here.
+
+    Raises:
+        ElsewhereError: one of them has failed instead.
+    """
+    gather(None)
 
 
 @contextlib.contextmanager
 def together() -> Iterator[None]:
     """Let what one process cannot do end all of them; every process must pass here.
 
-    The first that has failed raises its own error.
+    The first that has failed raises its own error. Inside they may `gather`: there they are told of
+    one that has failed before it came so far.
 
     Raises:
         ElsewhereError: on the others.
@@ -128,15 +136,17 @@ def together() -> Iterator[None]:
     failed: Exception | None = None
     try:
         yield
+    except ElsewhereError:
+        raise  # all have been told, and none waits here
     except Exception as error:
         failed = error
-    told = gather('' if failed is None else str(failed) or type(failed).__name__)
-    first = next((number for number, sentence in enumerate(told) if sentence), None)
+    message = {} if failed is None else {_FAILED: str(failed) or type(failed).__name__}
+    first, messages = _exchange(message)
     if first == jax.process_index():
         failed.is_told = True
         raise failed
     if first is not None:
-        raise ElsewhereError(f'process {first}: {told[first]}') from failed
+        raise _elsewhere(first, messages) from failed
 
 
 def is_told(error: BaseException) -> bool:
@@ -154,15 +164,35 @@ def leave() -> None:
 
 
 def gather(value: Any) -> list[Any]:
-    """Return every process's own small JSON value, in the order of the processes."""
+    """Return every process's own small JSON value, in the order of the processes.
+
+    Raises:
+        ElsewhereError: one of them has failed instead, in what all do `together`.
+        ValueError: the value is too large.
+    """
     if jax.process_count() == 1:
         return [value]
-    text = json.dumps(value).encode()
+    first, messages = _exchange({_VALUE: value})
+    if first is not None:
+        raise _elsewhere(first, messages)
+    return [message[_VALUE] for message in messages]
+
+
+def _exchange(message: dict[str, Any]) -> tuple[int | None, list[dict[str, Any]]]:
+    """Return the first process whose message is that it has failed, and all messages."""
+    if _FAILED in message:
+        message = {_FAILED: message[_FAILED][: _LONGEST // 8]}  # a letter may take six bytes
+    text = json.dumps(message).encode()
     if len(text) > _LONGEST:
-        text = json.dumps(str(value)[: _LONGEST // 8]).encode()  # a letter may take six bytes
-    padded = np.frombuffer(text.ljust(_LONGEST), np.uint8)
-    rows = multihost_utils.process_allgather(padded)
-    return [json.loads(row.tobytes()) for row in rows]
+        raise ValueError(f'{len(text)} bytes are to be told to all processes, of {_LONGEST}')
+    rows = multihost_utils.process_allgather(np.frombuffer(text.ljust(_LONGEST), np.uint8))
+    messages = [json.loads(row.tobytes()) for row in rows]
+    failed = (number for number, message in enumerate(messages) if _FAILED in message)
+    return next(failed, None), messages
+
+
+def _elsewhere(number: int, messages: Sequence[Mapping[str, Any]]) -> ElsewhereError:
+    return ElsewhereError(f'process {number}: {messages[number][_FAILED]}')
 
 
 @contextlib.contextmanager
@@ -171,33 +201,46 @@ def locked(directory: Path | str) -> Iterator[None]:
 
     Raises:
         InUseError, DiskError: as `files.lock`, on the writer.
+        ValueError: the directory is not the same one for all processes.
         ElsewhereError: the same, on the others.
     """
     with contextlib.ExitStack() as held:
         with together():
             if is_writer():
                 held.enter_context(files.lock(directory))
-        with together():
-            _check_shared(Path(directory))
+        check_shared(Path(directory), 'give a --workdir on a disk that all processes share')
         yield
 
 
-def _check_shared(directory: Path) -> None:
-    """Refuse a directory that is not the same one for all processes.
+def check_shared(directory: Path, remedy: str) -> None:
+    """Refuse a directory that is not the same one for all processes; the writer has made it.
+
+    `remedy` ends the sentence.
 
     Raises:
-        ValueError: this process does not see what the writer has just written there.
+        ValueError: this process does not see what the writer has just made there.
+        ElsewhereError: another one does not.
     """
     if jax.process_count() == 1:
         return
-    path = directory / files.LOCK_FILE
-    there = files.holder() if is_writer() else path.read_text('utf-8') if path.is_file() else ''
-    seen = gather(there)
-    if seen[jax.process_index()] != seen[0]:
-        raise ValueError(
-            f'{directory} is not the same directory for process 0 and process '
-            f'{jax.process_index()}; give a --workdir on a disk that all processes share'
-        )
+    probe = directory / gather(f'.{secrets.token_hex(4)}.tmp')[0]
+    try:
+        with together():
+            if is_writer():
+                with files.explained(directory):
+                    probe.touch()
+            barrier()
+            until = time.monotonic() + _SEEN_WITHIN
+            while not probe.exists():
+                if time.monotonic() > until:
+                    raise ValueError(
+                        f'{directory} is not the same directory for process 0 and process '
+                        f'{jax.process_index()}; {remedy}'
+                    )
+                time.sleep(0.1)
+    finally:
+        if is_writer():
+            probe.unlink(missing_ok=True)
 
 
 class Request:

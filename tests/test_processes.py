@@ -261,17 +261,21 @@ def test_a_killed_process_ends_the_others_and_nothing_is_lost(toys, tmp_path, al
 
 
 def test_a_mistake_is_told_once_and_ends_all(toys, tmp_path):
-    """All have made it, or one of them alone."""
+    """All have made it, or one of them alone, before the others ask whether texts are stored."""
     wrong = {'data__train': toys / 'absent.csv', 'mesh': (-1, 1, 1)}
     workdir = tmp_path / 'run'
     done = finish(start('train', arguments(toys, workdir, **wrong), tmp_path / 'both'))
     assert [d.status for d in done] == [2, 2], [d.err for d in done]
     assert [len(told(d)) for d in done] == [1, 0], [d.err for d in done]
     assert told(done[0])[0].startswith('error: data.train: there is no file')
-    lines = [arguments(toys, workdir, (-1, 1, 1)), arguments(toys, workdir, **wrong)]
-    done = finish(start('train', lines, tmp_path / 'one'))
-    assert [d.status for d in done] == [2, 2], [d.err for d in done]
-    assert told(done[0])[-1].startswith('error: process 1: data.train: there is no file')
+    stored = {'data__cache_dir': tmp_path / 'cache', 'mesh': (-1, 1, 1)}
+    lines = [arguments(toys, workdir, **stored), arguments(toys, workdir, **stored | wrong)]
+    for given in (lines, lines[::-1]):
+        done = finish(start('train', given, tmp_path / 'one'))
+        assert [d.status for d in done] == [2, 2], [d.err for d in done]
+        number = '' if given[0] == lines[1] else 'process 1: '
+        said = f'error: {number}data.train: there is no file'
+        assert told(done[0])[-1].startswith(said), done[0].err
     assert not (workdir / 'config.json').exists()
 
 

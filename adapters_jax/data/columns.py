@@ -183,6 +183,8 @@ def _number(value: Any, row: int, place: Callable[[int], str]) -> float:
 
 
 def _missing(value: Any) -> bool:
+    if isinstance(value, float):  # what tables have in the place of nothing
+        return math.isnan(value)
     return value is None or (isinstance(value, str) and not value.strip())
 
 

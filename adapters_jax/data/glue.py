@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 
 import datasets
 
-from adapters_jax.data import columns, folders, text_files
+from adapters_jax.data import columns, folders, forms, text_files
 
 HUB_ID = 'nyu-mll/glue'
 MRPC_FILES = {'train': 'msr_paraphrase_train.txt', 'test': 'msr_paraphrase_test.txt'}
@@ -180,7 +180,11 @@ def find_files(root: pathlib.Path, glue_task: GlueTask) -> dict[str, pathlib.Pat
 
 
 def read_split(
-    path: pathlib.Path, split: str, glue_task: GlueTask, encoding: str = 'utf-8-sig'
+    path: pathlib.Path,
+    split: str,
+    glue_task: GlueTask,
+    encoding: str = 'utf-8-sig',
+    skip_empty: bool = False,
 ) -> datasets.Dataset:
     """Reads one of a task's files. Raises ValueError where it is not laid out as the task's are."""
     layout = text_files.Layout(
@@ -203,7 +207,8 @@ def read_split(
         values, lines = _without_empty(values, lines, path)
     if glue_task.labels and 'label' in values:
         values['label'] = _named(values['label'], glue_task, columns.at_lines(path, lines))
-    return columns.build(values, glue_task.label_kind, labelled, columns.at_lines(path, lines))
+    form = forms.Texts(columns.Choice(), glue_task.label_kind, skip_empty=skip_empty)
+    return form.build(values, labelled, columns.at_lines(path, lines))
 
 
 def _named(labels: list[str], glue_task: GlueTask, place: Callable[[int], str]) -> list[str]:

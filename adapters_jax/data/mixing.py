@@ -99,20 +99,26 @@ class Mixer:
         self.sizes = np.array([len(indices) for indices in members])
         self._passes = np.array([stream.rows for stream in self._streams])
         self._width = policy.batch_size if isinstance(policy, Buckets) else policy.rows
+        nothing = np.zeros(len(self.sizes), np.int64)
+        # The last epoch whose rows were counted, and all that the next one follows from.
+        self._reached = self._begin = -1, nothing, nothing, np.zeros(len(self.sizes))
         self.batches = mixing.steps or -(-int(self._passes.sum()) // self._width)
 
     def rows(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """Each task's rows in the epochs before, and in this one; int64 [A] both."""
         total = self.batches * self._width
-        before = counts = np.zeros(len(self.sizes), np.int64)
-        over = np.zeros(len(self.sizes))
-        for number in range(epoch + 1):
+        reached = self._reached  # one at a time: several threads ask
+        if reached[0] > epoch:
+            reached = self._begin
+        done, before, counts, over = reached
+        for number in range(done + 1, epoch + 1):
             before = before + counts
             # A share is one of examples, and a task of long texts needs more rows for as many.
             share = self._mixing.of(self.sizes, number) * self._passes / self.sizes
             over = over + total * share / share.sum()
             counts = apportion(over, total)
             over = over - counts
+        self._reached = epoch, before, counts, over
         return before, counts
 
     def __call__(self, epoch: int) -> Plan:

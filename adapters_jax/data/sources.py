@@ -140,11 +140,14 @@ def _from_glue(data: Mapping[str, Any], form: Form) -> Splits:
     if not data.get('dir'):
         key = next(key for key, value in glue.TASKS.items() if value is task)
         chosen = dict(zip(('text_a', 'text_b'), task.hub_columns, strict=False))
-        form = forms.Texts(columns.Choice(**chosen), task.label_kind)
+        form = forms.Texts(columns.Choice(**chosen), task.label_kind, skip_empty=form.skip_empty)
         return _from_hub({'name': glue.HUB_ID, 'config_name': key}, form)
     encoding = data.get('encoding') or 'utf-8-sig'
     files = glue.find_files(pathlib.Path(data['dir']).expanduser(), task)
-    return {split: glue.read_split(path, split, task, encoding) for split, path in files.items()}
+    return {
+        split: glue.read_split(path, split, task, encoding, form.skip_empty)
+        for split, path in files.items()
+    }
 
 
 def _from_hub(data: Mapping[str, Any], form: Form) -> Splits:

@@ -108,10 +108,10 @@ def load(directory: Path) -> AdapterFolder:
         FileNotFoundError: a missing folder or file.
         ValueError: a config of another format, or a tensor file that cannot be read.
     """
-    directory = Path(directory)
-    if not directory.exists():
-        # Only then: a run may be replacing it at this moment.
-        files.recover(directory)
+    return files.read_whole(directory, _read)
+
+
+def _read(directory: Path) -> AdapterFolder:
     config = _read_config(directory)
     leaves = _read_tensors(directory / ADAPTER)
     tree = params.unflatten(leaves)

@@ -78,8 +78,11 @@ class Checkpoints:
         """
         manager = self._open()
         self.wait()
-        if step in manager.all_steps():
+        there = manager.all_steps()
+        if step in there:
             return
+        for gone in self._manifests.keys() - there:
+            del self._manifests[gone]
         self._under_way = step
         self._manifests[step] = {
             'identity': self._identity,

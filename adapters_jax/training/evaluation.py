@@ -1,5 +1,6 @@
 """Exact evaluation: every example counts once, on any number of devices."""
 
+import functools
 from collections import deque
 from collections.abc import Callable, Mapping
 
@@ -17,6 +18,12 @@ from adapters_jax.sharding import own_rows, put_batch, replicated
 
 Forward = Callable[[Tree, Tree, Mapping[str, jax.Array]], jax.Array]
 _IN_FLIGHT = 2  # batches that the device works on while the host prepares the next
+
+
+@functools.lru_cache(maxsize=8)
+def _gather(mesh: Mesh) -> Callable[..., tuple[jax.Array, ...]]:
+    """Return what brings arrays to all devices, compiled once for all evaluations of a run."""
+    return jax.jit(lambda *arrays: arrays, out_shardings=replicated(mesh))
 
 
 def outputs(
@@ -42,7 +49,7 @@ def outputs(
     collected: dict[int, np.ndarray] = {}
     waiting: deque[tuple[jax.Array, ...]] = deque()
     # Every process sees the outputs of all rows, so all find the same scores.
-    gather = jax.jit(lambda *arrays: arrays, out_shardings=replicated(mesh))
+    gather = _gather(mesh)
     alone = jax.process_count() == 1  # its devices need not meet (`sharding.read_by_all`)
 
     def collect() -> None:

@@ -27,7 +27,7 @@ from adapters_jax.interop.backbones import LoadedBackbone, load_backbone
 from adapters_jax.model import Model
 from adapters_jax.models.block import REMAT
 from adapters_jax.models.heads import HeadConfig
-from adapters_jax.params import Tree, flatten, merge, partition, unflatten
+from adapters_jax.params import Tree, fingerprint, flatten, merge, partition, unflatten
 from adapters_jax.tasks.task import Encoding, Rows, Task
 from adapters_jax.training import fitting, preprocessing, start
 from adapters_jax.training.dtypes import (
@@ -69,9 +69,18 @@ class Experiment:
         return [name for name in self.splits if name.startswith('validation')]
 
     @property
-    def members_fingerprint(self) -> str:
-        """A name of the finished adapters' parameters; empty where there are none."""
-        return self.members.fingerprint
+    def adapters_fingerprint(self) -> str:
+        """A name of all parameters of the finished adapters, `start` too; empty without any."""
+        folders = self.members.folders
+        trees = {'members': {name: folder.adapter_params for name, folder in folders.items()}}
+        if self.start:
+            own = self.start
+            trees['start'] = {
+                'adapters': own.adapter_params,
+                'backbone': own.backbone_params,
+                'heads': own.head_params,
+            }
+        return fingerprint(trees) if folders or self.start else ''
 
     def init_params(self) -> Tree:
         """Return the backbone with a fresh adapter and head, from the config's seed."""

@@ -14,7 +14,7 @@ from adapters_jax.interop import adapter_folder
 from adapters_jax.training import batching, trunk
 from adapters_jax.training.experiment import Experiment
 from adapters_jax.training.members import load as load_members
-from adapters_jax.training.optimizer import OptimizerConfig, make_schedule
+from adapters_jax.training.optimizer import OptimizerConfig, Rates, make_schedule
 from adapters_jax.training.placement import Placement
 from adapters_jax.training.run import NonFiniteLossError, Progress, Run, Stopped
 from adapters_jax.training.state import prepare
@@ -66,7 +66,7 @@ class Trainer(Run):
     def _prepare_state(self) -> None:
         self.progress = Progress()
         optimizer = OptimizerConfig(**self.config.optimizer.to_dict())
-        self.schedule = make_schedule(optimizer, self.total_steps)
+        self.rates = Rates(make_schedule(optimizer, self.total_steps))
         tree = self.experiment.init_params()
         start = prepare(self.experiment, tree, self.placement, self.total_steps)
         self.trainable, self.frozen = start.trainable, start.frozen
@@ -112,7 +112,7 @@ class Trainer(Run):
                 f'{values["gradient_norm"]})'
             )
         self.progress.examples += int(values['examples'])
-        values['learning_rate'] = float(self.schedule(step - 1))
+        values['learning_rate'] = float(self.rates(step - 1))
         self.monitor.train(step, values)
 
     def _diverged(self, what: str) -> NonFiniteLossError:

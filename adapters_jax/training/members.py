@@ -25,12 +25,6 @@ class Members:
     method: Method
     folders: Mapping[str, AdapterFolder]
 
-    @property
-    def fingerprint(self) -> str:
-        """A name of the finished adapters' parameters; empty where there are none."""
-        trees = {name: folder.adapter_params for name, folder in self.folders.items()}
-        return params.fingerprint(trees) if trees else ''
-
     def overlay(self, tree: params.Tree) -> params.Tree:
         """Return a fresh tree of the method with the finished adapters' parameters in it."""
         leaves = params.flatten(tree)

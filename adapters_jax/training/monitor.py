@@ -103,6 +103,11 @@ class Monitor:
             self._task = self._bar.add_task('train', total=self._total, completed=step, facts='')
             self._open.enter_context(self._bar)
 
+    def sync(self) -> None:
+        """Wait until all metrics are on the disk: they survive the machine, too."""
+        if self._writes:
+            self._metrics.sync()
+
     def train(self, step: int, values: Mapping[str, Any]) -> None:
         """Record a training step.
 
@@ -215,6 +220,11 @@ class _Lines(contextlib.AbstractContextManager):
         with files.explained(self._path):
             while rest:
                 rest = rest[self._file.write(rest) :]
+
+    def sync(self) -> None:
+        """Wait until the lines are on the disk."""
+        with files.explained(self._path):
+            os.fsync(self._file.fileno())
 
     def __exit__(self, *_: Any) -> None:
         self._file.close()

@@ -50,7 +50,7 @@ class Multitask:
         ]
 
     @property
-    def members_fingerprint(self) -> str:
+    def adapters_fingerprint(self) -> str:
         """Empty: no finished adapter is part of such a run."""
         return ''
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
@@ -28,6 +29,7 @@ _SHAPES: dict[str, Callable[[int], optax.Schedule]] = {
 }
 
 Scalar = float | Float[Array, '']
+_AT_A_TIME = 4096  # steps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,6 +99,24 @@ def make_schedule(
         rise = optax.linear_schedule(0.0, 1.0, warmup_steps)
         shape = optax.join_schedules([rise, shape], [warmup_steps])
     return lambda step: jnp.asarray(peak * shape(step), jnp.float32)
+
+
+class Rates:
+    """The learning rates of steps, for those who want to know: many are computed at a time.
+
+    A rate that is asked for while a device takes a step would be computed, and read, after it.
+    """
+
+    def __init__(self, schedule: Callable[..., Float[Array, '...']]) -> None:
+        self._compute = jax.jit(jax.vmap(schedule))
+        self._first, self._known = 0, np.zeros(0, np.float32)
+
+    def __call__(self, step: int) -> Float[np.ndarray, '...']:
+        """Return the rate of a step, counted from 0."""
+        if not 0 <= step - self._first < len(self._known):
+            self._first = step
+            self._known = np.asarray(self._compute(np.arange(step, step + _AT_A_TIME)))
+        return self._known[step - self._first]
 
 
 def make_optimizer(

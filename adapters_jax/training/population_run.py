@@ -27,7 +27,7 @@ from adapters_jax.training import grid, population
 from adapters_jax.training.dtypes import choose_frozen_dtype
 from adapters_jax.training.experiment import Experiment
 from adapters_jax.training.monitor import Monitor
-from adapters_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
+from adapters_jax.training.optimizer import OptimizerConfig, Rates, make_optimizer, make_schedule
 from adapters_jax.training.placement import make_mesh
 from adapters_jax.training.population import State, Traits
 from adapters_jax.training.run import Progress, Results, Run
@@ -38,6 +38,7 @@ SUMMARY, CONFIG = 'summary.json', 'config.json'
 # How much of a step may be computed twice for members to have devices of their own.
 _REPEATED = 0.1
 
+_FILES_OPEN = 4  # of a member: its lock, and what its monitor writes
 # Of each member the steps of its evaluations and the scores there, where they are numbers.
 Scores = dict[str, list[tuple[int, float]]]
 # Who of the members alive ends after an evaluation, and why: of (scores, alive, steps of the run).
@@ -72,6 +73,9 @@ class PopulationRun(Run):
         `prune` is asked after every evaluation; what it says must follow from its arguments and
         from what is on the disk when the run begins, or a run that was killed would end others.
         """
+        files.check_descriptors(
+            _FILES_OPEN * len(members), 'let sweep.size say how many members train together'
+        )
         self.members, self.folder, self.prune = members, folder, prune
         self.ended: dict[str, str] = {}
         self.chunk = chunk or population.default_chunk()
@@ -186,9 +190,9 @@ class PopulationRun(Run):
         return self.model.method.optimizer(inner, self.total_steps)
 
     @functools.cached_property
-    def _schedule(self) -> Any:
-        rates = np.float32([member.config.optimizer.learning_rate for member in self.members])
-        return make_schedule(self._optimizer_config, self.total_steps, rates)
+    def _rates(self) -> Rates:
+        peaks = np.float32([member.config.optimizer.learning_rate for member in self.members])
+        return Rates(make_schedule(self._optimizer_config, self.total_steps, peaks))
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -252,6 +256,10 @@ class PopulationRun(Run):
             with super()._monitored():
                 yield
 
+    def _sync_metrics(self) -> None:
+        for monitor in self.monitors:
+            monitor.sync()
+
     def _start_monitor(self) -> None:
         for monitor in self.monitors:
             monitor.start(self.step)
@@ -295,7 +303,7 @@ class PopulationRun(Run):
         if pending is None:
             return
         step, values = pending[0], jax.device_get(pending[1])
-        values['learning_rate'] = np.asarray(self._schedule(step - 1))
+        values['learning_rate'] = self._rates(step - 1)
         good, losses = values.pop('good'), []
         for i, progress in enumerate(self.progress.members.values()):
             if progress.finished:

@@ -97,6 +97,7 @@ class Run(abc.ABC):
     def __init__(self, experiment: Experiment, workdir: Path) -> None:
         """Prepare everything short of the first step."""
         self.config, self.workdir, self.experiment = experiment.config, workdir, experiment
+        self._check_patience()
         self.mesh = self._make_mesh()
         self.placement = Placement.of(self.config, self.mesh)
         # Its outputs are those of rows, also where the members of a population are spread.
@@ -106,6 +107,15 @@ class Run(abc.ABC):
         self.step = self.saved = 0
         self._stop = processes.Request(self.mesh)
         self._stop_signal: signal.Signals | None = None
+
+    def _check_patience(self) -> None:
+        patience = self.config.training.patience
+        if patience and not self.experiment.validation_splits:
+            raise ValueError(
+                f'training.patience is {patience}, but there is no validation split whose scores '
+                'could end the run; name one under data, cut one off with data.split_fractions, or '
+                'set training.patience=0'
+            )
 
     def _make_mesh(self) -> Mesh:
         return make_mesh(self.config)
@@ -123,12 +133,6 @@ class Run(abc.ABC):
             1, share_of_steps(self.steps_per_epoch, config.training.epochs)
         )
         self.evaluate_every = config.training.evaluate_every or self.steps_per_epoch
-        if config.training.patience and not self.experiment.validation_splits:
-            raise ValueError(
-                f'training.patience is {config.training.patience}, but there is no validation '
-                'split whose scores could end the run; name one under data, cut one off with '
-                'data.split_fractions, or set training.patience=0'
-            )
         self.pad_id = model.config.pad_id
         # Shared out with the empty rows at the end, so any number of processes will do.
         first, last = sharding.own_rows(self.mesh, self.rows)
@@ -195,13 +199,18 @@ class Run(abc.ABC):
     @property
     def identity(self) -> dict[str, Any]:
         """What a checkpoint must agree on with the run that continues it."""
-        members = self.experiment.members_fingerprint
+        run = self.experiment
+        adapters = run.adapters_fingerprint
         return {
-            'backbone_fingerprint': self.experiment.backbone.fingerprint,
+            'backbone_fingerprint': run.backbone.fingerprint,
             'data_fingerprint': self.data.fingerprint(),
+            # The best score so far is one on these.
+            'validation_fingerprints': {
+                name: run.splits[name].fingerprint() for name in run.validation_splits
+            },
             'config': decisive(self.config),
-            # Frozen, and so in no checkpoint: the folders must still hold what they held.
-            **({'adapters_fingerprint': members} if members else {}),
+            # In no checkpoint where frozen: the folders must still hold what they held.
+            **({'adapters_fingerprint': adapters} if adapters else {}),
         }
 
     @property
@@ -263,6 +272,9 @@ class Run(abc.ABC):
             every=self.config.training.log_every,
             **options,
         )
+
+    def _sync_metrics(self) -> None:
+        self.monitor.sync()
 
     def _start_monitor(self) -> None:
         self.monitor.start(self.step)
@@ -343,6 +355,7 @@ class Run(abc.ABC):
         )
 
     def _save_checkpoint(self, metric: float | None) -> None:
+        self._sync_metrics()  # a checkpoint must never be ahead of them, whatever happens
         progress = dataclasses.asdict(self.progress)
         self.checkpoints.save(self.step, self.state, self.iterator, progress, metric)
         self.saved = self.step

@@ -22,7 +22,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int64
 
-from adapters_jax import processes, tasks, xla
+from adapters_jax import files, processes, tasks, xla
 from adapters_jax.config import Config
 from adapters_jax.data import pipeline, policies
 from adapters_jax.data.batches import Batch
@@ -143,11 +143,13 @@ def attach(experiment: Experiment, mesh: Mesh) -> Experiment:
     names = ['train', *experiment.validation_splits]
     stored = {name: trunk.stored(experiment.splits[name], cache) for name in names}
     columns = {name: array.read() for name, array in stored.items()}
-    # Of several processes the first writes, so that what it misses is made.
-    absent = processes.gather([name for name in names if columns[name] is None])[0]
-    missing = {name: stored[name] for name in absent}
+    absent = set().union(*processes.gather([n for n in names if columns[n] is None]))
+    missing = {name: stored[name] for name in names if name in absent}
     announce(trunk, missing, cache)
     if missing:
+        if processes.is_writer():
+            files.make_directory(cache)
+        processes.check_shared(cache, 'give a data.cache_dir on a disk that all processes share')
         columns |= _make(experiment, missing, trunk.dtype, mesh)
     read = {name: with_column(experiment.splits[name], columns[name]) for name in names}
     return dataclasses.replace(experiment, splits={**experiment.splits, **read})
@@ -199,8 +201,8 @@ def announce(trunk: Trunk, missing: Mapping[str, Stored], cache: Path) -> None:
     if not missing:
         _LOG.info('Everything up to %s is read from %s.', where, cache)
         return
-    files = {stored.directory: stored for stored in missing.values()}  # same texts, same file
-    needed = sum(stored.nbytes for stored in files.values())
+    arrays = {stored.directory: stored for stored in missing.values()}  # same texts, same file
+    needed = sum(stored.nbytes for stored in arrays.values())
     smaller = "training.trunk_cache='bfloat16', " if trunk.dtype == 'float32' else ''
     check_room(
         cache,
@@ -211,7 +213,7 @@ def announce(trunk: Trunk, missing: Mapping[str, Stored], cache: Path) -> None:
     _LOG.info(
         'Everything up to %s is computed once and kept: %s in %s (%s tokens of %s x %d x %d, %s).',
         *(where, readable(needed), cache),
-        *(f'{sum(stored.shape[0] for stored in files.values()):,}', ' and '.join(missing)),
+        *(f'{sum(stored.shape[0] for stored in arrays.values()):,}', ' and '.join(missing)),
         *(trunk.vectors, trunk.width, trunk.dtype),
     )
 
@@ -281,7 +283,7 @@ def _read_by_all(stored: Stored) -> np.ndarray:
     Raises:
         ValueError: a process does not see it.
     """
-    processes.barrier(f'{stored.directory} is stored')
+    processes.barrier()
     with processes.together():
         found = stored.read()
         if found is None:

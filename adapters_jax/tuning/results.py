@@ -86,9 +86,7 @@ class Results:
     ) -> dict[str, Any]:
         """Return what each method costs, measured once in a workdir."""
         path = self.workdir / COSTS
-        with processes.together():
-            known = path.exists()
-        if not known:
+        if not all(processes.gather(path.exists())):
             by_method = {member.config.method: member.config for member in members}
             _LOG.info('compiling and timing %d methods, before anything is trained', len(by_method))
             found = costs.inference(by_method, run)
@@ -99,7 +97,7 @@ class Results:
             }
             if processes.is_writer():
                 files.write_json(path, values)
-        processes.barrier('costs are written')
+        processes.barrier()
         return json.loads(path.read_text('utf-8'))
 
     def _choice(

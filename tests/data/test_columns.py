@@ -1,3 +1,4 @@
+import math
 import pathlib
 
 import pytest
@@ -103,6 +104,8 @@ def test_a_split_with_empty_labels_is_unlabelled_where_that_is_allowed():
         ({'text_a': ['x'], 'text_b': [''], 'label': ['a']}, 'class', 'line 2: text_b is empty'),
         ({'text_a': ['x', 5], 'label': ['a', 'b']}, 'class', 'line 3: text_a is 5'),
         ({'text_a': ['x', 'y'], 'label': ['a', '']}, 'class', 'line 3: the label is empty'),
+        ({'text_a': ['x', 'y'], 'label': [1.0, math.nan]}, 'class', 'line 3: the label is empty'),
+        ({'text_a': ['x'], 'label': [math.nan]}, 'class', 'line 2: no label, here or on any later'),
         ({'text_a': ['x'], 'label': [[1]]}, 'class', r'line 2: the label \[1\] is neither'),
         ({'text_a': ['x', 'y'], 'label': ['1', '3,8']}, 'number', "line 3: the label '3,8' is not"),
         ({'text_a': ['x', 'y'], 'label': ['1', 'nan']}, 'number', "line 3: the label 'nan' is not"),

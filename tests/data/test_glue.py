@@ -95,6 +95,19 @@ def test_qqp_leaves_broken_lines_out_and_says_so(tmp_path, caplog):
     assert 'dev.tsv' not in caplog.text
 
 
+def test_an_empty_text_of_any_task_may_be_left_out(tmp_path, caplog):
+    header = 'id\tquestion\tsentence\tlabel\n'
+    for name in ('train', 'dev'):
+        lines = '1\tHow?\tSo.\tentailment\n2\t\tSo.\tentailment\n'
+        put(tmp_path, f'QNLI/{name}.tsv', header.replace('id', 'index') + lines)
+    given = {'glue': 'qnli', 'dir': tmp_path}
+    with pytest.raises(ValueError, match=r'line 3: text_a is empty; .*data\.skip_empty'):
+        load(given, 'class')
+    splits = load(given | {'skip_empty': True}, 'class')
+    assert rows(splits['train']) == [('How?', 'So.', 'entailment')]
+    assert 'skipped 1 rows without a text' in caplog.text
+
+
 def test_mnli_has_two_validation_and_two_test_splits(tmp_path):
     cells = '\t'.join(['0', '1', '2', 'fiction', *['( tree )'] * 4, 'A man "sat', 'He sat'])
     put(tmp_path, 'MNLI/train.tsv', f'{MNLI}\tlabel1\tgold_label\n{cells}\tneutral\tneutral\n')

@@ -127,6 +127,16 @@ def test_rows_follow_the_shares_at_every_batch_to_one_row(groups, mixing):
         assert np.abs(had - wanted).max() < 1
 
 
+@given(st.lists(st.integers(0, 30), min_size=1, max_size=8))
+def test_rows_of_an_epoch_are_the_same_in_whatever_order_epochs_are_asked_for(epochs):
+    encoded = joined([[3] * 7, [5] * 40])
+    mixing = Mixing(steps=3)
+    asked = mixer(encoded, POLICIES[0], mixing)
+    for epoch in epochs:
+        found, expected = asked.rows(epoch), mixer(encoded, POLICIES[0], mixing).rows(epoch)
+        np.testing.assert_array_equal(found, expected)
+
+
 def passes_of(lengths, policy):
     """Return how many rows hold a task's examples once."""
     alone = join([ragged(lengths)])

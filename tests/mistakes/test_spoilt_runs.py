@@ -173,6 +173,14 @@ def test_the_checkpoint_of_another_run_is_refused(toys, tmp_path):
     toy.write_texts(tmp_path / 'data.csv', 60, seed=9)
     check_other(config, tmp_path / 'half', 'data_fingerprint is .* there and .* here')
     toy.write_texts(tmp_path / 'data.csv', 60)
+    validation = config.data.validation
+    config.data.validation = toy.write_texts(tmp_path / 'other.csv', 20, seed=5)
+    other = tmp_path / 'half' / 'config.json'
+    kept = other.read_text()
+    other.unlink()
+    check_other(config, tmp_path / 'half', 'validation_fingerprints.*')
+    config.data.validation = validation
+    other.write_text(kept)
     # Without its config.json the workdir would take any config; the checkpoint does not.
     (tmp_path / 'half' / 'config.json').unlink()
     bert = config.backbone

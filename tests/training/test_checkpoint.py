@@ -132,6 +132,14 @@ def test_keeps_the_latest_two_and_the_best(tmp_path):
         assert steps_in(tmp_path) == [9, 10, 11]
 
 
+def test_what_is_known_of_a_checkpoint_goes_with_it(tmp_path):
+    """A manifest holds all scores of a population's members: of a thousand it would be much."""
+    with Checkpoints(tmp_path, IDENTITY) as checkpoints:
+        for step in range(1, 9):
+            checkpoints.save(step, make_state(step), None, {}, float(step == 3))
+        assert sorted(checkpoints._manifests) == [3, 6, 7, 8]
+
+
 def test_no_best_without_metrics(tmp_path):
     save_steps(tmp_path, [1, 2])
     with Checkpoints(tmp_path, IDENTITY) as checkpoints:

@@ -15,6 +15,7 @@ from adapters_jax import config
 from adapters_jax.training.optimizer import (
     NO_DECAY,
     OptimizerConfig,
+    Rates,
     decay_mask,
     make_optimizer,
     make_schedule,
@@ -67,6 +68,23 @@ def test_schedule_follows_its_formula(schedule, after, total, warmup, place, dat
     step = data.draw(st.sampled_from([0, rise, max(rise - 1, 0), total - 1, int(place * total)]))
     expected = step / rise if step < rise else after((step - rise) / (total - rise))
     np.testing.assert_allclose(rate(step), 2 * expected, rtol=1e-5, atol=2e-6)
+
+
+def test_rates_are_those_of_the_schedule_wherever_a_run_goes_on():
+    peaks = np.float32([1e-3, 2.0])
+    config = OptimizerConfig(2.0, 'cosine', 0.1)
+    for rate in (make_schedule(config, 9000), make_schedule(config, 9000, peaks)):
+        rates = Rates(rate)
+        for step in (0, 1, 899, 900, 4095, 4096, 5, 8999):
+            np.testing.assert_allclose(rates(step), rate(step), rtol=1e-6)
+
+
+def test_no_rate_is_computed_between_steps():
+    """It would wait for the step that the device takes at that time."""
+    asked = []
+    rates = Rates(lambda step: asked.append(step) or step * 2.0)
+    assert [rates(step) for step in range(100)] == [2 * step for step in range(100)]
+    assert len(asked) == 1
 
 
 def test_schedule_of_a_single_step():

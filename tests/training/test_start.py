@@ -1,8 +1,10 @@
 """`config.start`: training begins with a finished adapter."""
 
+import dataclasses
 import logging
 import shutil
 
+import jax
 import numpy as np
 import pytest
 import toy
@@ -108,6 +110,20 @@ def test_an_adapter_that_was_trained_anew_is_read_anew(runs, tmp_path):
     shutil.copytree(tmp_path / 'again' / 'adapter', tmp_path / 'first')
     after = flatten(experiment.build(own).start.adapter_params)
     assert any(np.abs(after[path] - leaf).max() > 1e-4 for path, leaf in before.items())
+
+
+def test_a_run_does_not_go_on_from_another_beginning(runs, tmp_path):
+    folder, _, _ = runs
+    shutil.copytree(folder / METHODS[0] / 'adapter', tmp_path / 'first')
+    own = config(runs, METHODS[0])
+    own.start = str(tmp_path / 'first')
+    train(own, tmp_path / 'run')
+    (tmp_path / 'run' / 'summary.json').unlink()
+    given = adapter_folder.load(tmp_path / 'first')
+    moved = jax.tree.map(lambda leaf: leaf + 1, given.adapter_params)
+    adapter_folder.save(dataclasses.replace(given, adapter_params=moved), tmp_path / 'first')
+    with pytest.raises(ValueError, match='belongs to another run: adapters_fingerprint is'):
+        train(own, tmp_path / 'run')
 
 
 @pytest.mark.parametrize(
