@@ -84,7 +84,7 @@ def atomic(path: Path | str) -> Iterator[Path]:
         DiskError: the disk is full, or the directory may not be written to.
         FileExistsError: a file is to replace a directory, or a directory a file.
     """
-    path = Path(path)
+    path = _target(path)
     temporary = path.with_name(f'.{path.name}.{_OWN_HOST}{os.getpid()}-{secrets.token_hex(4)}.tmp')
     with explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -104,7 +104,7 @@ def recover(path: Path | str) -> None:
 
     That is for its writers alone; see `read_whole`.
     """
-    path = Path(path)
+    path = _target(path)
     previous = _previous(path)
     if not previous.exists():
         return
@@ -120,7 +120,7 @@ def read_whole(directory: Path | str, read: Callable[[Path], T]) -> T:
     It is read again where it was replaced meanwhile, so that nothing is a mixture of the two, and
     nothing is changed. Where a kill has caught the replacement, what was there before is read.
     """
-    directory = Path(directory)
+    directory = _target(directory)
     for _ in range(_READ_AGAIN):
         before = _identity(directory)
         if before is None and _previous(directory).exists():
@@ -274,6 +274,11 @@ def _in_use(directory: Path | str, holder: str) -> str:
         f'{directory} is in use by another run ({holder}): wait for it, stop it, '
         'or choose another directory'
     )
+
+
+def _target(path: Path | str) -> Path:
+    """Return what a link leads to: that is replaced, and the link stays."""
+    return Path(os.path.realpath(path))
 
 
 def _identity(path: Path) -> tuple[int, int] | None:

@@ -89,6 +89,8 @@ class Dimensions:
     inner: int = 0  # width of queries, keys and values; given as 0, it is `hidden`
     decoder_layers: int = 0  # how many of the layers, the last ones, have cross-attention
     gated: bool = False  # whether the feed-forward networks have a gate
+    reads_words: bool = True  # or else images or sound
+    word_scale: float = 1.0  # by which words' vectors are larger than in their table
 
     def __post_init__(self) -> None:
         """Say how wide attention is where nobody has."""

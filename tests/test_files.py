@@ -404,3 +404,15 @@ def test_a_reader_takes_what_a_kill_has_left_and_changes_nothing(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ['.adapter.previous']
     with pytest.raises(FileNotFoundError):
         files.read_whole(tmp_path / 'absent', versions)
+
+
+def test_a_link_stays_a_link_to_what_is_written(tmp_path):
+    (tmp_path / 'there').mkdir()
+    link = tmp_path / 'adapter'
+    link.symlink_to(tmp_path / 'there')
+    for number in range(2):
+        with files.atomic(link) as temporary:
+            temporary.mkdir()
+            (temporary / 'a').write_text(str(number))
+    assert link.is_symlink() and (tmp_path / 'there' / 'a').read_text() == '1'
+    assert names(tmp_path) == ['adapter', 'there']

@@ -202,7 +202,7 @@ def test_adapters_are_composed_in_both_stacks(folder, shape):
 
 
 @pytest.mark.parametrize('shape', ['split(a, b, splits=[4, 8])', 'parallel(a, b)'])
-def test_what_divides_the_rows_of_one_text_is_refused(folder, shape):
+def test_what_divides_batches_is_refused(folder, shape):
     changes = {'adapters': 'a=pfeiffer[reduction_factor=4],b=pfeiffer[reduction_factor=4]'}
-    with pytest.raises(ValueError, match=r'\(\.\.\.\) divides or copies the rows of one text'):
+    with pytest.raises(ValueError, match='split, batch_split and parallel divide or copy a batch'):
         experiment.build(config(folder, shape, **changes))

@@ -129,7 +129,7 @@ class Bank(Method):
                 'cannot be chosen by row; use it by itself',
             )
             self.require(
-                not isinstance(member, Bank) and getattr(member, 'replicas', 1) == 1,
+                not isinstance(member, Bank) and not member.divides,
                 f'{name} divides or copies the batch itself; use it by itself',
             )
             parts = member.members if isinstance(member, Union) else (member,)
@@ -154,7 +154,7 @@ class Bank(Method):
         found = []
         for i, group in enumerate(groups):
             own = [methods[j] for j in group]
-            alike = all(method == own[0] for method in own)
+            alike = all(method == own[0] and not method.stores_constants for method in own)
             found.append(Kind(f'kind_{i}', widest(own), tuple(group), alike))
         return tuple(found)
 

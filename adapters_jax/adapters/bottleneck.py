@@ -123,7 +123,12 @@ class Bottleneck(Method):
         return {} if axis is None or other.size is None else {axis: other.size}
 
     def init(self, key: PRNGKeyArray, dimensions: Dimensions, backbone: Tree) -> Tree:
-        """Return fresh parameters; equal seeds give equal ones whatever the key."""
+        """Return fresh parameters; equal seeds give equal ones whatever the key.
+
+        Raises:
+            ValueError: `reduction_factor` or `leave_out` names a layer that is not there.
+        """
+        _check_layers(self, dimensions)
         if self.init_weights_seed is not None:
             key = jax.random.key(self.init_weights_seed)
         return {
@@ -173,15 +178,20 @@ class Bottleneck(Method):
         return parts.apply_dense(params[part], x)
 
     def rules(self, dimensions: Dimensions) -> tuple[Rule, ...]:
-        """Return the rule for the backbone's LayerNorms, but for those of layers left out.
+        """Return the rules for the backbone's LayerNorms, but for those of layers left out.
 
-        The embeddings' LayerNorm belongs to the lowest layer.
+        Those of the embeddings belong to the lowest layer of their stack, those at its end to the
+        highest.
         """
         if not self.train_norms:
             return ()
         kept = adapted_layers(self.leave_out, dimensions)
-        places = [rf'layer_{i}/\w+' for i in kept] + ['embeddings'] * (0 in kept)
-        return (train(rf'backbone/({"|".join(places)})/norm/(scale|bias)'),)
+        top, first = dimensions.layers - 1, dimensions.layers - dimensions.decoder_layers
+        inner = [rf'layer_{i}/\w+/norm' for i in kept]
+        around = {'embeddings/norm': 0, 'decoder_embeddings/norm': first}
+        around |= {'final_norm': first - 1, 'decoder_final_norm': top}
+        norms = [*inner, *(name for name, layer in around.items() if layer in kept)]
+        return (train(rf'backbone/({"|".join(norms)})/(scale|bias)'),)
 
     def adapt(self, params: Tree, end: SubLayer, at: At) -> Change:
         """Adapt a sub-layer's output (Houlsby fig. 2; Pfeiffer fig. 3; He fig. 3)."""
@@ -239,6 +249,17 @@ def _check_size(method: Bottleneck) -> None:
             layer == 'default' or layer.isdecimal(),
             f"reduction_factor has the key {layer!r}; expected a layer's number or 'default'",
         )
+
+
+def _check_layers(method: Bottleneck, dimensions: Dimensions) -> None:
+    factor, layers = method.reduction_factor, dimensions.layers
+    named = [key for key in factor if key != 'default'] if isinstance(factor, Mapping) else []
+    absent = [key for key in named if int(key) >= layers]
+    method.require(
+        not absent,
+        f'reduction_factor names layer {absent and absent[0]}, but the backbone has layers 0 to '
+        f'{layers - 1}',
+    )
 
 
 def _norm_after(params: Tree, x: Float[Array, 'B T D']) -> Float[Array, 'B T D']:

@@ -16,11 +16,11 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from adapters_jax import functional
 from adapters_jax.adapters import composition, fields, fusion
-from adapters_jax.adapters.composition import Composition, Fuse, Parallel
+from adapters_jax.adapters.composition import Composition, Fuse, Parallel, Stack
 from adapters_jax.adapters.fusion import PRESETS, FusionConfig
 from adapters_jax.adapters.method import Inserted, Method, acts
-from adapters_jax.adapters.union import Union
-from adapters_jax.params import Rule, Tree
+from adapters_jax.adapters.union import Union, places
+from adapters_jax.params import Rule, Tree, flatten
 from adapters_jax.sites import SUB_LAYERS, Dimensions, Place
 
 
@@ -121,16 +121,20 @@ class Composed(Method):
         return max((len(b.children) for b in blocks if isinstance(b, Parallel)), default=1)
 
     @property
+    def divides(self) -> bool:
+        """Whether the sequence or the batch is divided, or the batch copied, by numbers."""
+        kinds = {block.kind for block in blocks_of(self.tree)}
+        return bool(kinds & {'split', 'batch_split', 'parallel'})
+
+    @property
     def stepwise(self) -> bool:
-        """Whether every member is."""
-        cut = {block.kind for block in blocks_of(self.tree)} & {'split', 'batch_split', 'parallel'}
-        return not cut and all(member.stepwise for member in self.members.values())
+        """Whether every member is, and nothing is divided."""
+        return not self.divides and all(member.stepwise for member in self.members.values())
 
     @property
     def packable(self) -> bool:
-        """Whether every member is, and nothing divides the sequence or the batch by numbers."""
-        cut = {block.kind for block in blocks_of(self.tree)} & {'split', 'batch_split', 'parallel'}
-        return not cut and all(member.packable for member in self.members.values())
+        """Whether every member is, and nothing is divided."""
+        return not self.divides and all(member.packable for member in self.members.values())
 
     @property
     def inserted(self) -> Inserted:
@@ -142,6 +146,11 @@ class Composed(Method):
     def reserved_positions(self) -> int:
         """What the members take together."""
         return sum(member.reserved_positions for member in self.members.values())
+
+    @property
+    def stores_constants(self) -> bool:
+        """Whether a member does."""
+        return any(member.stores_constants for member in self.members.values())
 
     @property
     def reads_trunk(self) -> bool:
@@ -169,12 +178,14 @@ class Composed(Method):
         """Return the members' fresh parameters by name, and those of every fusion.
 
         Raises:
-            ValueError: adapters that are fused but do not act at the same places.
+            ValueError: adapters that are fused but do not act at the same places, or one that is
+                stacked where it would undo another.
         """
         trees = {
             name: member.init(functional.fold(key, i), dimensions, backbone)
             for i, (name, member) in enumerate(sorted(self.members.items()))
         }
+        self._refuse_overwriting(trees)
         fuses = [block for block in blocks_of(self.tree) if isinstance(block, Fuse)]
         fused = {
             block.fusion: self._init_fusion(
@@ -183,6 +194,24 @@ class Composed(Method):
             for i, block in enumerate(fuses)
         }
         return trees | ({'fusion': fused} if fused else {})
+
+    def _refuse_overwriting(self, trees: Mapping[str, Tree]) -> None:
+        """Refuse to scale what a projection reads behind one that has changed what it returns.
+
+        The projection is computed anew of what it reads then, and the change would be lost.
+        """
+        for block in blocks_of(self.tree):
+            before: dict[str, str] = {}
+            for name in _leaves(block) if isinstance(block, Stack) else ():
+                found, anew = _projections(self.members[name], trees[name])
+                lost = sorted(anew & before.keys())
+                self.require(
+                    not lost,
+                    f'in {block}, {name} scales what {lost and lost[0]} reads, and what '
+                    f'{lost and before[lost[0]]} adds there would be lost; put {name} first, or '
+                    'give it scale_inputs=() and its projections in scale_outputs',
+                )
+                before |= dict.fromkeys(found, name)
 
     def _init_fusion(
         self, key: PRNGKeyArray, block: Fuse, trees: Mapping[str, Tree], dimensions: Dimensions
@@ -307,6 +336,15 @@ def _leaves(node: str | Composition) -> list[str]:
     if isinstance(node, str):
         return [node]
     return [name for child in node.children for name in _leaves(child)]
+
+
+def _projections(method: Method, tree: Tree) -> tuple[set[str], set[str]]:
+    """Return the places where a method acts, and those that it computes of a scaled input."""
+    if isinstance(method, Union):
+        own = [_projections(member, tree[name]) for name, member in method.named().items()]
+        return set().union(*(x for x, _ in own)), set().union(*(x for _, x in own))
+    paths = (path.rpartition('/') for path in flatten(tree))
+    return places(method, tree), {place for place, _, leaf in paths if leaf == 'input_scale'}
 
 
 def _parts(method: Method) -> tuple[Method, ...]:

@@ -219,7 +219,7 @@ def _described(methods: Sequence[LowRank], ranks: Mapping[str, int]) -> LoRA:
     subs = {rank.split('/')[1] for rank in ranks}
     letters = tuple(letter for name, letter in _ATTENTION.items() if name in names)
     attention = {'attention', 'cross_attention'} & subs
-    feed_forward = {'up', 'down'} & names
+    feed_forward = {'up', 'gate', 'down'} & names
     patterns = [key for m in methods for key in getattr(m, 'rank_pattern', {})]
     numbers = [int(found[0]) for key in [*ranks, *patterns] if (found := re.match(r'\d+', key))]
     left_out = set.intersection(*(set(m.leave_out) for m in methods))
@@ -235,6 +235,7 @@ def _described(methods: Sequence[LowRank], ranks: Mapping[str, int]) -> LoRA:
         selfattn_lora='attention' in subs,
         crossattn_lora='cross_attention' in subs,
         intermediate_lora='up' in names,
+        gate_lora='gate' in names,
         output_lora='down' in names,
         dropout=methods[0].dropout,
         leave_out=tuple(sorted(left_out)),

@@ -20,6 +20,8 @@ from adapters_jax.params import Tree, flatten
 # Separates this use of the run's seed from every other.
 PURPOSE = int.from_bytes(b'drop', 'big')
 _BELOW = ('words', 'embeddings')
+# Of all layers; and a bank's leaves of the backbone itself, which are not added and stay.
+_WHOLE = ('shared', 'constants', 'backbone')
 
 Dropped = int | range  # so many of the lowest layers, or the layers themselves
 
@@ -67,7 +69,7 @@ def drop_layers(tree: Tree, dropped: Dropped) -> Tree:
         layer = re.fullmatch(r'layer_(\d+)', name)
         if (layer and int(layer[1]) in layers) or (name in _BELOW and 0 in layers):
             continue
-        nested = isinstance(branch, dict) and not layer and name not in ('shared', 'constants')
+        nested = isinstance(branch, dict) and not layer and name not in _WHOLE
         kept[name] = drop_layers(branch, layers) if nested else branch
     return kept
 

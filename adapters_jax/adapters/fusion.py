@@ -6,6 +6,7 @@ Options have the names and the defaults that the `adapters` library gives them.
 """
 
 import dataclasses
+import functools
 import re
 from typing import Any, ClassVar, NamedTuple
 
@@ -107,8 +108,10 @@ def mix(
         early = name != 'value' or config.value_before_softmax
         if getattr(config, name) and early:
             projected[name] = parts.apply_dense(params[name], projected[name])
-    scores = jnp.einsum('BTD,BTND->BTN', projected['query'], projected['key'])
-    scores = functional.dropout(scores.astype(jnp.float32), config.dropout_prob or 0.0, key)
+    # Sums over all features, without a divisor: 16 bits would round what the softmax tells apart.
+    exact = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+    scores = exact('BTD,BTND->BTN', projected['query'], projected['key'])
+    scores = functional.dropout(scores, config.dropout_prob or 0.0, key)
     if config.temperature:
         scores = scores / jax.lax.stop_gradient(params['temperature'])
     weights = jax.nn.softmax(scores, axis=-1)

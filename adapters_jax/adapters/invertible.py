@@ -80,6 +80,8 @@ class Invertible(Method):
 
     def embeddings(self, params: Tree, stream: Stream, at: At) -> Stream:
         """Change the embedded input (Pfeiffer et al. 2020, eq. 3)."""
+        if 'embeddings' not in params:  # dropped with the lowest layer
+            return stream
         first, second = _halves(stream.hidden)
         (a, b), networks = _NETWORKS[self.block_type], params['embeddings']
         first = self._couple(first, self._network(networks[a], second))
@@ -88,6 +90,8 @@ class Invertible(Method):
 
     def inverse(self, params: Tree, x: Float[Array, '... D']) -> Float[Array, '... D']:
         """Undo `embeddings`: what output embeddings tied to the input's read (ibid., eq. 4)."""
+        if 'embeddings' not in params:
+            return x
         first, second = _halves(x)
         (a, b), networks = _NETWORKS[self.block_type], params['embeddings']
         second = self._uncouple(second, self._network(networks[b], first))

@@ -108,6 +108,16 @@ class Method:
         return Inserted()
 
     @property
+    def divides(self) -> bool:
+        """Whether it divides the sequence or the batch, or copies the batch, by numbers."""
+        return False
+
+    @property
+    def stores_constants(self) -> bool:
+        """Whether its constants are in its file, because its options do not bring them back."""
+        return False
+
+    @property
     def reserved_positions(self) -> int:
         """How many of the backbone's positions the method takes from the text."""
         return 0

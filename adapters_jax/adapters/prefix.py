@@ -82,6 +82,10 @@ class PrefixTuning(Method):
         Raises:
             ValueError: the prefix leaves the text no positions.
         """
+        self.require(
+            dimensions.reads_words or not self.shift_positions,
+            'shift_positions=True moves words, and the backbone reads none; set it to False',
+        )
         left = dimensions.positions - self.reserved_positions
         self.require(
             left >= 1,
@@ -138,6 +142,10 @@ class PrefixTuning(Method):
             gates = 1 if self.shared_gating else 2
             params['gate'] = parts.dense(gate_key, parts.normal(0.02), hidden, gates)
         return params
+
+    def first_layer(self, params: Tree, dimensions: Dimensions) -> int:
+        """Return 0 where the text is moved, which the lowest layer sees."""
+        return 0 if self.shift_positions else super().first_layer(params, dimensions)
 
     def words(self, params: Tree, words: Words, at: At) -> Words:
         """Move the text to the positions after the prefix where the option says so."""

@@ -95,9 +95,10 @@ class PromptTuning(Method):
             ValueError: a prompt that the backbone has no words or no positions for.
         """
         self.require(
-            self.site != 'words' or dimensions.vocabulary > 0,
-            "site='words' stands among vectors of words, and the backbone reads none; "
-            "use site='embeddings'",
+            dimensions.reads_words
+            or (self.site != 'words' and self.prompt_init == 'random_uniform'),
+            f'site={self.site!r} with prompt_init={self.prompt_init!r} is about vectors of words, '
+            "and the backbone reads none; use site='embeddings' and prompt_init='random_uniform'",
         )
         left = dimensions.positions - self.reserved_positions
         self.require(
@@ -115,6 +116,8 @@ class PromptTuning(Method):
             rows = self._rows(key, dimensions.vocabulary)
             table = backbone['embeddings']['word']['embedding']
             prompt = jnp.take(table, rows, axis=0).astype(jnp.float32)
+            if self.site == 'words':  # where the text's own have their size by then
+                prompt = prompt * dimensions.word_scale
         return {'embeddings': {'prompt': prompt}}
 
     def _rows(self, key: PRNGKeyArray, vocabulary: int) -> Shaped[Array, 'P']:

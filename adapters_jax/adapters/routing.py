@@ -281,7 +281,8 @@ def _choose(routed: Routed, found: Any, given: Any, extra: int) -> Any:
         mask = jnp.ones((1, 1, 1, length), bool) if mask is None else mask
         mask = jnp.pad(mask, ((0, 0), (0, 0), (0, 0), (0, extra)))
         mask = jnp.broadcast_to(mask, (rows, *mask.shape[1:]))
-        mask = routed.choose(jnp.broadcast_to(found.mask, mask.shape), mask)
+        own = True if found.mask is None else found.mask
+        mask = routed.choose(jnp.broadcast_to(own, mask.shape), mask)
     changed = {
         name: None
         if getattr(given, name) is None

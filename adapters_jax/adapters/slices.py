@@ -192,10 +192,6 @@ class Tiled(Sites):
     copies: int = struct.field(pytree_node=False)
     before: int = struct.field(pytree_node=False)  # 0: the embedded input, -1: the word vectors
 
-    def from_start(self) -> 'Tiled':
-        """Return the sites for a forward pass that begins with stored, copied outputs."""
-        return self.replace(before=min(self.before, 0))
-
     def _copied(self, x: Any, rows: int) -> Any:
         """Copy each array that has a row for each of the batch."""
 

@@ -133,6 +133,11 @@ class Union(Method):
         )
 
     @property
+    def stores_constants(self) -> bool:
+        """Whether a member does."""
+        return any(member.stores_constants for member in self.members)
+
+    @property
     def reads_trunk(self) -> bool:
         """Whether a member does."""
         return any(member.reads_trunk for member in self.members)

@@ -46,6 +46,11 @@ class VeRA(LowRank):
         tree = super().init(key, dimensions, backbone)
         return tree | {'constants': self._projections(dimensions)}
 
+    @property
+    def stores_constants(self) -> bool:
+        """Whether the matrices are not those of the seed."""
+        return self.save_projection
+
     def constants(self, dimensions: Dimensions) -> Tree:
         """Return the shared matrices, unless they are to be kept in the file."""
         return {} if self.save_projection else {'constants': self._projections(dimensions)}

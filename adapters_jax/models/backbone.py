@@ -20,7 +20,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from adapters_jax import functional, quantize
 from adapters_jax.models import leaves
-from adapters_jax.models.block import BlockConfig, Dense, Norm, rematerialised
+from adapters_jax.models.block import BlockConfig, Dense, Memory, Norm, rematerialised
 from adapters_jax.sharding import Layout, spread_rows
 from adapters_jax.sites import IDENTITY, START, Dimensions, Place, Sites, Stream
 
@@ -49,6 +49,10 @@ class Stem(Protocol):
     """
 
     reads: ClassVar[str]
+
+    @property
+    def scale(self) -> float:
+        """By what it multiplies the vectors of its table of words, if it has one."""
 
     @property
     def word(self) -> int:
@@ -129,6 +133,8 @@ class BackboneConfig:
             inner=b.inner,
             decoder_layers=self.depth - self.layers,
             gated=b.gated,
+            reads_words=self.reads == 'input_ids',
+            word_scale=self.stem.scale,
         )
 
 
@@ -209,7 +215,9 @@ class Backbone(nn.Module):
         memory = collected[-1]
         if target_mask is not None and target_mask.shape[-1] != memory.shape[1]:
             target_mask = own[:, :, :1]  # vectors were inserted; such rows have one text each
-        decoded = self.decode(target, memory, target_mask, sites, deterministic, all_hidden=True)
+        decoded = self.decode(
+            target, memory, target_mask, sites, deterministic, all_hidden=True, own=own
+        )
         return [*collected, *decoded] if all_hidden else decoded[-1]
 
     def encode(
@@ -230,7 +238,8 @@ class Backbone(nn.Module):
         stream = self.embeddings(inputs, sites, deterministic or self.trunk.layer > 0)
         collected = self._run(self.blocks, stream, sites, deterministic, known, places=places)
         if self.config.final_norm:
-            collected[-1] = self._end(self.final_norm, collected[-1], sites, deterministic)
+            still = deterministic or self.trunk.layer >= self.config.layers
+            collected[-1] = self._end(self.final_norm, collected[-1], sites, still)
         return collected, stream.mask
 
     def decode(
@@ -241,18 +250,20 @@ class Backbone(nn.Module):
         sites: Sites = IDENTITY,
         deterministic: bool = True,
         all_hidden: bool = False,
+        own: Bool[Array, '#B 1 #S S'] | None = None,
     ) -> Float[Array, 'B T D'] | list[Float[Array, 'B T D']]:
         """Return the decoder's last hidden states, or with `all_hidden` all of them.
 
-        `mask` tells which of the memory each token sees. Where `target.at` is given, what the
-        decoder needs of these tokens is kept in the collection 'cache' for those after them, and
-        `memory` is looked at with the first of them only.
+        `mask` tells which of the memory each token sees, and `own` which of the memory belong
+        together: that is the mask, too, where a row is one text. Where `target.at` is given, what
+        the decoder needs of these tokens is kept in the collection 'cache' for those after them,
+        and `memory` is looked at with the first of them only.
         """
         c = self.config.decoder
         shared = self.embeddings.table() if c.shared_words else None
         still = deterministic or self.trunk.layer > self.config.layers
         stream = self.decoder_embeddings(target, sites, still, shared)
-        given = (memory, mask)
+        given = Memory(memory, mask, mask if own is None else own)
         collected = self._run(self.decoder_blocks, stream, sites, deterministic, None, given)
         if c.final_norm:
             collected[-1] = self._end(self.decoder_final_norm, collected[-1], sites, deterministic)
@@ -265,7 +276,7 @@ class Backbone(nn.Module):
         sites: Sites,
         deterministic: bool,
         known: Float[Array, 'B T N D'] | None,
-        memory: tuple[Array, Array | None] = (None, None),
+        memory: Memory | None = None,
         places: Int[Array, 'B N'] | None = None,
     ) -> list[Float[Array, 'B T D']]:
         """Return the hidden states before and after every block; of the last, those of `places`."""
@@ -280,9 +291,9 @@ class Backbone(nn.Module):
             if known is None or i > trunk.layer:
                 still = deterministic or i < trunk.layer
                 here, places = (places, None) if block is blocks[-1] else (None, places)
-                stream = block(stream, sites, still, *memory, trunk, None, here)
+                stream = block(stream, sites, still, memory, trunk, None, here)
             elif i == trunk.layer:
-                stream = block(stream, sites, deterministic, *memory, trunk, known)
+                stream = block(stream, sites, deterministic, memory, trunk, known)
             stream = stream.replace(hidden=spread_rows(stream.hidden))
             collected.append(stream.hidden)
         stream = stream if places is None else stream.of(places)  # what no block has done

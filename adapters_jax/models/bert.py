@@ -32,6 +32,7 @@ class BertStem:
     """
 
     reads: ClassVar[str] = 'input_ids'
+    scale: ClassVar[float] = 1.0
 
     token_types: int = 2  # 0: none
     position_offset: int = 0  # RoBERTa counts positions from pad_id + 1
@@ -40,7 +41,7 @@ class BertStem:
 
     def module(self, config: BackboneConfig, block: BlockConfig, dtype: Any) -> nn.Module:
         """Return the embedding module."""
-        return Embeddings(config, self, dtype)
+        return Embeddings(config, self, block, dtype)
 
     def example(self) -> Int[Array, '1 1']:
         """Return the smallest input."""
@@ -52,21 +53,22 @@ class Embeddings(nn.Module):
 
     config: BackboneConfig
     stem: BertStem
+    block: BlockConfig
     dtype: Any
 
     def setup(self) -> None:
         """Name the tables as the parameter tree does."""
         c, s = self.config, self.stem
-        width = s.word or c.block.hidden
+        width = s.word or self.block.hidden
         positions = c.decoder.positions if s.decoder else c.positions
         self.word = Table(c.written if s.decoder else c.vocabulary, width)
         self.position = Table(positions + s.position_offset, width)
         if s.token_types:
             self.token_type = Table(s.token_types, width)
         where = 'decoder_embeddings/norm' if s.decoder else 'embeddings/norm'
-        self.norm = Norm(c.block.norm_epsilon, where)
-        if width != c.block.hidden:
-            self.projection = Dense(c.block.hidden)
+        self.norm = Norm(self.block.norm_epsilon, where)
+        if width != self.block.hidden:
+            self.projection = Dense(self.block.hidden)
 
     def __call__(
         self, inputs: Inputs, sites: Sites, deterministic: bool, shared: None = None
@@ -86,11 +88,11 @@ class Embeddings(nn.Module):
             x = x + jnp.take(self.token_type(), words.token_types, axis=0)
         x = self.norm(x.shape[-1], sites)(x)
         rng = None if deterministic else self.make_rng('dropout')
-        x = functional.dropout(x, c.block.dropout, rng).astype(self.dtype)
+        x = functional.dropout(x, self.block.dropout, rng).astype(self.dtype)
         vectors = words.vectors.astype(self.dtype)
         stream = Stream(x, words.mask, vectors, words.tags, at=inputs.at)
         stream = sites.target(stream) if s.decoder else sites.embeddings(stream)
-        if not s.word or s.word == c.block.hidden:
+        if not s.word or s.word == self.block.hidden:
             return stream
 
         def bias(own: Array) -> Array:

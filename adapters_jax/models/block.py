@@ -13,6 +13,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax import struct
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
@@ -53,6 +54,7 @@ class BlockConfig:
     dropout: float = 0.1
     attention_dropout: float = 0.1
     activation_dropout: float = 0.0  # within the feed-forward network
+    drops_attended: bool = True  # what attention returns, too (DistilBERT does without)
     head_size: int = 0  # 0: the hidden size over the number of heads
     scaled: bool = True  # scores over the square root of the head size (T5 does without)
     centred: bool = True  # LayerNorm; else RMSNorm (Zhang and Sennrich 2019)
@@ -74,6 +76,19 @@ class BlockConfig:
     def inner(self) -> int:
         """The width of queries, keys and values of all heads together."""
         return self.heads * (self.head_size or self.hidden // self.heads)
+
+
+@struct.dataclass
+class Memory:
+    """What cross-attention looks at.
+
+    `mask` tells which of it each token of the text sees, `own` which of it belong together: the
+    tokens of one source text.
+    """
+
+    hidden: Float[Array, 'B S D']
+    mask: Bool[Array, '#B 1 #T S'] | None
+    own: Bool[Array, '#B 1 #S S'] | None
 
 
 class Norm(nn.Module):
@@ -147,8 +162,7 @@ class Attention(nn.Module):
     def __call__(
         self,
         stream: Stream,
-        memory: Float[Array, 'B S D'] | None,
-        mask: Bool[Array, '#B 1 #T S'] | None,
+        memory: Memory | None,
         sites: Sites,
         deterministic: bool,
         known: Float[Array, 'B T D'] | None = None,
@@ -165,7 +179,8 @@ class Attention(nn.Module):
             return _finish(self, known, norm, stream, sites, True)
         x = norm(stream.hidden) if c.pre_norm else stream.hidden
         own = stream.mask
-        memory, memory_mask = (x, own) if itself else (memory, mask)
+        memory = Memory(x, own, own) if itself else memory
+        mask = memory.mask
         if places is not None:
             stream, x, mask = stream.of(places), taken(x, places), seen_from(mask, places)
             own = stream.mask
@@ -175,7 +190,8 @@ class Attention(nn.Module):
             return y.reshape(*y.shape[:-1], c.heads, c.inner // c.heads)
 
         def keys_and_values() -> tuple[Array, Array]:
-            return project('key', memory, memory_mask), project('value', memory, memory_mask)
+            given = memory.hidden, memory.own
+            return project('key', *given), project('value', *given)
 
         query = project('query', x, own)
         if stream.at is None:
@@ -307,8 +323,9 @@ def _finish(
     """End a sub-layer: dropout, then the site, which adds the residual and normalises."""
     c = module.config
     rng = None if deterministic else module.make_rng('dropout')
+    inner = module.kind != 'feed_forward' and not c.drops_attended
     end = SubLayer(
-        output=functional.dropout(y, c.dropout, rng),
+        output=functional.dropout(y, 0.0 if inner else c.dropout, rng),
         residual=stream.hidden,
         norm=None if c.pre_norm else norm,
         stream=stream,
@@ -330,8 +347,7 @@ class Block(nn.Module):
         stream: Stream,
         sites: Sites,
         deterministic: bool,
-        memory: Float[Array, 'B S D'] | None = None,
-        memory_mask: Bool[Array, '#B 1 #T S'] | None = None,
+        memory: Memory | None = None,
         trunk: Place = START,
         known: Float[Array, 'B T N D'] | None = None,
         places: Int[Array, 'B N'] | None = None,
@@ -371,10 +387,10 @@ class Block(nn.Module):
 
         attention = Attention(c, self.layer, 'attention', name='attention')
         attention = functools.partial(attention, places=places)
-        stream = run('attention', attention, stream, None, stream.mask)
+        stream = run('attention', attention, stream, None)
         if c.cross_attention:
             cross = Attention(c, self.layer, 'cross_attention', name='cross_attention')
-            stream = run('cross_attention', cross, stream, memory, memory_mask)
+            stream = run('cross_attention', cross, stream, memory)
         stream = run('feed_forward', FeedForward(c, self.layer, name='feed_forward'), stream)
         self.sow('trunk', 'block', stream.hidden[:, :, None])
         return sites.block(self.layer, stream)
@@ -389,7 +405,7 @@ def rematerialised(policy: str) -> type[Block]:
     if policy == 'none':
         return Block
     keep = jax.checkpoint_policies.save_only_these_names(_PROJECTED) if policy == 'dots' else None
-    return nn.remat(Block, static_argnums=(3, 6), policy=keep)
+    return nn.remat(Block, static_argnums=(3, 5), policy=keep)
 
 
 def causal(mask: Bool[Array, '#B 1 #T T'] | None, length: int) -> Bool[Array, '#B 1 T T']:

@@ -27,6 +27,7 @@ def read_config(hf: Mapping[str, Any]) -> BackboneConfig:
             activation=hf.get('activation', 'gelu'),
             dropout=hf.get('dropout', 0.1),
             attention_dropout=hf.get('attention_dropout', 0.1),
+            drops_attended=False,
         )
         return BackboneConfig(
             family='distilbert',

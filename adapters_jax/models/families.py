@@ -3,6 +3,15 @@
 A family's module has `read_config`, `tensor_names` and `PREFIXES`: what precedes the backbone's
 tensors in the checkpoint of a model with a head, by model type. It may have `ALIASES` and `IGNORED`
 (see `Family`).
+
+That is enough to train. What else a family may have, each in a table by its name:
+
+| where | what for |
+|---|---|
+| `interop/language_heads.py` | `masked_lm` |
+| `interop/hf_heads.py`, `interop/decoder_heads.py` | published heads of classes and of words |
+| `interop/hf_export.py` | merged models for transformers |
+| `interop/adapterhub/places.py`, `interop/peft/names.py` | adapters of the two libraries |
 """
 
 from collections.abc import Callable, Mapping

@@ -27,6 +27,7 @@ class PatchStem:
     """Square patches, one projection for all, and learned positions behind the first vectors."""
 
     reads: ClassVar[str] = 'pixels'
+    scale: ClassVar[float] = 1.0
 
     image: tuple[int, int]  # height and width
     patch: int

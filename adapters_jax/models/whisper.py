@@ -27,6 +27,7 @@ class SoundStem:
     """Two convolutions over frames of log-mel features, the second with a stride of 2."""
 
     reads: ClassVar[str] = 'sound'
+    scale: ClassVar[float] = 1.0
 
     bands: int
     positions: int  # of the vectors that come out, of which two frames make one

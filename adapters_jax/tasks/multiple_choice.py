@@ -127,7 +127,7 @@ class MultipleChoice(Task):
         def cross_entropy(
             scores: Float32[Array, 'B S K'], labels: Int[Array, 'B S']
         ) -> Float32[Array, 'B S']:
-            there = scores > LEAST
+            there = scores != LEAST
             log_p = jnp.where(there, jax.nn.log_softmax(scores), 0.0)
             of_label = jnp.take_along_axis(log_p, labels[..., None], axis=-1)[..., 0]
             mean = log_p.sum(-1) / jnp.maximum(there.sum(-1), 1)

@@ -354,9 +354,11 @@ def bind(
     From the layers `dropped` the adapter is left out (AdapterDrop).
 
     Raises:
-        ValueError: layers that there are not, or an adapter from which none can be dropped.
+        ValueError: layers that there are not, an adapter from which none can be dropped, or one
+            that divides batches.
     """
     method = registry.from_json(folder.method)
+    fitting.check_undivided(method)
     _check_dropped(dropped, backbone.config.depth)
     if dropped:
         dropping.check_droppable(method, folder.adapter_params, '--drop_layers=0')

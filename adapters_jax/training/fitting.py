@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from adapters_jax.adapters import composed
+from adapters_jax.adapters.method import Method
 from adapters_jax.config import Config
 from adapters_jax.data import tokenize
 from adapters_jax.data.encoded import TAGS
@@ -78,6 +79,20 @@ def tokenizer_of(backbone: LoadedBackbone) -> tokenize.Tokenizer | None:
     return tokenize.load_tokenizer(backbone.directory)
 
 
+def check_undivided(method: Method) -> None:
+    """Refuse a method that divides or copies batches, whose sizes vary in all commands.
+
+    Raises:
+        ValueError: it holds split, batch_split or parallel.
+    """
+    method.require(
+        not method.divides,
+        'split, batch_split and parallel divide or copy a batch of one size, and those of training '
+        'and prediction vary: use stack, fuse or average, let each line name its adapter (predict '
+        '--adapter=a=DIR,b=DIR), or call Model.apply on batches of your own',
+    )
+
+
 def check_texts(task: Task, model: Model) -> None:
     """Refuse a method that cannot do with several texts in a row where the task has them.
 
@@ -92,12 +107,7 @@ def check_texts(task: Task, model: Model) -> None:
         )
     blocks = getattr(model.method, 'tree', None)
     kinds = {block.kind for block in composed.blocks_of(blocks)} if blocks else set()
-    if task.writes and (refused := kinds & {'split', 'parallel'}):
-        raise ValueError(
-            f'{task.name} under {model.method.expression}: {refused.pop()}(...) divides or copies '
-            'the rows of one text, but an encoder and a decoder have two; use stack, fuse, average '
-            'or batch_split'
-        )
+    check_undivided(model.method)
     if model.head_config.scores_words and not task.writes and kinds - {'stack'}:
         raise ValueError(
             f'{task.name} under {model.method.expression}: what the adapters do to the embedded '
@@ -107,7 +117,7 @@ def check_texts(task: Task, model: Model) -> None:
         raise ValueError(
             f'an example of {task.name} is several texts in one row, but vectors that '
             f'{model.method.architecture} inserts would be common to all of them; choose a method '
-            'without prompt_tuning, split, batch_split and parallel'
+            'without prompt_tuning'
         )
 
 

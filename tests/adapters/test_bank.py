@@ -1,5 +1,6 @@
 """A row of a mixed batch computes what it does alone with its own adapter."""
 
+import dataclasses
 import functools
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from adapters_jax import params as trees
 from adapters_jax.adapters import bank, registry
 from adapters_jax.adapters.bank import BACKBONE, Bank
 from adapters_jax.adapters.baselines import FullFineTuning
+from adapters_jax.adapters.vera import VeRA
 from adapters_jax.model import Model
 from adapters_jax.models.heads import HeadBank, HeadConfig
 
@@ -64,6 +66,15 @@ def mixed(methods, kinds=HEADS, sizes=OUTPUTS):
         'heads': {'default': heads},
     }
     return singles, model, params
+
+
+def test_matrices_that_a_file_brings_are_each_members_own():
+    """Two of AdapterHub's VeRAs have equal options and matrices of different seeds."""
+    methods = [VeRA(r=4, projection_seed=0, save_projection=True) for _ in range(2)]
+    kinds = Bank(members={'a': methods[0], 'b': methods[1]}).kinds
+    assert len(kinds) == 1 and not kinds[0].alike
+    seeded = [dataclasses.replace(method, save_projection=False) for method in methods]
+    assert Bank(members={'a': seeded[0], 'b': seeded[1]}).kinds[0].alike
 
 
 def check(methods, batch, rows=ROWS, kinds=HEADS, sizes=OUTPUTS):

@@ -15,7 +15,7 @@ from adapters_jax.adapters.binding import Adapted
 from adapters_jax.adapters.bottleneck import Bottleneck, gate, skip_examples
 from adapters_jax.adapters.method import At
 from adapters_jax.models.backbone import Backbone
-from adapters_jax.models.block import Block, BlockConfig
+from adapters_jax.models.block import Block, BlockConfig, Memory
 from adapters_jax.sites import IDENTITY, Dimensions, Stream, SubLayer
 
 DISTINCT = ['houlsby', 'pfeiffer', 'scaled_par_bn']
@@ -271,7 +271,7 @@ def test_cross_attention():
     assert set(tree['layer_0']) == {'attention', 'cross_attention', 'feed_forward'}
     assert set(small.fresh(method)['layer_0']) == {'attention', 'feed_forward'}
 
-    memory = jax.random.normal(jax.random.key(1), (2, 7, 24))
+    memory = Memory(jax.random.normal(jax.random.key(1), (2, 7, 24)), None, None)
     x = jax.random.normal(jax.random.key(2), (2, 5, 24))
     stream = Stream(hidden=x, mask=None, word_vectors=x)
     block = Block(config, 0)
@@ -284,6 +284,31 @@ def test_cross_attention():
     np.testing.assert_array_equal(run(Adapted(tree, None, method)), plain)
     tree['layer_0'] = {'cross_attention': small.perturb(tree['layer_0']['cross_attention'], 0, 0.3)}
     assert np.abs(run(Adapted(tree, None, method)) - plain).max() > 0.01
+
+
+def test_train_norms_covers_those_at_the_ends_of_both_stacks():
+    """They belong to the lowest and to the highest layer of their stack."""
+    dimensions = dataclasses.replace(WIDE, layers=4, decoder_layers=2)
+
+    def trained(*left_out):
+        method = registry.create(f'houlsby[leave_out={list(left_out)}]')
+        rules = (*method.rules(dimensions), params.freeze('.*'))
+        names = ('embeddings/norm', 'decoder_embeddings/norm', 'final_norm', 'decoder_final_norm')
+        tree = params.unflatten({f'backbone/{name}/scale': np.ones(1) for name in names})
+        found = params.flatten(params.partition(tree, rules)[0])
+        return {path.split('/')[1] for path in found}
+
+    ends = {'embeddings', 'decoder_embeddings', 'final_norm', 'decoder_final_norm'}
+    assert trained() == ends
+    assert trained(0) == ends - {'embeddings'}
+    assert trained(1, 2) == {'embeddings', 'decoder_final_norm'}
+    assert trained(3) == ends - {'decoder_final_norm'}
+
+
+def test_a_width_for_a_layer_that_is_not_there_is_refused():
+    method = seq_bn(size=None, reduction_factor={'3': 2, 'default': 4})
+    with pytest.raises(ValueError, match='names layer 3, but the backbone has layers 0 to 2'):
+        small.fresh(method)
 
 
 @pytest.mark.parametrize(

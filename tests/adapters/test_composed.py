@@ -4,6 +4,7 @@ import dataclasses
 import sys
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import plain_evaluation as plain
 import pytest
@@ -11,8 +12,9 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1] / 'conformance'))
 import cases
 
-from adapters_jax.adapters import registry
+from adapters_jax.adapters import fusion, registry
 from adapters_jax.adapters.composed import Composed, supported
+from adapters_jax.adapters.fusion import FusionConfig
 
 # What a method that supports these blocks is tried in; the first that fits.
 DEEP = {
@@ -221,3 +223,17 @@ def test_fused_adapters_must_act_at_the_same_places():
     method = of('fuse(a, b)', a='double_seq_bn', b='pfeiffer')
     with pytest.raises(ValueError, match='act at different places: b and a'):
         plain.trained(method)
+
+
+def test_fusions_tell_adapters_apart_in_16_bits():
+    """Scores are sums over all features: rounded to 16 bits they would be off by a tenth."""
+    rng = np.random.default_rng(0)
+    query = jnp.asarray(rng.standard_normal((1, 40, 256)) * 2, jnp.bfloat16)
+    ups = query[:, :, None] * jnp.asarray([0.05, 0.0502, 0.0498], jnp.bfloat16).reshape(1, 1, 3, 1)
+    config = FusionConfig(query=False, key=False, value=False)
+    residual = jnp.zeros_like(query)
+    narrow = fusion.mix({}, query, ups, residual, config, None).weights
+    wide = (x.astype(jnp.float32) for x in (query, ups, residual))
+    exact = fusion.mix({}, *wide, config, None).weights
+    assert narrow.dtype == jnp.float32
+    np.testing.assert_allclose(narrow, exact, atol=1e-3)

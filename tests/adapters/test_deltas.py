@@ -1,5 +1,6 @@
 """Combining adapters of the LoRA family by their deltas: against `peft`, `adapters` and algebra."""
 
+import dataclasses
 import functools
 import re
 from unittest import mock
@@ -367,3 +368,13 @@ def test_layers_without_a_rank_are_described_as_such():
     method, tree = deltas.combine_deltas(methods, trees, [1.0, 0.5], rank=2)
     fresh = method.init(jax.random.key(0), small.DIMENSIONS, {})
     assert set(params.flatten(fresh)) == set(params.flatten(tree))
+
+
+def test_the_gate_of_a_feed_forward_network_is_kept():
+    method = registry.create('lora[r=2,gate_lora=True,attn_matrices=[]]')
+    gated = dataclasses.replace(small.DIMENSIONS, gated=True)
+    trees = [method.init(jax.random.key(i), gated, {}) for i in range(2)]
+    combined, tree = deltas.combine_deltas([method] * 2, trees, [1.0, 0.5], rank=2)
+    fresh = combined.init(jax.random.key(0), gated, {})
+    assert set(params.flatten(fresh)) == set(params.flatten(tree))
+    assert 'layer_0/feed_forward/gate/a' in params.flatten(tree)

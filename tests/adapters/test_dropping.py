@@ -53,6 +53,7 @@ def packed():
 def test_only_layers_below_the_first_kept_one_and_the_embeddings_go():
     layer = {'attention': {'down': 1}, 'block': {'up': 2}}
     rest = {'shared': {'layer_0': 3}, 'constants': {'layer_0': {'a': 4}}, 'output': {'w': 5}}
+    rest |= {'backbone': {'layer_0': {'norm': 7}, 'embeddings': {'norm': 8}}}  # a bank's
     tree = {f'layer_{i}': layer for i in (0, 1, 2, 10)} | rest | {'embeddings': {'prompt': 6}}
     assert drop_layers(tree, 0) == tree
     assert drop_layers(tree, 1) == {f'layer_{i}': layer for i in (1, 2, 10)} | rest
@@ -117,6 +118,25 @@ def test_to_drop_layers_in_the_middle_is_to_have_left_them_out(packed, name):
         jax.jit(model.apply)(params, packed),
         jax.jit(build('|'.join(methods)).apply)(params | left_out, packed),
     )
+
+
+def test_what_is_invertible_at_the_embeddings_goes_with_the_lowest_layer(packed):
+    name = 'seq_bn_inv[bottleneck={reduction_factor: 4}]'
+    model, params = build(name, dropped=1), noisy(build(name))
+    below = {'layer_0': None, 'embeddings': None}
+    own = {
+        member: {site: leaves for site, leaves in tree.items() if site not in below}
+        for member, tree in params['adapters']['default'].items()
+    }
+    plain = build('pfeiffer[reduction_factor=4,leave_out=[0]]')
+    alone = params | {'adapters': {'default': own['bottleneck']}}
+    np.testing.assert_array_equal(
+        jax.jit(model.apply)(params, packed), jax.jit(plain.apply)(alone, packed)
+    )
+    # Nor is anything undone before the words are scored.
+    sites, _ = model.sites(params, packed)
+    hidden = np.ones((1, 2, tiny.CONFIG.block.hidden), np.float32)
+    np.testing.assert_array_equal(sites.undo(hidden), hidden)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,9 @@ import pytest
 import small_bert
 
 from adapters_jax import params
+from adapters_jax.adapters.composed import Composed
 from adapters_jax.adapters.ia3 import IA3
+from adapters_jax.adapters.lora import LoRA
 
 IDS = small_bert.texts([9])[0][None]
 
@@ -136,6 +138,20 @@ def test_a_stack_of_adapters_equals_one_at_a_time():
     for one, tree in zip(jax.jit(run)(stack), trees, strict=True):
         alone = small_bert.run(BOTH, tree, small_bert.backbone(), IDS)
         np.testing.assert_allclose(one, alone, atol=1e-5)
+
+
+def test_behind_another_adapter_it_may_not_undo_what_that_one_did():
+    """Where it scales what a projection reads, the projection is computed anew."""
+    both = {'a': IA3(scale_inputs=('down',), scale_outputs=()), 'b': LoRA(r=2, output_lora=True)}
+    for other in (both['b'], both['a']):
+        composed = Composed(expression='stack(b, a)', members=both | {'b': other})
+        with pytest.raises(ValueError, match='a scales what layer_0/feed_forward/down reads'):
+            small_bert.fresh(composed)
+    composed = Composed(expression='stack(a, b)', members=both)
+    tree = small_bert.fresh(composed, sigma=0.3)
+    one = small_bert.run(both['a'], tree['a'], small_bert.backbone(), IDS)
+    found = small_bert.run(composed, tree, small_bert.backbone(), IDS)
+    assert np.abs(found - one).max() > 1e-2
 
 
 def test_computes_in_the_type_of_its_input():

@@ -19,7 +19,7 @@ from adapters_jax.adapters.method import At
 from adapters_jax.adapters.prefix import PrefixTuning, flat_from_reparametrised
 from adapters_jax.model import attention_mask
 from adapters_jax.models.backbone import Backbone
-from adapters_jax.models.block import Block, BlockConfig, causal
+from adapters_jax.models.block import Block, BlockConfig, Memory, causal
 from adapters_jax.sites import IDENTITY, Dimensions, KeyValue, Stream
 
 TOLERANCE = 2e-5
@@ -197,13 +197,13 @@ def test_cross_attention_has_a_prefix_of_its_own():
     block = Block(config, 0)
     stream = Stream(hidden=draw(0, 2, 5, 24), mask=None, word_vectors=draw(1, 2, 5, 24))
     memory, mask = draw(2, 2, 7, 24), np.arange(7)[None] < np.array([[7], [4]])
-    arguments = (memory, mask[:, None, None, :])
-    weights = block.init(jax.random.key(0), stream, IDENTITY, True, *arguments)
+    given = Memory(memory, mask[:, None, None, :], mask[:, None, None, :])
+    weights = block.init(jax.random.key(0), stream, IDENTITY, True, given)
     dimensions = dataclasses.replace(small_bert.DIMENSIONS, decoder_layers=1, layers=1)
 
     @functools.partial(jax.jit, static_argnums=0)
     def run(method, tree):
-        return block.apply(weights, stream, sites(method, tree), True, *arguments).hidden
+        return block.apply(weights, stream, sites(method, tree), True, given).hidden
 
     method = PrefixTuning(**SMALL)
     tree = method.init(jax.random.key(1), dimensions, {})
@@ -293,6 +293,9 @@ def test_the_layers_below_the_first_prefix_are_trunk():
     tree = small_bert.fresh(method)
     assert set(tree) == {'shared', 'layer_2'}
     assert method.first_layer(tree, small_bert.DIMENSIONS) == 2
+    # Text that stands elsewhere is other text for the lowest layer, too.
+    moved = PrefixTuning(**SMALL, leave_out=(0, 1), shift_positions=True)
+    assert moved.first_layer(tree, small_bert.DIMENSIONS) == 0
 
 
 def test_text_gets_the_positions_that_are_left():
@@ -302,6 +305,9 @@ def test_text_gets_the_positions_that_are_left():
         with pytest.raises(ValueError, match='leaves no position for the text; the backbone has'):
             tiny.params(tiny.model(PrefixTuning(prefix_length=length, shift_positions=True)))
     tiny.params(tiny.model(PrefixTuning(prefix_length=40, bottleneck_size=2)))
+    images = dataclasses.replace(small_bert.DIMENSIONS, reads_words=False)
+    with pytest.raises(ValueError, match='moves words, and the backbone reads none'):
+        PrefixTuning(**SMALL, shift_positions=True).init(jax.random.key(0), images, {})
 
 
 @pytest.mark.parametrize(

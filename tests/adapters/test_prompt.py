@@ -370,3 +370,24 @@ def test_word_vectors_of_another_width_than_the_hidden_states():
 def test_wrong_options_are_refused(options, sentence):
     with pytest.raises(ValueError, match=sentence):
         PromptTuning(**options)
+
+
+@pytest.mark.parametrize(
+    ('site', 'init'), [('words', 'random_uniform'), ('embeddings', 'vocabulary')]
+)
+def test_words_are_not_looked_for_where_sound_or_an_image_is_read(site, init):
+    sound = dataclasses.replace(small_bert.DIMENSIONS, reads_words=False)
+    method = PromptTuning(prompt_length=2, site=site, prompt_init=init)
+    with pytest.raises(ValueError, match='about vectors of words, and the backbone reads none'):
+        method.init(jax.random.key(0), sound, {})
+
+
+def test_words_to_start_from_are_as_large_as_those_of_the_text():
+    """mBART multiplies the vectors of its table by the root of their width."""
+    large = dataclasses.replace(small_bert.DIMENSIONS, word_scale=3.0)
+    method = PromptTuning(prompt_length=4, site='words', prompt_init='vocabulary')
+    plain, scaled = (
+        method.init(jax.random.key(0), dimensions, small_bert.backbone())['embeddings']['prompt']
+        for dimensions in (small_bert.DIMENSIONS, large)
+    )
+    np.testing.assert_allclose(scaled, 3 * plain, rtol=1e-6)

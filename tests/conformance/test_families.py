@@ -1,6 +1,7 @@
 """Every method over every family of backbones: it runs, trains, and comes back from its folder."""
 
 import functools
+import itertools
 
 import cases
 import jax
@@ -13,10 +14,11 @@ from torch_families import CASES
 
 from adapters_jax import params as trees
 from adapters_jax.adapters import registry
+from adapters_jax.adapters.bank import Bank
 from adapters_jax.interop import adapter_folder
 from adapters_jax.interop.adapter_folder import AdapterFolder
 from adapters_jax.model import Model
-from adapters_jax.models.heads import HeadConfig
+from adapters_jax.models.heads import HeadBank, HeadConfig
 from adapters_jax.training.experiment import check_model
 
 FAMILIES = [name for name in CASES if name not in ('electra-even', 'vit-unbiased')]
@@ -138,3 +140,71 @@ def written(model, trainable, loaded):
         head_params=trained.get('heads', {}).get('mine', {}),
         backbone_params=trained.get('backbone', {}),
     )
+
+
+GATED = ('lora[r=2,use_gating=True]', 'ia3[use_gating=True]')
+
+
+@pytest.mark.parametrize('text', [GATED[0], pytest.param(GATED[1], marks=pytest.mark.slow)])
+def test_gates_of_cross_attention_see_their_own_source(text):
+    """Two pairs of texts in a row are what each is alone, though sources and targets differ."""
+    config = backbone('t5')[0].config
+    head = HeadConfig(pooling='vocabulary', dropout=0.0)
+    model = Model(config, registry.create(text), head, config.vocabulary, name='mine')
+    params = model.init(jax.random.key(0), backbone('t5')[0].params)
+    rng = np.random.default_rng(0)
+    noisy = jax.tree.map(lambda x: x + 0.5 * rng.standard_normal(x.shape), params['adapters'])
+    params = params | {'heads': {'mine': backbone('t5')[1]}, 'adapters': noisy}
+    pairs = [(list(range(5, 9)), [0, 11]), (list(range(12, 14)), [0, 15, 16, 17])]
+    together = model.apply(params, packed_pairs(pairs, 6, config.pad_id))
+    begin = 0
+    for pair in pairs:
+        alone = model.apply(params, packed_pairs([pair], 6, config.pad_id))
+        length = len(pair[1])
+        np.testing.assert_allclose(
+            together[0, begin : begin + length], alone[0, :length], atol=1e-4, rtol=0
+        )
+        begin += length
+
+
+def packed_pairs(pairs, width, pad):
+    """Return a row of pairs of a source and what is written of it."""
+    found = {}
+    for i, prefix in enumerate(('', 'target_')):
+        texts = [pair[i] for pair in pairs]
+        rest = width - sum(map(len, texts))
+        ids = np.array([*itertools.chain(*texts), *[pad] * rest], np.int32)
+        numbers = [np.full(len(text), n + 1, np.int32) for n, text in enumerate(texts)]
+        places = [np.arange(len(text), dtype=np.int32) for text in texts]
+        tail = np.zeros(rest, np.int32)
+        found[f'{prefix}ids' if prefix else 'input_ids'] = ids[None]
+        found[f'{prefix}segments'] = np.concatenate([*numbers, tail])[None]
+        found[f'{prefix}positions'] = np.concatenate([*places, tail])[None]
+    return found | {'starts': np.zeros((1, len(pairs)), np.int32)}
+
+
+def test_each_image_may_have_a_prompt_of_its_own():
+    """Images have no mask, and what a prompt lengthens has none either."""
+    loaded, _ = backbone('vit')
+    head, batch = HeadConfig(pooling='cls', dropout=0.0), batch_of('vit')
+    method = registry.create('prompt_tuning[prompt_length=2]')
+    singles = {name: Model(loaded.config, method, head, 3, name=name) for name in 'ab'}
+    own = {
+        name: model.init(jax.random.key(i), loaded.params)
+        for i, (name, model) in enumerate(singles.items())
+    }
+    bank = Bank(members=dict.fromkeys('ab', method))
+    held = HeadBank(tuple((name, head, 3) for name in 'ab'))
+    model = Model(loaded.config, bank, head, 1, name='bank', heads=held)
+    given = {name: own[name]['adapters'][name] for name in 'ab'}
+    params = {
+        'backbone': loaded.params,
+        'adapters': {'bank': bank.stack(given)},
+        'heads': {'bank': {name: own[name]['heads'][name] for name in 'ab'}},
+    }
+    rows = np.array([0, 1, 1, 0], np.int32)
+    found = model.apply(params, batch | {'adapter': rows})
+    for number, (name, single) in enumerate(singles.items()):
+        alone = single.apply(own[name], batch)
+        np.testing.assert_allclose(found[rows == number], alone[rows == number], atol=2e-5)
+    assert np.abs(found[0] - singles['b'].apply(own['b'], batch)[0]).max() > 1e-3

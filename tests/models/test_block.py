@@ -7,7 +7,7 @@ import pytest
 import torch
 from flax import struct
 
-from adapters_jax.models.block import Block, BlockConfig, causal
+from adapters_jax.models.block import Block, BlockConfig, Memory, causal
 from adapters_jax.params import flatten, unflatten
 from adapters_jax.sites import IDENTITY, Sites, Stream
 
@@ -82,8 +82,7 @@ def run(config, params, sites=IDENTITY, memory=None, memory_mask=None, key=None)
         stream,
         sites,
         key is None,
-        memory,
-        memory_mask,
+        None if memory is None else Memory(memory, memory_mask, memory_mask),
         rngs={} if key is None else {'dropout': key},
     )
 
@@ -262,6 +261,16 @@ def test_causal_joins_both_masks():
 def test_a_block_that_cannot_be_built_is_refused(options, expected):
     with pytest.raises(ValueError, match=expected):
         BlockConfig(**({'hidden': 16, 'feed_forward': 8, 'heads': 4} | options))
+
+
+@pytest.mark.parametrize('drops', [True, False])
+def test_what_attention_returns_is_dropped_out_but_in_distilbert(drops):
+    config = BlockConfig(D, F, H, dropout=0.5, attention_dropout=0.0, drops_attended=drops)
+    silent = {'down': jax.tree.map(jnp.zeros_like, encoder_params()['feed_forward']['down'])}
+    params = encoder_params() | {'feed_forward': encoder_params()['feed_forward'] | silent}
+    trained = run(config, params, key=jax.random.key(1)).hidden
+    difference = np.abs(trained - run(config, params).hidden).max()
+    assert (difference > 0.1) == drops and (drops or difference == 0)
 
 
 def test_a_memory_must_be_given_where_there_is_cross_attention_and_nowhere_else():
