@@ -1,7 +1,7 @@
 """Turn a finished adapter into another format, or merge it into its backbone.
 
     python -m adapters_jax.convert --source=DIR --target=DIR --format=FORMAT [--backbone=NAME]
-        [--members=a=DIR,b=DIR] [--keep=a,b]
+        [--members=a=DIR,b=DIR] [--keep=a,b] [--name=NAME]
 
 The source is an adapter of this project, of AdapterHub or of PEFT; which, is found out. FORMAT is
 
@@ -13,7 +13,8 @@ The source is an adapter of this project, of AdapterHub or of PEFT; which, is fo
 
 A fusion that `adapters` saved alone finds its adapters beside it by their names; those that lie
 elsewhere are given as --members. With --keep an AdapterFusion mixes only the adapters named there
-from now on; the others are left out of the target (Rücklé et al. 2021, section 4).
+from now on; the others are left out of the target (Rücklé et al. 2021, section 4). With --name the
+adapter is called so in the target.
 """
 
 import dataclasses
@@ -37,12 +38,13 @@ def convert(
     backbone: str = '',
     members: Mapping[str, str | Path] | None = None,
     keep: Collection[str] = (),
+    name: str = '',
 ) -> Path:
     """Write the adapter in `source` to the folder `target`, and return it.
 
     `backbone` replaces the name that the source gives, for a copy elsewhere. `members` are the
     folders of a fusion's adapters by name. `keep` names the adapters that fusions still mix; none
-    means all.
+    means all. `name` is what the adapter is called in the target; its own name unless given.
 
     Raises:
         FileExistsError: the target exists and is not empty.
@@ -54,7 +56,7 @@ def convert(
     formats.check_format(format)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise FileExistsError(f'--target: {target} exists already; expected a new or empty folder')
-    folder, loaded = formats.load(Path(source), backbone, members)
+    folder, loaded = formats.load(Path(source), backbone, members, name)
     folder = _pruned(folder, keep) if keep else folder
     return formats.save(folder, target, loaded, format)
 
@@ -70,11 +72,13 @@ def _pruned(folder: AdapterFolder, keep: Collection[str]) -> AdapterFolder:
     return dataclasses.replace(folder, method=smaller.to_json(), adapter_params=tree)
 
 
-def main(source: str, target: str, format: str, backbone: str, members: str, keep: str) -> None:
+def main(
+    source: str, target: str, format: str, backbone: str, members: str, keep: str, name: str
+) -> None:
     """Convert, and say what was written."""
     kept = [name.strip() for name in keep.split(',') if name.strip()]
     given = named_items(members, '--members')
-    written = convert(source, target, format, backbone, given, kept)
+    written = convert(source, target, format, backbone, given, kept, name)
     print(f'wrote {written} ({format}): {", ".join(sorted(p.name for p in written.iterdir()))}')
 
 
@@ -86,6 +90,7 @@ def _define() -> dict[str, flags.FlagHolder]:
         'backbone': flags.DEFINE_string('backbone', '', 'The backbone, if not where it was.'),
         'members': flags.DEFINE_string('members', '', "A lone fusion's adapters: a=DIR,b=DIR."),
         'keep': flags.DEFINE_string('keep', '', 'The adapters that a fusion still mixes: a,b.'),
+        'name': flags.DEFINE_string('name', '', 'What the adapter is called from now on.'),
     }
 
 

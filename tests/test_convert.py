@@ -1,5 +1,6 @@
 """An adapter trained here goes to each format and back, and predicts the same from all of them."""
 
+import dataclasses
 import json
 
 import command
@@ -7,11 +8,13 @@ import numpy as np
 import pytest
 import toy
 import transformers
+from safetensors.numpy import load_file, save_file
 
 from adapters_jax.convert import convert
 from adapters_jax.interop import formats
 from adapters_jax.predict import predict
 from adapters_jax.train import train
+from adapters_jax.training import experiment
 
 TEXTS = [{'text': text} for text in ('the cat', 'bread and soup and rice', 'a storm very near .')]
 # The head of BertForSequenceClassification, which both libraries can express.
@@ -99,6 +102,40 @@ def test_the_command(runs, tmp_path):
     flags[-1] = '--format=onnx'
     sentence = command.refused('convert', *flags, folder=tmp_path / 'log3')
     assert 'adapters_jax, adapterhub, peft, merged' in sentence
+
+
+def test_another_name(runs, tmp_path):
+    """An adapter that a format cannot hold as it is called, or that came so, is given another."""
+    source, backbone = runs / 'lora' / 'adapter', str(runs / 'bert')
+    convert(source, tmp_path / 'dotted', 'adapters_jax', name='v1.5')
+    with pytest.raises(ValueError, match=r"named 'v1\.5'; give it another with `convert --name"):
+        convert(tmp_path / 'dotted', tmp_path / 'hub', 'adapterhub')
+    flags = [f'--source={tmp_path / "dotted"}', f'--target={tmp_path / "hub"}']
+    flags += ['--format=adapterhub', '--name=v1']
+    assert command.run('convert', *flags, folder=tmp_path / 'log').status == 0
+    config = json.loads((tmp_path / 'hub' / 'adapter_config.json').read_text())
+    assert config['name'] == 'v1'
+    for name in ('adapter.safetensors', 'model_head.safetensors'):
+        path = tmp_path / 'hub' / name
+        renamed = {key.replace('.v1.', '.a/b.'): x for key, x in load_file(path).items()}
+        save_file(renamed, path)
+    for name in ('adapter_config.json', 'head_config.json'):
+        path = tmp_path / 'hub' / name
+        path.write_text(json.dumps(json.loads(path.read_text()) | {'name': 'a/b'}))
+    with pytest.raises(ValueError, match=r"cannot be named 'a/b'.*`convert --name=NAME`"):
+        predict(tmp_path / 'hub', TEXTS, backbone)
+    convert(tmp_path / 'hub', tmp_path / 'back', 'adapters_jax', backbone, name='b')
+    np.testing.assert_allclose(logits(tmp_path / 'back'), logits(source), atol=1e-5)
+
+
+def test_an_adapter_of_words_without_a_task_is_told_from_one_without_a_head(runs):
+    folder, _ = formats.load(runs / 'lora' / 'adapter')
+    headless = dataclasses.replace(folder, head={}, task={}, head_params={})
+    with pytest.raises(ValueError, match='has no head and no task'):
+        experiment.task_of(headless)
+    words = dataclasses.replace(headless, head={'pooling': 'vocabulary'})
+    with pytest.raises(ValueError, match='has a head that scores words, but does not say'):
+        experiment.task_of(words)
 
 
 def test_a_foreign_folder_needs_its_backbone(runs, tmp_path):

@@ -62,7 +62,8 @@ class AdapterFolder:
         """Refuse a name that could not be a key of a tree."""
         if not self.name or '/' in self.name:
             raise ValueError(
-                f'an adapter cannot be named {self.name!r}; expected a name without "/"'
+                f'an adapter cannot be named {self.name!r}; expected a name without "/", which '
+                '`convert --name=NAME` gives to it'
             )
 
     def overlay(self, backbone: params.Tree, constants: params.Tree) -> params.Tree:

@@ -20,6 +20,17 @@ def exists(backbone: LoadedBackbone) -> bool:
     return any(name in _tensors(backbone) for name in _KERNELS)
 
 
+def optional(backbone: LoadedBackbone) -> Tree | None:
+    """Return what `read` does, or None where the checkpoint scores no words.
+
+    Raises:
+        ValueError: as `read`.
+    """
+    decoder = backbone.config.decoder
+    tied = decoder.tied and not decoder.transformed
+    return read(backbone) if tied or exists(backbone) else None
+
+
 def read(backbone: LoadedBackbone) -> Tree:
     """Return a decoder's own scores of words in float32; {} where they are its words' vectors.
 

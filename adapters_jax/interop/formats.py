@@ -3,6 +3,7 @@
 Every command that takes an adapter takes any of the three.
 """
 
+import dataclasses
 import functools
 import json
 import logging
@@ -11,7 +12,7 @@ from pathlib import Path
 from types import ModuleType
 
 from adapters_jax.adapters import merging, registry
-from adapters_jax.interop import adapter_folder, hf_export, hub
+from adapters_jax.interop import adapter_folder, decoder_heads, hf_export, hub
 from adapters_jax.interop.adapter_folder import AdapterFolder
 from adapters_jax.interop.adapterhub import composed as adapterhub
 from adapters_jax.interop.backbones import LoadedBackbone, load_backbone
@@ -54,12 +55,16 @@ def kind(directory: Path) -> str:
 
 
 def load(
-    directory: Path, backbone: str = '', members: Mapping[str, str | Path] | None = None
+    directory: Path,
+    backbone: str = '',
+    members: Mapping[str, str | Path] | None = None,
+    name: str = '',
 ) -> tuple[AdapterFolder, LoadedBackbone]:
     """Return an adapter of any kind, and its backbone.
 
-    `backbone` replaces the name that the folder gives, for a copy elsewhere. `members` are the
-    folders of the adapters that a fusion of AdapterHub mixes, where they do not lie beside it.
+    `backbone` replaces the name that the folder gives, for a copy elsewhere; what others can use of
+    the folder's name is kept. `members` are the folders of the adapters that a fusion of AdapterHub
+    mixes, where they do not lie beside it. `name` is what the adapter is called from now on.
 
     Raises:
         FileNotFoundError: no adapter there, or no backbone.
@@ -73,19 +78,55 @@ def load(
         )
     if found == OURS:
         folder = adapter_folder.load(directory)
-        loaded = _load_backbone(backbone, folder.backbone['name'])
+        own = folder.backbone['name']
+        loaded = _load_backbone(backbone, own)
         adapter_folder.check_backbone(folder, loaded.describe())
-        return folder, loaded
+        folder = dataclasses.replace(folder, name=name) if name else folder
+        return folder, _under_own_name(loaded, own)
     module = FOREIGN[found]
-    name = module.backbone_name(directory)
-    if not (name or backbone):
+    own = module.backbone_name(directory)
+    if not (own or backbone):
         raise ValueError(
             f'{directory} does not say which backbone it is for; give it as --backbone'
         )
-    loaded = _load_backbone(backbone, name)
-    if members:
-        return adapterhub.load(directory, loaded, members), loaded
-    return module.load(directory, loaded), loaded
+    loaded = _load_backbone(backbone, own)
+    if own and _same_backbone(own, loaded):
+        loaded = _under_own_name(loaded, own)
+    elif own:
+        _LOG.warning(
+            '%s was made for the backbone %r and is used over %r, which by its name and place is '
+            "another: unless it is a copy, take the adapter's own",
+            directory,
+            own,
+            backbone,
+        )
+    options = {'members': members} if members else {}
+    options |= {'name': name} if name else {}
+    return module.load(directory, loaded, **options), loaded
+
+
+def _same_backbone(own: str, loaded: LoadedBackbone) -> bool:
+    """Tell whether a name is that of a loaded checkpoint, as far as names and folders say."""
+    given, end = hub.short_name(loaded.name), own.rpartition('/')[2]
+    if own == given:
+        return True
+    if own in hub.SHORT_NAMES:
+        return hub.SHORT_NAMES[own].holds(loaded.directory)
+    if Path(own).expanduser().is_dir():
+        return Path(own).expanduser().samefile(loaded.directory)
+    if f'models--{own.replace("/", "--")}' in loaded.directory.absolute().parts:  # the hub's cache
+        return True
+    # Two repositories of one name are two checkpoints, unless one has the name alone.
+    repositories = '/' in own and '/' in given and not Path(given).is_dir()
+    return Path(given).name == end and not repositories
+
+
+def _under_own_name(loaded: LoadedBackbone, own: str) -> LoadedBackbone:
+    """Return a backbone under the name that its adapter gives it, where others may know that."""
+    local = own.startswith(('/', '.', '~'))
+    if local or not Path(loaded.name).expanduser().is_dir():
+        return loaded
+    return dataclasses.replace(loaded, name=own)
 
 
 def load_once(directory: Path, backbone: str) -> AdapterFolder:
@@ -150,4 +191,8 @@ def _save_merged(folder: AdapterFolder, directory: Path, loaded: LoadedBackbone)
     adapter = whole['adapters'].get(folder.name, {})
     merged = merging.merge(method, adapter, whole['backbone'])
     head = (folder.head, folder.head_params) if folder.head else None
+    if head is None and loaded.config.decoder is not None:
+        # Adapters of others come without the scores of words that they were trained under.
+        words = decoder_heads.optional(loaded)
+        head = None if words is None else ({}, words)
     return hf_export.save(merged, loaded, directory, head, folder.task)

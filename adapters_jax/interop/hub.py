@@ -152,6 +152,17 @@ SHORT_NAMES = {
 }
 
 
+def published_name(name: str) -> str:
+    """Return the name that others know a backbone by: its repository, where `name` is short."""
+    return SHORT_NAMES[name].repository if name in SHORT_NAMES else name
+
+
+def short_name(name: str) -> str:
+    """Return the short name of a repository that has one, and any other name as it is."""
+    known = {published.repository: short for short, published in SHORT_NAMES.items()}
+    return known.get(name, name)
+
+
 def locate(name: str) -> Path:
     """Return the folder of the backbone called `name`, fetching it where it is not here yet.
 

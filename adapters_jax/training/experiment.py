@@ -336,12 +336,19 @@ def task_of(folder: AdapterFolder) -> Task:
     """Return the task that a finished adapter serves.
 
     Raises:
-        ValueError: the adapter came without a head.
+        ValueError: the adapter came without a task, and perhaps without a head.
     """
+    if not folder.task and folder.head:
+        raise ValueError(
+            f'the adapter {folder.name!r} has a head that scores words, but does not say for which '
+            'task; train it further for one with config.start, or give it to transformers with '
+            '`convert --format=merged`'
+        )
     if not folder.task:
         raise ValueError(
-            f'the adapter {folder.name!r} has no head, so it computes hidden states but predicts '
-            'nothing; train a head for it, or take the folder that has one'
+            f'the adapter {folder.name!r} has no head and no task, so it computes hidden states '
+            'but predicts nothing; take the folder that has them, or train it further for a task '
+            'with config.start (a model that writes texts brings its own head)'
         )
     return tasks.from_json(folder.task)
 

@@ -134,7 +134,8 @@ def test_every_encoder_has_the_same_states_there(family):
 
 
 @settings(max_examples=20, deadline=None)
-@given(st.lists(st.lists(st.integers(1, 6), min_size=1, max_size=3), min_size=2, max_size=4))
+# Three rows: each other number would be a program of its own.
+@given(st.lists(st.lists(st.integers(1, 6), min_size=1, max_size=3), min_size=3, max_size=3))
 def test_any_packing_has_the_outputs_of_each_text_alone(rows):
     model, params = model_of('lora', 'pooler'), cases.trained('lora')
     packed = tiny.batch(rows, 18)

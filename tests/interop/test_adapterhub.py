@@ -301,7 +301,7 @@ def test_what_the_library_has_no_place_for_is_refused(source, tmp_path, method):
 
 def test_backbone_leaves_and_dots_in_names_are_refused(source, tmp_path):
     folder = fresh(source, 'par_bn')
-    with pytest.raises(ValueError, match=r"'a\.b'; rename"):
+    with pytest.raises(ValueError, match=r"'a\.b'; give it another"):
         adapterhub.save(dataclasses.replace(folder, name='a.b'), tmp_path / 'a', source.loaded)
     tuned = dataclasses.replace(folder, backbone_params={'layer_0': {'bias': np.zeros(3)}})
     with pytest.raises(ValueError, match='layer_0'):

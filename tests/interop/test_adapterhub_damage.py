@@ -195,6 +195,24 @@ def test_two_names_for_one_tensor(source, folder):
         adapterhub.load(folder, source.loaded)
 
 
+@pytest.mark.parametrize('part', ['adapter', 'model_head'])
+def test_two_files_of_one_part_must_agree(source, saved, folder, caplog, part):
+    pickled = {'adapter': 'pytorch_adapter.bin', 'model_head': 'pytorch_model_head.bin'}[part]
+    expected = library.our_logits(adapterhub.load(folder, source.loaded), source)
+    shutil.copy(saved / 'torch' / pickled, folder / pickled)
+    again = library.our_logits(adapterhub.load(folder, source.loaded), source)
+    np.testing.assert_array_equal(again, expected)
+    found = torch.load(folder / pickled)
+    name = next(iter(found))
+    torch.save(found | {name: found[name] + 1}, folder / pickled)
+    with pytest.raises(ValueError, match=f'{part}.safetensors and {pickled} with different .*sta'):
+        adapterhub.load(folder, source.loaded)
+    assert not caplog.records
+    (folder / pickled).write_bytes(b'version https://git-lfs.x/spec')
+    adapterhub.load(folder, source.loaded)
+    assert f'{pickled} beside it is not' in caplog.text
+
+
 def test_a_pickle_that_calls_is_refused(source, saved, tmp_path):
     directory = shutil.copytree(saved / 'torch', tmp_path / 'a')
     (directory / 'pytorch_adapter.bin').write_bytes(

@@ -14,6 +14,7 @@ import pytest
 import torch
 import torch_families
 import transformers
+from safetensors.numpy import save_file
 from torch_families import CASES
 
 from adapters_jax.interop import decoder_heads
@@ -274,6 +275,39 @@ def test_what_peft_chooses_where_nobody_does(source, tmp_path, name, kind):
         del edit['feedforward_modules']
         (tmp_path / 'a' / 'adapter_config.json').write_text(json.dumps(edit))
     check(ours.load(tmp_path / 'a', of.loaded), of, library.outputs(model, of, x), x)
+
+
+def test_what_older_peft_stored_with_all_biases(source, tmp_path):
+    """It kept all whose name has 'bias' in it, buffers and T5's biases of positions among them."""
+    of, path = source('bart'), tmp_path / 'bart' / 'adapter_model.safetensors'
+    theirs.adapt(fresh(of), config_of('bart', 'lora bias')).save_pretrained(tmp_path / 'bart')
+    expected = ours.load(tmp_path / 'bart', of.loaded)
+    buffer = {'base_model.model.final_logits_bias': np.zeros((1, 61), np.float32)}
+    save_file(theirs.load_file(path) | buffer, path)
+    found = ours.load(tmp_path / 'bart', of.loaded)
+    assert theirs.bits(found.backbone_params) == theirs.bits(expected.backbone_params)
+
+    of, path = source('t5'), tmp_path / 't5' / 'adapter_model.safetensors'
+    theirs.adapt(fresh(of), config_of('t5', 'lora bias')).save_pretrained(tmp_path / 't5')
+    tables = {
+        f'base_model.model.{name}': x.numpy()
+        for name, x in fresh(of).state_dict().items()
+        if 'relative_attention_bias' in name
+    }
+    assert len(tables) == 2
+    plain = theirs.load_file(path)
+    save_file(plain | tables, path)
+    assert not ours.load(tmp_path / 't5', of.loaded).backbone_params
+    save_file(plain | {name: x + 1 for name, x in tables.items()}, path)
+    with pytest.raises(ValueError, match=r'older PEFT trained .*relative_attention_bias\.weight'):
+        ours.load(tmp_path / 't5', of.loaded)
+
+
+def test_the_biases_of_a_family_that_has_none(source, tmp_path):
+    of = source('t5')
+    config = peft.LoraConfig(r=2, bias='lora_only', task_type='SEQ_2_SEQ_LM')
+    theirs.adapt(fresh(of), config).save_pretrained(tmp_path / 'a')
+    assert not ours.load(tmp_path / 'a', of.loaded).backbone_params
 
 
 def test_a_family_without_defaults_asks_for_modules(source, tmp_path):

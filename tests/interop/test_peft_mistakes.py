@@ -116,7 +116,7 @@ WRONG = [
     ({'bias': True}, 'bias=True; expected'),
     ({'use_dora': True}, 'lora_magnitude_vector is missing'),
     ({'init_lora_weights': 'pissa_niter_4'}, 'changes the weights of the backbone'),
-    ({'task_type': 'TOKEN_CLS'}, "task_type is 'TOKEN_CLS'"),
+    ({'task_type': 'CAUSAL_LM'}, "task_type is 'CAUSAL_LM'"),
     ({'task_type': None, 'modules_to_save': None}, 'classifier.bias.* is unexpected'),
     ({'auto_mapping': {'base_model_class': 'BertForTokenClassification'}}, 'that of a BertForTok'),
 ]

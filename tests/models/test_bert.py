@@ -314,6 +314,8 @@ def test_dimensions_are_those_of_the_backbone():
         'inner': 16,
         'decoder_layers': 0,
         'gated': False,
+        'reads_words': True,
+        'word_scale': 1.0,
     }
 
 

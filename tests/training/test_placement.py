@@ -79,9 +79,8 @@ def run(toys, folder, mesh, method, steps=10):
     return losses, evaluate(folder)['metrics']
 
 
-@pytest.mark.parametrize(
-    'mesh', [pytest.param(m, marks=[] if m == 'mixed' else pytest.mark.slow) for m in MESHES]
-)
+@pytest.mark.slow  # one that goes on over another mesh is a fast test, below
+@pytest.mark.parametrize('mesh', MESHES)
 def test_losses_and_metrics_are_those_of_one_device(toys, tmp_path, alone, mesh):
     losses, metrics = run(toys, tmp_path, MESHES[mesh], PFEIFFER)
     expected, exact = alone(PFEIFFER)

@@ -14,6 +14,7 @@ from adapters_jax import params as trees
 from adapters_jax.adapters import composition, registry
 from adapters_jax.adapters.composed import Composed
 from adapters_jax.adapters.composition import Fuse
+from adapters_jax.interop import hub
 from adapters_jax.interop.adapter_folder import AdapterFolder
 from adapters_jax.interop.adapterhub import folder, fusion, heads, setup, store
 from adapters_jax.interop.adapterhub.fusion import Fusion
@@ -45,8 +46,7 @@ def is_lone_fusion(directory: Path | str) -> bool:
 def backbone_name(directory: Path | str) -> str:
     """Return the name of the backbone that the folder gives; a composition's adapters give it."""
     if is_lone_fusion(directory):
-        path = Path(directory) / store.FUSION.config
-        return store.field(store.read_json(path), 'model_name', str, path, default='')
+        return hub.short_name(store.model_name(Path(directory) / store.FUSION.config))
     if not setup.is_setup(directory):
         return folder.backbone_name(directory)
     parts = sorted(path.parent for path in Path(directory).glob(f'*/{store.ADAPTER.config}'))
@@ -57,18 +57,20 @@ def load(
     directory: Path | str,
     loaded: LoadedBackbone,
     members: Mapping[str, str | Path] | None = None,
+    name: str | None = None,
 ) -> AdapterFolder:
     """Return what is in a folder, a composition as one adapter.
 
     `members` are the folders of a lone fusion's adapters by name; they may be left out where these
-    lie in the fusion's folder or beside it, under their names.
+    lie in the fusion's folder or beside it, under their names. `name` is what the adapter is called
+    from now on.
 
     Raises:
         FileNotFoundError: a missing folder or file.
         ValueError: a damaged part, or a composition that is not supported.
     """
     if not is_composition(directory):
-        return folder.load(directory, loaded)
+        return folder.load(directory, loaded, name)
     lone = is_lone_fusion(directory)
     held = _of_fusion(Path(directory), loaded, members) if lone else setup.load(directory, loaded)
     try:
@@ -77,7 +79,7 @@ def load(
         raise ValueError(f'{directory}: {error}') from error
     head = _head(held)
     return AdapterFolder(
-        name=_NAME,
+        name=_NAME if name is None else name,
         method=method.to_json(),
         head=head.head,
         task=head.task,
@@ -156,7 +158,8 @@ def save(adapter: AdapterFolder, directory: Path | str, loaded: LoadedBackbone) 
 def _setup(adapter: AdapterFolder, method: Composed, loaded: LoadedBackbone) -> Setup:
     if adapter.name in method.members:
         raise ValueError(
-            f'the composition and one of its adapters are both named {adapter.name!r}; rename one'
+            f'the composition and one of its adapters are both named {adapter.name!r}; give '
+            'the composition another name with `convert --name=NAME`'
         )
     members = {
         name: AdapterFolder(

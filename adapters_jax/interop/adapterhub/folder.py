@@ -22,6 +22,7 @@ from adapters_jax.adapters.method import Method
 from adapters_jax.adapters.reft import ReFT
 from adapters_jax.adapters.union import Union
 from adapters_jax.adapters.vera import VeRA
+from adapters_jax.interop import hub
 from adapters_jax.interop.adapter_folder import AdapterFolder
 from adapters_jax.interop.adapterhub import (
     configs,
@@ -53,9 +54,11 @@ def is_folder(directory: Path | str) -> bool:
 
 
 def backbone_name(directory: Path | str) -> str:
-    """Return the name of the backbone that the folder gives; it may give none."""
-    path = Path(directory) / store.ADAPTER.config
-    return store.field(store.read_json(path), 'model_name', str, path, default='')
+    """Return the name of the backbone that the folder gives; it may give none.
+
+    Where the checkpoint has a short name here, it is that.
+    """
+    return hub.short_name(store.model_name(Path(directory) / store.ADAPTER.config))
 
 
 def load(
@@ -181,8 +184,8 @@ def save(folder: AdapterFolder, directory: Path | str, loaded: LoadedBackbone) -
     directory = Path(directory)
     if '.' in folder.name:
         raise ValueError(
-            f'`adapters` takes no dot in a name, and the adapter is named {folder.name!r}; rename '
-            'it first'
+            f'`adapters` takes no dot in a name, and the adapter is named {folder.name!r}; give '
+            'it another with `convert --name=NAME`'
         )
     if folder.backbone_params:
         raise ValueError(

@@ -50,8 +50,9 @@ def config(values: Mapping[str, Any], path: Path, given: Mapping | str | None) -
         found = presets.resolve(found)
     if not isinstance(found, Mapping):
         raise ValueError(
-            f'{path} has config={found!r}, which does not say what the adapter is; give its '
-            "configuration to `load` as config, such as 'pfeiffer', or restore the file"
+            f'{path} has config={found!r}, which does not say what the adapter is; write there '
+            'what it is, such as "config": "pfeiffer" (a name or all its options), or restore the '
+            'file'
         )
     members = found.get('configs') if found.get('architecture') == UNION else None
     if isinstance(members, list) and all(isinstance(member, Mapping) for member in members):

@@ -5,6 +5,7 @@ be the expected ones, of the expected shapes, and finite.
 """
 
 import json
+import logging
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +21,7 @@ from adapters_jax.interop.backbones import LoadedBackbone
 from adapters_jax.interop.tensors import SafetensorsFile, check_is_weights, contents
 
 VERSION = 'adapters.1.3.0'
+_LOG = logging.getLogger(__name__)
 
 
 class Part(NamedTuple):
@@ -84,21 +86,33 @@ _KINDS = {
 }
 
 
+def model_name(path: Path) -> str:
+    """Return the name of the backbone in a config; '' where it has none.
+
+    Raises:
+        FileNotFoundError, ValueError: no such file, or one that is damaged.
+    """
+    return field(read_json(path), 'model_name', str, path, default='')
+
+
 def has_tensors(directory: Path, part: Part) -> bool:
     """Tell whether the folder holds the part's tensors."""
     return (directory / part.safetensors).is_file() or (directory / part.torch).is_file()
 
 
 def read_tensors(directory: Path, part: Part) -> dict[str, np.ndarray]:
-    """Return a part's tensors by name; safetensors are preferred to a pickle.
+    """Return a part's tensors by name, which two files may hold, but not differently.
 
     Raises:
         FileNotFoundError: neither file is there.
-        ValueError: a file that is damaged, or holds anything but tensors.
+        ValueError: a file that is damaged, or holds anything but tensors, or two that differ.
     """
-    if (directory / part.safetensors).is_file():
-        return dict(SafetensorsFile(directory / part.safetensors))
     path = directory / part.torch
+    if (directory / part.safetensors).is_file():
+        found = dict(SafetensorsFile(directory / part.safetensors))
+        if path.is_file():
+            _check_alike(found, directory / part.safetensors, path)
+        return found
     if not path.is_file():
         raise FileNotFoundError(
             f'{directory} has neither {part.safetensors} nor {part.torch}; it holds '
@@ -106,6 +120,32 @@ def read_tensors(directory: Path, part: Part) -> dict[str, np.ndarray]:
         )
     check_is_weights(path)
     return torch_pickle.load(path)
+
+
+def _check_alike(found: Mapping[str, np.ndarray], path: Path, pickled: Path) -> None:
+    """Refuse a pickle with other tensors than those of the file beside it.
+
+    `adapters` writes one of the two and leaves the other as it was.
+
+    Raises:
+        ValueError: naming both, and the later one.
+    """
+    try:
+        check_is_weights(pickled)
+        others = torch_pickle.load(pickled)
+    except ValueError as error:
+        _LOG.warning('%s is read, and %s beside it is not: %s', path, pickled.name, error)
+        return
+    same = found.keys() == others.keys() and all(
+        np.array_equal(tensor, others[name]) for name, tensor in found.items()
+    )
+    if not same:
+        later = max(path, pickled, key=lambda file: file.stat().st_mtime)
+        raise ValueError(
+            f'{path.parent} holds {path.name} and {pickled.name} with different tensors, and '
+            f'`adapters` leaves the one as it was when it writes the other; remove the stale one '
+            f'(by their dates, {later.name} is the later)'
+        )
 
 
 def check_tensors(
@@ -188,7 +228,7 @@ def described(loaded: LoadedBackbone, name: str) -> dict[str, Any]:
     return {
         'hidden_size': loaded.config.dimensions.hidden,
         'model_class': model_class(loaded).name,
-        'model_name': loaded.name,
+        'model_name': hub.published_name(loaded.name),
         'model_type': model_type(loaded),
         'name': name,
         'version': VERSION,

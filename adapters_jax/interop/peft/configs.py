@@ -190,7 +190,8 @@ _WITHOUT_EFFECT = {
     'tokenizer_name_or_path',
     'velora_config',
 }
-_HARMLESS_INITIALISATIONS = ('gaussian', 'eva', 'orthogonal')  # of the adapter, not the backbone
+# Of the adapter, not of the backbone.
+_HARMLESS_INITIALISATIONS = ('gaussian', 'eva', 'orthogonal', 'mica')
 
 
 def parse(directory: Path) -> dict[str, Any] | None:
@@ -265,7 +266,7 @@ def _check_type(path: Path, key: str, value: Any) -> None:
 def _check_initialisation(path: Path, settings: Mapping[str, Any]) -> None:
     """Refuse initialisations that take something out of the backbone's weights."""
     value = settings.get('init_lora_weights')
-    if isinstance(value, str) and value not in _HARMLESS_INITIALISATIONS:
+    if isinstance(value, str) and value.lower() not in _HARMLESS_INITIALISATIONS:
         raise ValueError(
             f'{path} has init_lora_weights={value!r}, which changes the weights of the backbone, '
             'and the file does not hold those; save the adapter with PEFT as plain LoRA '

@@ -23,6 +23,4 @@ def backbone_name(directory: Path | str) -> str:
     Raises:
         FileNotFoundError, ValueError: no config, or one that cannot be read.
     """
-    name = configs.read(Path(directory))['base_model_name_or_path'] or ''
-    known = {published.repository: short for short, published in hub.SHORT_NAMES.items()}
-    return known.get(name, name)
+    return hub.short_name(configs.read(Path(directory))['base_model_name_or_path'] or '')

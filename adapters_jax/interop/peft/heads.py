@@ -1,7 +1,7 @@
 """The head and the task that a PEFT folder implies.
 
-A folder holds the classifier's tensors and no labels. Whether there is a classifier follows from
-the type of task, or from the modules that were stored whole.
+A folder holds the classifier's tensors and no labels. Whether there is a classifier, and of what,
+follows from the type of task, or from the modules that were stored whole.
 """
 
 from collections.abc import Mapping
@@ -14,7 +14,41 @@ from adapters_jax.models.backbone import BackboneConfig
 from adapters_jax.params import Tree
 
 CLASSIFICATION, FEATURES, TEXTS = 'SEQ_CLS', 'FEATURE_EXTRACTION', 'SEQ_2_SEQ_LM'
-MODULES = ('classifier', 'score')  # what PEFT stores whole for a classification
+OF_TOKENS = {'TOKEN_CLS': 'tagging', 'QUESTION_ANS': 'question_answering'}  # our tasks
+_MODULES = ('classifier', 'score')  # what PEFT stores whole for a classification, there or not
+
+
+def is_part(module: str) -> bool:
+    """Tell whether a module that is stored whole is a classifier, or in one."""
+    return module in _MODULES or hf_heads.is_head(f'{module}.')
+
+
+def stored(task_type: str | None) -> tuple[str, ...]:
+    """Return the modules that PEFT stores whole for a type of task."""
+    return (hf_heads.ANSWERS,) if task_type == 'QUESTION_ANS' else _MODULES
+
+
+def has_pooler(task_type: str | None, prefix: str, config: BackboneConfig) -> bool:
+    """Tell whether the adapted model had a pooler: some with a head, so a `prefix`, have none."""
+    absent = hf_heads.without_pooler(config.family) or task_type in OF_TOKENS
+    return not (absent and prefix)
+
+
+def check_type(settings: Mapping[str, Any], config: BackboneConfig) -> None:
+    """Refuse a type of task that this project has no head for.
+
+    Raises:
+        ValueError: naming those that it has.
+    """
+    task_type = settings['task_type']
+    kinds = (TEXTS, FEATURES) if config.decoder is not None else (CLASSIFICATION, FEATURES)
+    if config.decoder is None and config.reads != 'pixels':
+        kinds += tuple(OF_TOKENS)
+    if task_type not in (None, *kinds):
+        raise ValueError(
+            f'task_type is {task_type!r}, whose head is not supported for {config.family}; '
+            f'expected {" or ".join(kinds)}, or none'
+        )
 
 
 def read(
@@ -23,41 +57,42 @@ def read(
     """Return the head's and the task's descriptions and the head's parameters; empty without one.
 
     Raises:
-        ValueError: a type of task that is not supported, or a classifier that is missing or that
-            belongs to another kind of model.
+        ValueError: a classifier that is missing or that belongs to another kind of model.
     """
     task_type = settings['task_type']
-    kinds = (CLASSIFICATION, FEATURES) if config.decoder is None else (TEXTS, FEATURES)
-    if task_type not in (None, *kinds):
-        raise ValueError(
-            f'task_type is {task_type!r}, which is not supported for {config.family}; expected '
-            f'{" or ".join(kinds)}, or none'
-        )
-    saved = hf_heads.CLASSIFIER in names.saved_modules(settings)
-    if task_type != CLASSIFICATION and not saved:
+    saved = any(hf_heads.is_head(f'{module}.') for module in names.saved_modules(settings))
+    if task_type not in (CLASSIFICATION, *OF_TOKENS) and not saved:
         if contents.classifier:
             raise ValueError(
                 f'{listed(list(contents.classifier))} is unexpected: the config has no classifier'
             )
         return {}, {}, {}
-    _check_model(settings, config)
-    head, tree, outputs = hf_heads.read(contents.classifier, config)
-    labels = [f'LABEL_{i}' for i in range(outputs)]
-    if config.reads == 'pixels':
-        task = {'name': 'image_classification', 'labels': labels}
-    elif outputs == 1:
-        task = {'name': 'regression'}
-    else:
-        task = {'name': 'classification', 'labels': labels}
-    return head.to_json(), task, tree
+    name = OF_TOKENS.get(task_type)
+    _check_model(settings, config, name)
+    head, tree, outputs = hf_heads.read(contents.classifier, config, name)
+    return head.to_json(), _task(name, outputs, config), tree
 
 
-def _check_model(settings: Mapping[str, Any], config: BackboneConfig) -> None:
-    """Refuse the classifier of a model that classifies something else than whole inputs."""
+def _task(name: str | None, outputs: int, config: BackboneConfig) -> dict[str, Any]:
+    """Return the task of a classifier; `name` is that of outputs for each token."""
+    if name == 'question_answering':
+        if outputs != 2:
+            raise ValueError(
+                f'{hf_heads.ANSWERS} has {outputs} outputs; expected 2, a start and an end'
+            )
+        return {'name': name}
+    if name is None and config.reads != 'pixels' and outputs == 1:
+        return {'name': 'regression'}
+    name = name or ('image_classification' if config.reads == 'pixels' else 'classification')
+    return {'name': name, 'labels': [f'LABEL_{i}' for i in range(outputs)]}
+
+
+def _check_model(settings: Mapping[str, Any], config: BackboneConfig, task: str | None) -> None:
+    """Refuse the classifier of a model that classifies something else than the type of task."""
     mapping = settings['auto_mapping']
     name = mapping.get('base_model_class') if isinstance(mapping, Mapping) else None
-    if isinstance(name, str) and not hf_heads.is_class(name, config.family):
+    if isinstance(name, str) and not hf_heads.is_class(name, config.family, task):
         raise ValueError(
             f'the classifier is that of a {name}; expected one of a model '
-            f'{hf_heads.model_class(config.family)}'
+            f'{hf_heads.model_class(config.family, task)}'
         )

@@ -104,10 +104,16 @@ def _is_target(settings: Mapping[str, Any], chosen: Names, name: str) -> bool:
         return False
     if any(re.match(rf'(^|.*\.){m}($|\..*)', name) for m in saved_modules(settings)):
         return False
-    if isinstance(chosen, str) and chosen.lower() != ALL_LINEAR:
-        return re.fullmatch(chosen, name) is not None
-    everything = isinstance(chosen, str)
-    return (everything or _covers(chosen, name)) and _in_layers(settings, name)
+    if isinstance(chosen, str):
+        return chooses_all(settings) or re.fullmatch(chosen, name) is not None
+    # PEFT asks for the layer of those alone that the end of a name chooses.
+    return name in chosen or (_covers(chosen, name) and _in_layers(settings, name))
+
+
+def chooses_all(settings: Mapping[str, Any]) -> bool:
+    """Tell whether the settings choose every dense layer, whatever it is called."""
+    chosen = settings['target_modules']
+    return isinstance(chosen, str) and chosen.lower() == ALL_LINEAR
 
 
 def _covers(names: Names, name: str) -> bool:

@@ -18,7 +18,7 @@ from adapters_jax import params
 from adapters_jax.adapters.lora import LoRA
 from adapters_jax.adapters.method import At, Method
 from adapters_jax.adapters.union import Union
-from adapters_jax.interop import hf_heads, modules
+from adapters_jax.interop import modules
 from adapters_jax.interop.adapter_folder import AdapterFolder
 from adapters_jax.interop.backbones import LoadedBackbone
 from adapters_jax.interop.peft import (
@@ -36,6 +36,7 @@ from adapters_jax.interop.peft.places import Adapted
 from adapters_jax.interop.peft.tensors import Contents, listed
 from adapters_jax.models.backbone import BackboneConfig
 from adapters_jax.models.families import tensor_names
+from adapters_jax.models.heads import TOKENS
 from adapters_jax.params import Tree
 
 _LOG = logging.getLogger(__name__)
@@ -76,12 +77,28 @@ def load(directory: Path | str, loaded: LoadedBackbone, name: str = 'default') -
     directory = Path(directory)
     settings = configs.read(directory)
     kind = settings['peft_type']
+    try:
+        heads.check_type(settings, loaded.config)
+    except ValueError as error:
+        raise ValueError(f'{directory / configs.CONFIG}: {error}') from error
+    _warn_of_revision(directory, settings)
     contents = tensors.read(directory, kind, loaded.config)
     try:
         settings = names.resolved(settings, loaded.config)
         return _translate(settings, contents, loaded, name)
     except ValueError as error:
         raise ValueError(f'{directory} cannot be read as a {kind} adapter: {error}') from error
+
+
+def _warn_of_revision(directory: Path, settings: Mapping[str, Any]) -> None:
+    if settings['revision'] not in (None, '', 'main'):
+        _LOG.warning(
+            '%s was made for the revision %r of %s; whatever revision the backbone is of, it is '
+            'used: give a copy of that one as --backbone',
+            directory,
+            settings['revision'],
+            settings['base_model_name_or_path'],
+        )
 
 
 def _translate(
@@ -146,15 +163,17 @@ def _check_targets(settings: Mapping[str, Any], contents: Contents, config: Back
     """
     projections = list(modules.projections(config))
     tables = [n.removesuffix('.weight') for n in tensor_names(config) if '_embeddings' in n]
-    chosen = names.targets(settings, [*projections, *tables], contents.prefix)
+    # All dense layers are chosen by what they are: no table is one.
+    among = projections if names.chooses_all(settings) else [*projections, *tables]
+    chosen = names.targets(settings, among, contents.prefix)
     others = [m for m in (*chosen, *contents.modules) if m not in projections]
     if others:
         raise ValueError(
             f'it adapts {listed(sorted(set(others)))}; this project adapts the projections of the '
             'blocks, and the pooler'
         )
-    absent = hf_heads.without_pooler(config.family) and contents.prefix
-    optional = {names.POOLER} if absent else set()
+    there = heads.has_pooler(settings['task_type'], contents.prefix, config)
+    optional = set() if there else {names.POOLER}
     missing = [m for m in chosen if m not in contents.modules and m not in optional]
     unexpected = [m for m in contents.modules if m not in chosen]
     problems = [f'{m} is missing' for m in missing] + [f'{m} is unexpected' for m in unexpected]
@@ -191,9 +210,9 @@ def _with_pooler(
     head: dict[str, Any], head_params: Tree, pooler: Tree
 ) -> tuple[dict[str, Any], Tree]:
     """Return the head with a trained pooler as its first layer: it is one dense layer and tanh."""
-    if not head:
+    if not head or head['pooling'] == TOKENS:
         _LOG.warning('the trained pooler is left out: without a classifier nothing reads it')
-        return {}, {}
+        return head, head_params
     head = head | {'pooling': 'cls', 'layers': 2}
     return head, {'dense_0': pooler, 'dense_1': head_params['dense_0']}
 

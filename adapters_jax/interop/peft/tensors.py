@@ -37,6 +37,8 @@ WHOLE = {
     'P_TUNING': ('prompt_embeddings',),
 }
 _OUTER = re.compile(r'base_model\.(model\.)?')
+# A buffer of BART and its kin, which older PEFT took for one of the biases that it stores.
+_UNTRAINED = 'final_logits_bias'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,6 +128,8 @@ def _sort(
     unknown = []
     for name, tensor in tensors.items():
         ending = next((p for p in PARAMETERS.get(kind, ()) if name.endswith(f'.{p}')), None)
+        if name == _UNTRAINED and config.decoder is not None:
+            continue
         if ending is not None:
             module = name.removesuffix(f'.{ending}')
             sorted_.modules.setdefault(module, {})[ending] = tensor

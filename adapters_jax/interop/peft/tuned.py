@@ -4,6 +4,7 @@ They are modules stored whole (the pooler, LayerNorms), biases trained beside th
 LayerNorms of LN_TUNING.
 """
 
+import logging
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -12,15 +13,16 @@ import numpy as np
 from adapters_jax import params
 from adapters_jax.adapters.method import Method
 from adapters_jax.adapters.tuning import BitFit, LayerNormTuning
-from adapters_jax.interop import hf_heads, modules
-from adapters_jax.interop.peft import names
-from adapters_jax.interop.peft.heads import MODULES
+from adapters_jax.interop import modules
+from adapters_jax.interop.peft import heads, names
 from adapters_jax.interop.peft.tensors import Contents, Tensors, listed
 from adapters_jax.models import families
 from adapters_jax.models.backbone import BackboneConfig
 from adapters_jax.params import Tree
 
 POOLER = 'pooler'
+_LOG = logging.getLogger(__name__)
+_POSITIONS = 'relative_attention_bias.weight'  # a table of T5's
 
 
 def read(
@@ -32,7 +34,7 @@ def read(
         ValueError: leaves that the settings do not ask for, or that are missing or of another
             shape, and modules that this project cannot train.
     """
-    tensors = dict(contents.leaves)
+    tensors = _without_positions(settings, contents.leaves, config, backbone)
     wanted = _wanted(settings, contents, config)
     if settings['peft_type'] == 'LN_TUNING':
         for module, own in contents.modules.items():
@@ -51,12 +53,36 @@ def read(
     return leaves
 
 
+def _without_positions(
+    settings: Mapping[str, Any], found: Tensors, config: BackboneConfig, backbone: Tree
+) -> Tensors:
+    """Drop T5's biases of positions, which older PEFT stored with bias='all', where untrained.
+
+    Raises:
+        ValueError: they are not the backbone's.
+    """
+    stored = [name for name in found if name.endswith(_POSITIONS)]
+    if settings.get('bias') != 'all' or not stored:
+        return dict(found)
+    table, own = families.tensor_names(config), params.flatten(backbone)
+    for name in stored:
+        path, transpose = table[name]
+        tensor = found[name].T if transpose else found[name]
+        if not np.array_equal(tensor, np.asarray(own[path], np.float32)):
+            raise ValueError(
+                f"bias='all' of an older PEFT trained {name} too, which this project does not "
+                'train beside an adapter; merge the adapter with PEFT, and load the result as a '
+                'backbone'
+            )
+    return {name: tensor for name, tensor in found.items() if name not in stored}
+
+
 def _wanted(settings: Mapping[str, Any], contents: Contents, config: BackboneConfig) -> set[str]:
     """Return the tensors of the backbone that the settings ask for."""
-    everything = [n for n in families.tensor_names(config) if _exists(n, contents.prefix, config)]
+    everything = _everything(settings['task_type'], contents.prefix, config)
     found = set()
     for entry in names.saved_modules(settings):
-        if entry in MODULES:
+        if heads.is_part(entry):
             continue
         chosen = [n for n in everything if _is_inside(contents.prefix + n, entry)]
         others = [n for n in chosen if not (is_norm(n, config) or n.startswith(f'{POOLER}.'))]
@@ -70,12 +96,24 @@ def _wanted(settings: Mapping[str, Any], contents: Contents, config: BackboneCon
     if bias == 'all':
         found |= {n for n in everything if n.endswith('.bias')}
     elif bias.endswith('_only'):
-        found |= {f'{module}.bias' for module in contents.modules}
+        found |= _biases(contents, everything)
     elif bias != 'none':
         raise ValueError(f"bias is {bias!r}; expected 'none', 'all' or '*_only'")
     if settings['peft_type'] == 'LN_TUNING':
         found |= _norms(settings, contents, everything, config)
     return found
+
+
+def _biases(contents: Contents, everything: Iterable[str]) -> set[str]:
+    """Return the biases of the adapted modules; none where an older PEFT saved none of them."""
+    own = {f'{module}.bias' for module in contents.modules} & set(everything)
+    if own and not own & set(contents.leaves):
+        _LOG.warning(
+            'the biases of the adapted modules were trained, but the version of PEFT that wrote '
+            "the folder did not save them; like PEFT, the backbone's own are used"
+        )
+        return set()
+    return own
 
 
 def _norms(
@@ -96,10 +134,10 @@ def _norms(
     return {n for n in everything if n.rpartition('.')[0] in chosen}
 
 
-def _exists(name: str, prefix: str, config: BackboneConfig) -> bool:
-    """Tell whether the adapted model had the tensor: some with a head have no pooler."""
-    absent = hf_heads.without_pooler(config.family) and prefix
-    return not (name.startswith(POOLER) and absent)
+def _everything(task_type: str | None, prefix: str, config: BackboneConfig) -> list[str]:
+    """Return the backbone's tensors that the adapted model had."""
+    pooler = heads.has_pooler(task_type, prefix, config)
+    return [n for n in families.tensor_names(config) if pooler or not n.startswith(POOLER)]
 
 
 def _is_inside(name: str, entry: str) -> bool:
@@ -153,7 +191,12 @@ def _around(paths: Iterable[str], config: BackboneConfig) -> dict[str, Any]:
 
 
 def write(
-    kind: str, leaves: Mapping[str, Any], backbone: Tree, config: BackboneConfig, prefix: str
+    kind: str,
+    leaves: Mapping[str, Any],
+    backbone: Tree,
+    config: BackboneConfig,
+    prefix: str,
+    task_type: str | None,
 ) -> tuple[dict[str, Any], list[str], Tensors]:
     """Return how PEFT stores tuned leaves: settings, modules to store whole, and tensors.
 
@@ -163,7 +206,7 @@ def write(
         ValueError: leaves that PEFT does not train beside an adapter of this type.
     """
     theirs = {path: name for name, (path, _) in families.tensor_names(config).items()}
-    everything = [n for n in families.tensor_names(config) if _exists(n, prefix, config)]
+    everything = _everything(task_type, prefix, config)
     left = {theirs[path] for path in leaves} & set(everything)
     current = params.flatten(backbone) | dict(leaves)
     if kind == 'LN_TUNING':

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from adapters_jax import files, params
 from adapters_jax.adapters.adalora import AdaLoRA
 from adapters_jax.adapters.ia3 import IA3
@@ -16,7 +18,7 @@ from adapters_jax.adapters.prompt import PromptTuning
 from adapters_jax.adapters.tuning import BitFit, LayerNormTuning
 from adapters_jax.adapters.union import Union
 from adapters_jax.adapters.vera import VeRA
-from adapters_jax.interop import hf_heads, hub, modules
+from adapters_jax.interop import decoder_heads, hf_heads, hub, modules
 from adapters_jax.interop.adapter_folder import AdapterFolder
 from adapters_jax.interop.backbones import LoadedBackbone
 from adapters_jax.interop.peft import (
@@ -65,21 +67,24 @@ def save(folder: AdapterFolder, directory: Path | str, loaded: LoadedBackbone) -
     """
     directory = Path(directory)
     main = _main_member(folder.method)
-    classifier = _classifier(folder, loaded.config)
+    classifier = _classifier(folder, loaded)
     # A decoder is used with scores of words, which are no part of a folder.
     bare = classifier is None and loaded.config.decoder is None
     prefix = '' if bare else modules.prefix(loaded.config)
     kind, settings, own = _write_method(main, folder, loaded.config, prefix)
+    task_type = _task_type(classifier, folder, loaded)
     leaves = params.flatten(folder.backbone_params)
-    more, whole, backbone = tuned.write(kind, leaves, loaded.params, loaded.config, prefix)
+    more, whole, backbone = tuned.write(
+        kind, leaves, loaded.params, loaded.config, prefix, task_type
+    )
     if classifier and any(names.POOLER in name for name in classifier):
         whole.append(tuned.POOLER)
     config = configs.write(
         kind,
         **settings | more,
-        base_model_name_or_path=_published_name(loaded.name),
-        modules_to_save=[*whole, *(heads.MODULES if classifier else ())] or None,
-        task_type=_task_type(classifier, loaded.config),
+        base_model_name_or_path=hub.published_name(loaded.name),
+        modules_to_save=[*whole, *(heads.stored(task_type) if classifier else ())] or None,
+        task_type=task_type,
     )
     outer = 'base_model.' if prompts.STORED in own else 'base_model.model.'
     named = _named(own | backbone, classifier or {}, outer, prefix)
@@ -140,24 +145,50 @@ def _write_method(
     return kind, settings, own
 
 
-def _task_type(classifier: Tensors | None, config: BackboneConfig) -> str | None:
+def _task_type(
+    classifier: Tensors | None, folder: AdapterFolder, loaded: LoadedBackbone
+) -> str | None:
     """Return PEFT's kind of task; it has none for images and sound."""
-    if not isinstance(config.stem, BertStem | TextStem):
+    if not isinstance(loaded.config.stem, BertStem | TextStem):
+        return None
+    if loaded.config.decoder is not None:
+        return heads.TEXTS
+    if not classifier:
+        return heads.FEATURES
+    of_tokens = {task: kind for kind, task in heads.OF_TOKENS.items()}
+    return of_tokens.get(folder.task['name'], heads.CLASSIFICATION)
+
+
+def _warn_of_words(folder: AdapterFolder, loaded: LoadedBackbone) -> None:
+    """Say that trained scores of words are left out."""
+    own, head = decoder_heads.optional(loaded), params.flatten(folder.head_params)
+    published = params.flatten(own or {})
+    same = head.keys() <= published.keys() and all(
+        np.array_equal(x, published[path]) for path, x in head.items()
+    )
+    if not same:
+        _LOG.warning(
+            'the adapter %r is written without the scores of words that were trained with it, for '
+            "which PEFT's folders have no place here: --format=adapterhub, merged and adapters_jax "
+            'keep them',
+            folder.name,
+        )
+
+
+def _classifier(folder: AdapterFolder, loaded: LoadedBackbone) -> Tensors | None:
+    config = loaded.config
+    if not folder.head:
         return None
     if config.decoder is not None:
-        return heads.TEXTS
-    return heads.CLASSIFICATION if classifier else heads.FEATURES
-
-
-def _classifier(folder: AdapterFolder, config: BackboneConfig) -> Tensors | None:
-    if not folder.head or config.decoder is not None:
+        _warn_of_words(folder, loaded)
         return None
     name = folder.task.get('name')
-    if name not in hf_heads.PROBLEMS:
+    tasks = (*hf_heads.PROBLEMS, *hf_heads.OF_TOKENS)
+    if name not in tasks:
         _LOG.warning(
             'the adapter is written without its head: a classifier for PEFT is one of %s, and not '
             'of %s',
-            ', '.join(hf_heads.PROBLEMS),
+            ', '.join(tasks),
             name,
         )
         return None
@@ -166,20 +197,16 @@ def _classifier(folder: AdapterFolder, config: BackboneConfig) -> Tensors | None
             'a PEFT folder does not say that several classes may hold at once: load the model '
             "under it with problem_type='multi_label_classification'"
         )
-    classifier = hf_heads.write(folder.head, folder.head_params, config)
+    classifier = hf_heads.write(folder.head, folder.head_params, config, name)
     if classifier is None:
         _LOG.warning(
             'no Hugging Face model has the head of this adapter (pooling=%r, layers=%d); it is '
             'written without it; expected %s',
             folder.head['pooling'],
             folder.head['layers'],
-            hf_heads.equivalent(config.family),
+            hf_heads.equivalent(config.family, name),
         )
     return classifier
-
-
-def _published_name(name: str) -> str:
-    return hub.SHORT_NAMES[name].repository if name in hub.SHORT_NAMES else name
 
 
 _ENDINGS = ('.lora_', '.vera_', '.ia3_')
