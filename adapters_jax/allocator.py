@@ -1,4 +1,4 @@
-"""What the C library does with memory that a step has given back.
+"""Memory of the host: what becomes of what a step has given back, and how much was taken at most.
 
 A step on a CPU takes memory for its temporaries anew each time. From 128 kB on (glibc's first
 threshold, which grows to 32 MB at most) it comes as fresh pages, which the kernel fills with zeros
@@ -11,6 +11,9 @@ Measured by `python -m experiments.bench --only=epoch`.
 import contextlib
 import ctypes
 import os
+import resource
+import sys
+from pathlib import Path
 
 # Numbers of <malloc.h>.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
@@ -37,3 +40,15 @@ def keep_freed() -> bool:
         settings = (_MMAP_THRESHOLD, _HEAP), (_TRIM_THRESHOLD, _NEVER)
         return all(library.mallopt(name, value) == 1 for name, value in settings)
     return False
+
+
+def peak_bytes() -> int:
+    """Return the most bytes of memory that this process ever held."""
+    status = Path('/proc/self/status')
+    lines = status.read_text('utf-8').splitlines() if status.exists() else []
+    # Of getrusage's number a process begins with that of the one that started it, under Linux.
+    for line in lines:
+        if line.startswith('VmHWM:'):
+            return int(line.split()[1]) * 1024
+    unit = 1 if sys.platform == 'darwin' else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -11,7 +11,7 @@ def render(result: Mapping[str, Any]) -> str:
     note = (
         f'Recommended is `{result["recommended"]["method"]}`: {result["reason"]}. FLOPs and time '
         "of inference are multiples of the backbone's with a head alone; seconds are of one "
-        f'member, on {result["hardware"]} that did other work too. Made by '
+        f'member, on {result["hardware"]}. Made by '
         '`python -m adapters_jax.sweep --config=configs/choose.py:task=trec --workdir=W`.'
     )
     return f'{choose.markdown_table(result)}\n\n{note}'

@@ -52,11 +52,11 @@ def render(results: list[dict[str, Any]]) -> str:
         *(_row(result) for result in results),
     ]
     hardware = '; '.join(sorted({kind for result in results for kind in _machines(result)}))
-    commits = ', '.join(sorted({_commit(result) for result in results}))
-    jax = ' and '.join(sorted({result['versions']['jax'] for result in results}))
+    commits = ', '.join(sorted({name for result in results for name in _commits(result)}))
+    jax = ' and '.join(sorted({own['jax'] for result in results for own in _versions(result)}))
     note = (
-        f'Backbone `minilm`; minutes are those of training one seed, with compiling, on {hardware};'
-        ' the CPUs did other work too. A row whose seeds were trained on both has none. Commits '
+        f'Backbone `minilm`; minutes are those of training one seed, with compiling, on {hardware}.'
+        ' A row whose seeds were trained on both has none. Commits '
         f'{commits} (+: files had changed since), JAX {jax}. Made by `python -m '
         'experiments.text_tasks`; the command of each row is in `experiments/results/`.'
     )
@@ -84,8 +84,14 @@ def _row(result: dict[str, Any]) -> str:
     return f'| {" | ".join(cells)} |'
 
 
-def _commit(result: dict[str, Any]) -> str:
-    return f'`{result["commit"][:7]}{"+" * result["commit"].endswith("+")}`'
+def _commits(result: dict[str, Any]) -> list[str]:
+    names = result.get('commits') or [result['commit']]  # as it was stored at first: of one seed
+    return [f'`{name[:7]}{"+" * name.endswith("+")}`' for name in names]
+
+
+def _versions(result: dict[str, Any]) -> list[dict[str, str]]:
+    found = result['versions']
+    return [found] if isinstance(found, dict) else found
 
 
 def _machines(result: dict[str, Any]) -> list[str]:

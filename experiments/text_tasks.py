@@ -134,7 +134,8 @@ def over_seeds(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
         name: [run['evaluation']['metrics'][name] for run in runs]
         for name in runs[0]['evaluation']['metrics']
     }
-    same = ('primary', 'trainable_parameters', 'total_parameters', 'commit', 'versions')
+    same = ('primary', 'trainable_parameters', 'total_parameters')
+    versions = [run['versions'] for run in runs]
     return {
         'examples': runs[0]['evaluation']['examples'],
         'seeds': [run['seed'] for run in runs],
@@ -148,6 +149,8 @@ def over_seeds(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
         },
         'seconds': [run['seconds'] for run in runs],
         'hardware': '; '.join(dict.fromkeys(run['hardware'] for run in runs)),
+        'commits': list(dict.fromkeys(run['commit'] for run in runs)),
+        'versions': [own for i, own in enumerate(versions) if own not in versions[:i]],
     } | {key: runs[0][key] for key in same}
 
 

@@ -73,6 +73,18 @@ def test_the_tables_show_what_was_measured(tmp_path):
         assert (tmp_path / 'picture.png').read_bytes().startswith(b'\x89PNG')
 
 
+def test_rates_that_are_the_last_of_those_tried_are_counted():
+    rows = {
+        'plain_bert': [run(0.1)],
+        'full': [run(0.1, 0, 0.5), run(0.3, 0, 0.6), run(0.9, 0, 0.7)],
+        'lora': [run(0.1, 0, 0.5), run(0.3, 0, 0.6), run(0.9, 0, 0.5)],
+        'head': [lost()],
+    }
+    result = {'task': 'trec', 'seeds': [0], 'rows': rows, 'examples': 40, 'hardware': 'x'}
+    said = 'Of 2 rows with a choice among 3 values of the learning rate, the largest is that of 1'
+    assert f'{said} and the smallest that of 0;' in comparison.render(result)
+
+
 def test_the_plain_recipe_is_tried_with_its_own_rate_alone():
     assert ROWS['plain_bert'].rates == (1e-5,)
     assert ROWS['full'].rates == pytest.approx((2e-4 / 3, 2e-4, 6e-4))

@@ -2,6 +2,9 @@
 
 import collections
 import json
+import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -11,6 +14,7 @@ import numpy as np
 import pytest
 import toy
 
+from adapters_jax import allocator
 from adapters_jax.interop.backbones import load_backbone
 from adapters_jax.models.heads import HeadConfig
 from experiments.bench import __main__ as bench
@@ -20,6 +24,7 @@ from experiments.bench import (
     kernels,
     libraries,
     mixed_adapters,
+    population,
     programs,
     race,
     sizes,
@@ -29,6 +34,8 @@ from experiments.bench import (
 )
 from experiments.bench.race import Race
 from experiments.bench.timing import Times, compare
+
+ROOT = Path(__file__).parents[1]
 
 
 def flops(function, *arguments):
@@ -342,7 +349,69 @@ def test_the_public_side_of_a_race_finds_torch_where_our_commands_do_without(mon
     assert race.report({'job': 'imports', 'side': 'theirs'})['seconds'] > 0
 
 
+@pytest.mark.skipif(not Path('/proc/self/status').exists(), reason='the peak is told by Linux')
+@pytest.mark.parametrize(
+    'code',
+    [
+        "from experiments.bench import workers; print(workers._peak_bytes('theirs'))",
+        "from adapters_jax.training import monitor; print(monitor.peak_memory_bytes()['host'])",
+    ],
+)
+def test_a_process_does_not_report_the_memory_of_the_one_that_started_it(code):
+    held = np.ones(300 * 2**20 // 8)
+    told = subprocess.run(
+        [sys.executable, '-c', code],
+        cwd=ROOT, stdout=subprocess.PIPE, check=True,
+        env={**os.environ, 'JAX_PLATFORMS': 'cpu'},
+    )  # fmt: skip
+    assert 2**20 < int(told.stdout) < allocator.peak_bytes() - held.nbytes / 2
+
+
+def test_their_side_of_a_race_does_not_load_jax():
+    code = 'import sys; from experiments.bench import libraries, workers; print(*sys.modules)'
+    told = subprocess.run(
+        [sys.executable, '-c', code], cwd=ROOT, stdout=subprocess.PIPE, check=True
+    )
+    assert b'jax' not in told.stdout.split()
+
+
+def test_compiled_programs_of_the_user_are_no_part_of_a_race(monkeypatch):
+    given = {}
+
+    def run(command, env, **_):
+        given.update(env)
+        return subprocess.CompletedProcess(command, 0, '{"seconds": 1}')
+
+    monkeypatch.setattr(race.subprocess, 'run', run)
+    monkeypatch.setenv('JAX_COMPILATION_CACHE_DIR', '/somewhere')
+    monkeypatch.setenv('KEPT', 'yes')
+    race.report({'job': 'first_step', 'side': 'ours'})
+    assert given['KEPT'] == 'yes' and 'JAX_COMPILATION_CACHE_DIR' not in given
+
+
+def test_the_race_says_what_each_side_does_by_itself():
+    told = bench.render({})
+    for named in ('eager', '`group_by_length`', '`GLIBC_TUNABLES`', '`mallopt`'):
+        assert named in told
+    readme = (ROOT / 'README.md').read_text('utf-8')
+    assert 'theirs is eager' in readme
+
+
+def test_the_command_below_the_table_of_mixed_adapters_is_that_of_its_rows():
+    stored = json.loads((chart.STORED.parent / 'mixed_adapters.json').read_text())
+    lengths = ','.join(dict.fromkeys(str(row['length']) for row in stored['rows']))
+    told = mixed_adapters.render(stored)
+    assert f'--output=DIR --lengths={lengths} --repeats={stored["repeats"]}`' in told
+
+
+def test_whole_commands_say_that_the_sweep_has_the_trunk_cached():
+    stored = json.loads((chart.STORED.parent / 'population.json').read_text())
+    told = population.render(stored)
+    assert '| 1 x `sweep`, trunk cached |' in told and 'Whole commands were run once' in told
+    assert 'run once' not in population.render(stored | {'commands': []})
+
+
 def test_our_side_of_a_race_is_started_as_the_scripts_start_it():
-    scripts = (Path(__file__).parents[1] / 'launch' / 'environment.sh').read_text()
+    scripts = (ROOT / 'launch' / 'environment.sh').read_text()
     for name, value in race.LAUNCHED.items():
         assert f'export {name}=${{{name}:-{value}}}' in scripts

@@ -52,6 +52,19 @@ def test_seeds_of_several_machines_name_them_all():
     assert row.endswith('| – | CPU, GPU |')
 
 
+def test_seeds_of_several_commits_and_versions_name_them_all():
+    runs = of_seeds((0.5, 0.7, 0.6))
+    runs[1] |= {'commit': 'def0123456+', 'versions': {'jax': '0.11.2'}}
+    found = text_tasks.over_seeds(runs)
+    assert found['commits'] == ['abc', 'def0123456+']
+    assert found['versions'] == [{'jax': '0.10.2'}, {'jax': '0.11.2'}]
+    old = result() | {'commit': '0123456789', 'versions': {'jax': '0.9'}}  # as of one seed
+    del old['commits']
+    note = table.render([result() | found, old]).splitlines()[-1]
+    assert 'Commits `0123456`, `abc`, `def0123+` (+' in note
+    assert 'JAX 0.10.2 and 0.11.2 and 0.9.' in note
+
+
 def test_finished_runs_of_another_machine_are_not_run_again(tmp_path, monkeypatch):
     monkeypatch.setattr(text_tasks, 'RESULTS', tmp_path)
     for run in of_seeds((0.5, 0.7)):

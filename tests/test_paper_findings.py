@@ -1,5 +1,6 @@
 """What the reports of papers say: rows, gaps and verdicts, from results that are made up."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -55,17 +56,52 @@ def test_the_best_row_is_that_of_the_validation_split():
 
 
 def test_a_gap_is_over_pairs_of_task_and_seed():
-    ours = [
-        row(task=t, way='lora', scores=s) for t, s in (('cr', (0.6, 0.7)), ('trec', (0.9, 0.8)))
-    ]
-    base = [row(task=t, scores=s) for t, s in (('cr', (0.5, 0.6)), ('trec', (0.7, 0.6)))]
-    gap = Results([*ours, *base], {}, 'small').gap('lora', 'full', ['cr', 'trec'])
-    differences = [0.1, 0.1, 0.2, 0.2]
-    error = np.std(differences, ddof=1) / 2
-    assert gap.mean == pytest.approx(0.15)
-    assert gap.low == pytest.approx(0.15 - stats.t.ppf(0.975, 3) * error)
+    gap = two_tasks((0.60, 0.70, 0.65), (0.90, 0.83, 0.85)).gap('lora', 'full', ['cr', 'trec'])
+    found = [np.array([0.10, 0.12, 0.08]), np.array([0.20, 0.18, 0.19])]
+    # The tasks are these ones: what they differ by is no error of the mean.
+    parts = [np.var(own, ddof=1) / 3 for own in found]
+    freedom = sum(parts) ** 2 / sum(part**2 / 2 for part in parts)
+    assert 2 < freedom < 4
+    assert gap.mean == pytest.approx(np.mean(found))
+    reach = stats.t.ppf(0.975, freedom) * np.sqrt(sum(parts)) / 2
+    assert (gap.low, gap.high) == pytest.approx((gap.mean - reach, gap.mean + reach))
     assert gap.better and gap.above(0.01) and gap.above(0.15) is None and gap.above(0.3) is False
     assert gap.within(0.01) is False and gap.within(0.3) and gap.within(0.15) is None
+
+
+def two_tasks(cr, trec):
+    ours = [row(task=t, way='lora', scores=s) for t, s in (('cr', cr), ('trec', trec))]
+    base = [
+        row(task='cr', scores=(0.50, 0.58, 0.57)[: len(cr)]),
+        row(task='trec', scores=(0.70, 0.65, 0.66)[: len(trec)]),
+    ]
+    return Results([*ours, *base], {}, 'small')
+
+
+def test_an_interval_of_one_task_is_that_of_students_test():
+    results = two_tasks((0.60, 0.70, 0.65), (0.9,))
+    gap = results.gap('lora', 'full', ['cr'])
+    expected = stats.ttest_1samp([0.10, 0.12, 0.08], 0).confidence_interval(0.95)
+    assert (gap.low, gap.high) == pytest.approx((expected.low, expected.high))
+
+
+@pytest.mark.parametrize(
+    ('cr', 'trec'),
+    [
+        ((0.60, 0.70, 0.65), (0.9,)),  # a single pair
+        ((0.60, 0.68, 0.67), (0.90, 0.85, 0.86)),  # nothing differs between seeds
+    ],
+)
+def test_what_no_seeds_tell_has_no_interval(cr, trec):
+    gap = two_tasks(cr, trec).gap('lora', 'full', ['cr', 'trec'])
+    assert gap.mean > 0.1 and gap.better is None and gap.within(0.9) is None
+    assert str(gap).endswith(' points (no interval)')
+
+
+def test_rows_without_a_common_seed_are_not_compared():
+    base = dataclasses.replace(row(), seeds=[7, 8])
+    with pytest.raises(MissingError, match='lora and full on cr with a common seed'):
+        Results([row(way='lora'), base], {}, 'small').gap('lora', 'full', ['cr'])
 
 
 @pytest.mark.parametrize('name', NAMES)
@@ -100,12 +136,50 @@ def test_what_a_claim_has_found_stays_when_more_of_it_was_not_trained():
 @pytest.mark.parametrize(('suffix', 'when'), [('@100', 'few'), ('', 'all')])
 def test_unipelt_is_compared_with_full_fine_tuning_on_the_tasks_there_are(suffix, when):
     ways = ('unipelt', 'adapter', 'prefix', 'lora', 'full')
-    rows = [row(f'cr{suffix}', w, (0.5, 0.51) if w == 'unipelt' else (0.9, 0.91)) for w in ways]
+    rows = [row(f'cr{suffix}', w, (0.5, 0.52) if w == 'unipelt' else (0.9, 0.91)) for w in ways]
     results = Results(rows, {}, 'small')
     found = {finding.claim: finding.holds for finding in paper('mao2022').findings(results)}
     assert found[f'with {when} examples it beats full fine-tuning'] is False
     assert len(found) == (3 if suffix else 2)
     assert len(paper('mao2022').unanswered(results)) == 2
+
+
+def test_the_best_part_is_that_of_the_validation_split_and_is_paired_by_seed():
+    rows = [
+        row('cr@100', 'unipelt', (0.60, 0.70, 0.50)),
+        row('cr@100', 'adapter', (0.61, 0.71, 0.53), (0.2, 0.2, 0.2)),
+        row('cr@100', 'prefix', (0.58, 0.69, 0.48), (0.9, 0.9, 0.9)),
+        row('cr@100', 'lora', (0.1, 0.1, 0.1)),
+    ]
+    best, upper = list(paper('mao2022').findings(Results(rows, {}, 'small')))
+    assert best.found.endswith('over prefix tuning, the best on validation')
+    assert best.found.startswith('+1.7 points')
+    expected = stats.ttest_1samp([-0.01, -0.01, -0.03], 0).confidence_interval(0.95)
+    low, high = 100 * expected.low, 100 * expected.high
+    assert upper.found == f'-1.7 points ({low:+.1f} to {high:+.1f})'
+
+
+@pytest.mark.parametrize(
+    ('best', 'holds'), [({'q+v'}, True), ({'q+v', 'q'}, None), ({'k'}, False), ({'q+v', 'k'}, None)]
+)
+def test_query_and_value_have_to_beat_each_of_both(best, holds):
+    own, results = paper('hu2022'), made_up(paper('hu2022'), lambda way: 0.8)
+    rng = np.random.default_rng(3)
+    for one in results.of('matrices'):
+        matrices = one.settings['method'].partition('[attn_matrices=[')[2].partition(']')[0]
+        level = 0.9 if matrices.replace(',', '+') in best else 0.8
+        one.scores[:] = (level + 0.001 * rng.standard_normal(3)).tolist()
+    (found,) = (f for f in own.findings(results) if f.where == 'table 5')
+    assert found.holds is holds and ' to q, ' in found.found and found.found.endswith(' to k')
+
+
+@pytest.mark.parametrize(('middle', 'holds'), [(0.7, True), (0.9, False)])
+def test_scores_have_to_fall_with_every_larger_sigma(middle, holds):
+    sigma, means = 'method.init_sigma', {1e-7: 0.8, 1e-2: 0.8, 1e-1: middle, 1.0: 0.4}
+    rows = [row('cr', 'init', (mean,), settings={sigma: s}) for s, mean in means.items()]
+    found = paper('houlsby2019').findings(Results(rows, {'spans': {}}, 'small'))
+    (starts,) = (one for one in found if one.where == 'figure 6, right')
+    assert starts.holds is holds
 
 
 def values_of(own, cell):
@@ -215,7 +289,10 @@ OTHERS = {
 
 
 def test_a_report_holds_scores_published_numbers_and_verdicts():
-    findings = [Finding('a', 'table 1', '+1.0 points', True), Finding('b', 'here', 'no', False)]
+    findings = [
+        Finding('a', 'table 1', '+1.0 points', True),
+        Finding('b', 'here', 'no', False, False),
+    ]
     rows = [row(), row(way='lora', settings={'method.r': 8})]
     result = {
         'title': 'A paper',
@@ -232,7 +309,8 @@ def test_a_report_holds_scores_published_numbers_and_verdicts():
     assert '| full fine-tuning | 10 (1 %) | 60.0 ± 14.1 [61.5] | 60.0 |' in text
     assert '| lora, r=8 | 10 (1 %) | 60.0 ± 14.1 | 60.0 |' in text  # published for no such rank
     assert '| a | table 1 | +1.0 points | confirmed |' in text
-    assert '| b | here | no | **not confirmed** |' in text
+    assert '| b | here | no | **not confirmed**, without a test |' in text
+    assert 'over seeds, of these tasks and these test texts' in text
     assert '4 minutes of training on a processor; commits `abcdef0`' in text
     assert 'Tasks: cr (all). All' in text and '| a |\n| --- |\n| 1 |\n\nOf a.' in text
     assert text.endswith('![sizes](sizes.png)')
@@ -256,11 +334,52 @@ def test_published_scores_of_the_best_size_stand_beside_ours():
     assert '[' not in named['Houlsby adapters, size=64']
     best = named['Houlsby adapters, the best size in each task']
     assert ' | 10 (1 %) [3.6 %] | 60.0 [59.5] | 60.0 [94.0] | ' in best
-    assert best.endswith(' | 60.0 [71.5] | 60.0 [80.0] |')
+    # Totals of GLUE's server are means of other tasks, too.
+    assert best.endswith(' | 60.0 [71.5] | 60.0 |') and 'adapters 80.0' in expected['others']
     assert '[2.1 %] | 50.0 [56.9]' in named['Houlsby adapters, one size']
-    assert named['full fine-tuning'].endswith(' | 50.0 [70.1] | 50.0 [80.4] |')
-    fewer = report.to_json(Results([r for r in rows if r.task != 'rte'], {}, 'full'), [])
-    assert '[80.0]' not in report.scores(result | fewer)  # a mean of other tasks
+    assert named['full fine-tuning'].endswith(' | 50.0 [70.1] | 50.0 |')
+
+
+def test_a_published_mean_stands_beside_ours_where_it_is_of_the_same_tasks():
+    own, expected = paper('hu2022'), report.read_expected('hu2022')
+    rows = [row(task, 'full', (0.5,)) for task in ('rte', *sorted({*expected['rows']['full']}))]
+    rows = [one for one in rows[1:] if one.task != 'mean']
+    result = {'titles': own.titles, 'expected': expected, 'scale': 'full'}
+    whole = report.scores(result | report.to_json(Results(rows, {}, 'full'), []))
+    assert whole.endswith(' | 50.0 [86.4] |')
+    fewer = report.to_json(Results(rows[1:], {}, 'full'), [])
+    assert '[86.4]' not in report.scores(result | fewer)
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_a_published_mean_is_that_of_the_tasks_beside_it(name):
+    for scores in report.read_expected(name)['rows'].values():
+        tasks = [score for task, score in scores.items() if task != 'mean']
+        if 'mean' in scores and tasks:
+            assert scores['mean'] == pytest.approx(np.mean(tasks), abs=0.06)
+
+
+def test_a_report_tells_how_often_the_last_value_of_a_grid_was_chosen(tmp_path, monkeypatch):
+    own, rate = paper('hu2022'), 'optimizer.learning_rate'
+    monkeypatch.setattr(type(own), 'draw', lambda *_: [])
+    rows = [row('cr', way) for way in ('lora', 'full', 'bitfit', 'adapter')]
+    for one, value in zip(rows, (3e-3, 3e-4, 1e-3, 1e-3), strict=True):
+        one.chosen[rate] = value
+    one_rate = row('cr', 'ranks', settings={'method.r': 1})
+    one_rate.chosen[rate] = 3e-3
+    results = Results([*rows, one_rate], {}, 'small')
+    said = f'Of 4 rows with a choice among 2 values of `{rate}`, the largest is that of 2 and the '
+    assert report.judged(own, results, tmp_path)['edges'].startswith(f'{said}smallest that of 2;')
+    options = [f'sweep.grid=["{rate}=1e-4,3e-4,1e-3,3e-3,1e-2"]']
+    found = report.judged(own, results, tmp_path, options=options)['edges']
+    assert 'Of 5 rows with a choice among 5 values' in found
+    assert 'largest is that of 0 and the smallest that of 0;' in found
+
+
+def test_options_are_told_of_all_runs():
+    stored = json.loads(STORED[0].read_text())
+    text = report.render(stored | {'options': ['seed=1', 'training.steps=2']})
+    assert ' All runs have `--option=seed=1 --option=training.steps=2`.' in text
 
 
 @pytest.mark.parametrize(
@@ -280,11 +399,17 @@ def test_a_report_tells_which_tasks_of_its_protocol_it_has(ways, told):
 
 def test_the_table_of_protocols_counts_what_was_evaluated():
     text = summary.render(summary.read())
-    assert '| trec@100 (of trec@100, cr@100, mpqa@100, trec, cr, mpqa) | with few examples' in text
     stored = [json.loads(path.read_text()) for path in STORED]
+    assert all(
+        f'| {report.told_tasks(own)} | {own["findings"][0]["claim"]}' in text for own in stored
+    )
     count = sum(len(own['findings']) for own in stored)
     missing = sum(len(own['unanswered']) for own in stored)
     assert f'Of {count} findings that these tasks could show' in text
+    means = [own for report in stored for own in report['findings'] if not own['tested']]
+    assert 0 < len(means) < count and f'{count - len(means)} are decided by an interval' in text
+    assert f'{len(means)} are of means or single timings, without a test' in text
+    assert text.count('confirmed, without a test |') == len(means)
     assert f'{missing} more claims ask for rows that were not trained' in text
 
 
@@ -294,7 +419,7 @@ def test_stored_reports_say_what_follows_from_their_rows(path, tmp_path, monkeyp
     monkeypatch.setattr(type(own), 'draw', lambda *_: [tmp_path / n for n in stored['figures']])
     stored = json.loads(path.read_text())
     results, _ = report.from_json(stored)
-    judged = report.judged(own, results, tmp_path)
+    judged = report.judged(own, results, tmp_path, stored['source'], stored['options'])
     assert json.loads(json.dumps(judged)) == {key: stored[key] for key in judged}
     assert path.with_suffix('.md').read_text() == report.render(stored) + '\n'
 
@@ -303,7 +428,8 @@ def test_a_report_is_judged_anew_without_training(tmp_path, capsys):
     (path,) = (p for p in STORED if p.stem == 'mao2022')
     shutil.copytree(path.parent, tmp_path / 'own')
     before = json.loads(path.read_text())
-    old = {key: before[key] for key in before if key not in ('tables', 'unanswered', 'protocol')}
+    later = ('tables', 'unanswered', 'protocol', 'edges', 'options')  # than the first reports
+    old = {key: before[key] for key in before if key not in later}
     (tmp_path / 'own' / path.name).write_text(json.dumps(old | {'findings': []}))
     again.main([str(tmp_path / 'own')])
     assert json.loads((tmp_path / 'own' / path.name).read_text()) == before

@@ -224,6 +224,7 @@ def test_a_slice_of_a_protocol_is_trained_reported_and_resumed(given, tmp_path, 
     assert finding['claim'] == 'LoRA beats BitFit (in the paper by 2.0 points)'
     text = path.with_suffix('.md').read_text()
     assert 'those of the published code' in text and '--scale=small --source=code' in text
+    assert result['options'] == list(own.options) and ' All runs have `--option=backbone=' in text
     assert 'Tasks: in part mpqa (of trec, cr, mpqa). 4 more of the claims' in text
     monkeypatch.setattr(runners, 'sweep', None)  # nothing is trained, nothing evaluated again
     monkeypatch.setattr(runners, 'evaluate', None)
@@ -267,6 +268,18 @@ def test_a_report_grows_by_what_is_trained_on_other_days():
         report.extended(before, Results([], {}, 'full'))
     with pytest.raises(ValueError, match="is of source 'paper', not 'code'; set another --output"):
         report.extended(before, now, 'code')
+
+
+def test_a_report_is_of_the_same_options_throughout():
+    row = {'paper': 'hu2022', 'scale': 'small', 'rows': [], 'examined': {}, 'findings': []}
+    now = Results([], {}, 'small')
+    assert report.extended(row, now).rows == []  # written before options were stored
+    said = 'is of no --option, not --option=seed=1 --option=a=2; set another --output'
+    with pytest.raises(ValueError, match=said):
+        report.extended(row, now, 'paper', ['seed=1', 'a=2'])
+    with pytest.raises(ValueError, match='is of --option=seed=1, not no --option'):
+        report.extended(row | {'options': ['seed=1']}, now)
+    report.extended(row | {'options': ['seed=1']}, now, 'paper', ['seed=1'])
 
 
 # ---- parts of a protocol, and what they begin with

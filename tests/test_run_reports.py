@@ -11,7 +11,7 @@ from experiments.report import __main__ as report
 from experiments.report import runs, significance
 
 
-def write_run(folder, method, seed, score, right=(), rate=0.1, curve=0, **aside):
+def write_run(folder, method, seed, score, right=(), rate=0.1, curve=0, text='', **aside):
     """Write what `train` and `evaluate` leave of a run."""
     workdir = folder / f'{method}_{seed}_{rate}'
     workdir.mkdir(parents=True)
@@ -22,7 +22,10 @@ def write_run(folder, method, seed, score, right=(), rate=0.1, curve=0, **aside)
     scores = {'metrics': {'accuracy': score, 'f1': score / 2}}
     for name, value in (('config', config), ('summary', summary), ('evaluation_test', scores)):
         (workdir / f'{name}.json').write_text(json.dumps(value))
-    lines = [{'gold': 'a', 'prediction': 'a' if hit else 'b'} for hit in right]
+    lines = [
+        {'text_a': f'{text}{i}', 'gold': 'a', 'prediction': 'a' if hit else 'b', 'logits': [score]}
+        for i, hit in enumerate(right)
+    ]
     if lines:
         text = ''.join(f'{json.dumps(line)}\n' for line in lines)
         (workdir / 'predictions_test.jsonl').write_text(text)
@@ -69,8 +72,50 @@ def test_differences_are_tested_over_seeds_and_over_examples(written):
     assert (found.seeds, found.mean) == (3, pytest.approx(0.1))
     assert found.by_seeds == pytest.approx(expected.pvalue)
     assert (found.low, found.high) == (pytest.approx(interval.low), pytest.approx(interval.high))
-    # Of ten examples ours alone has five right, for each of three seeds.
-    assert found.by_examples == pytest.approx(2 * 0.5**15)
+    # Of ten examples ours alone has five right, the same ones with each of three seeds.
+    assert found.by_examples == pytest.approx(2 * 0.5**5)
+
+
+def test_an_example_is_of_the_side_that_had_it_right_with_more_seeds(tmp_path):
+    ours = ([1, 1, 1, 0, 0, 0], [1, 1, 0, 1, 0, 0], [1, 1, 0, 0, 1, 0])
+    theirs = ([0, 1, 0, 0, 0, 0], [0, 0, 1, 0, 0, 0], [0, 0, 1, 0, 0, 1])
+    for seed in range(3):
+        write_run(tmp_path, 'lora', seed, 0.8, ours[seed])
+        write_run(tmp_path, 'full', seed, 0.7, theirs[seed])
+    full, lora = runs.groups(runs.find([str(tmp_path)], 'test'))
+    # Sums over the seeds are 3, 2, -1, 1, 1 and -1: four of ours, two of theirs.
+    expected = stats.binomtest(4, 6, 0.5).pvalue
+    assert significance.compare(lora, full, 'accuracy').by_examples == pytest.approx(expected)
+
+
+@pytest.mark.parametrize('seed', [0, 1])
+def test_runs_on_other_examples_have_no_test_by_examples(tmp_path, seed):
+    for method in ('lora', 'full'):
+        for own in range(2):
+            text = 'other' if (method, own) == ('lora', seed) else ''
+            write_run(tmp_path / 'runs', method, own, 0.5 + own / 9, [True] * 6, text=text)
+    out = run_report(tmp_path / 'runs', tmp_path, baseline='method=full')
+    full, lora = json.loads((out / 'report.json').read_text())['rows']
+    assert lora['difference']['by_examples'] is None and full['difference'] is None
+    said = 'Of 1 of 1 rows there is no p by examples: the runs were not tested on the same examples'
+    assert said in (out / 'report.md').read_text()
+
+
+def test_members_of_a_population_share_its_time(tmp_path):
+    workdir = write_run(tmp_path, 'lora', 0, 0.5)
+    summary = json.loads((workdir / 'summary.json').read_text())
+    (workdir / 'summary.json').write_text(json.dumps(summary | {'population': 4}))
+    write_run(tmp_path, 'lora', 1, 0.5)
+    (group,) = runs.groups(runs.find([str(tmp_path)], 'test'))
+    assert report.row(group, 'accuracy', None)['seconds'] == pytest.approx((60 / 4 + 60) / 2)
+
+
+def test_a_cell_with_a_bar_stays_one_cell(tmp_path):
+    write_run(tmp_path / 'runs', 'lora[r=16]|houlsby', 0, 0.5)
+    write_run(tmp_path / 'runs', 'full', 0, 0.6)
+    out = run_report(tmp_path / 'runs', tmp_path)
+    assert '| lora[r=16]\\|houlsby | 0.5000 |' in (out / 'report.md').read_text()
+    assert 'lora[r=16]|houlsby,0.5000' in (out / 'report.csv').read_text()
 
 
 def test_by_luck_few_differences_are_found():
@@ -82,7 +127,15 @@ def test_by_luck_few_differences_are_found():
 
 @pytest.mark.parametrize(
     ('differences', 'expected'),
-    [([0.1], (None, None, None)), ([0.0, 0.0], (0, 0, 1)), ([0.1, 0.1], (0.1, 0.1, 0))],
+    [
+        ([0.1], (None, None, None)),
+        ([0.0, 0.0], (0, 0, 1)),
+        ([0.1, 0.1], (None, None, None)),
+        (
+            [0.952 - 0.95, 0.956 - 0.954, 0.514 - 0.512],
+            (None, None, None),
+        ),  # equal but for rounding
+    ],
 )
 def test_what_no_test_can_say(differences, expected):
     assert significance.student(differences) == expected

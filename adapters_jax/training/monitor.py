@@ -13,8 +13,6 @@ import contextlib
 import json
 import logging
 import os
-import resource
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,7 +22,7 @@ import jax
 import rich.console
 import rich.progress
 
-from adapters_jax import files
+from adapters_jax import allocator, files
 from adapters_jax.lazy import Functions
 
 METRICS, LOG, TENSORBOARD = 'metrics.jsonl', 'log.txt', 'tensorboard'
@@ -192,8 +190,7 @@ def drop_later_lines(path: Path, step: int) -> None:
 
 def peak_memory_bytes() -> dict[str, int]:
     """Return the most bytes that this process ever took: of 'host', and of a 'device' if known."""
-    unit = 1 if sys.platform == 'darwin' else 1024
-    peaks = {'host': resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
+    peaks = {'host': allocator.peak_bytes()}
     statistics = [device.memory_stats() or {} for device in jax.local_devices()]
     device = max(s.get('peak_bytes_in_use', 0) for s in statistics)
     return peaks | ({'device': device} if device else {})

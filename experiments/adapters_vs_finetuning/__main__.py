@@ -11,7 +11,7 @@ and _norms.png. With the defaults this is 48 runs, some three hours on two cores
 """
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from absl import flags
 
 from adapters_jax import entry, files
 from adapters_jax.training.provenance import describe
+from experiments import edges
 from experiments.adapters_vs_finetuning import charts, runs
 from experiments.adapters_vs_finetuning.runs import ROWS, Setting
 from experiments.output import write
@@ -39,13 +40,21 @@ def render(result: Mapping[str, Any]) -> str:
     count = len(result['seeds'])
     note = (
         f'`{result["task"]}` on MiniLM, {result["examples"]} test texts; the rate with the best '
-        f'mean validation score, mean ± s.d. of {count} seed{"s" if count > 1 else ""}. Steps are '
+        f'mean validation score, mean ± s.d. of {count} seed{"s" if count > 1 else ""}. '
+        f'{_edges(result["rows"].values())} Steps are '
         'vanishing where the norm of the gradient is below a hundredth of its median over the run, '
         'exploding above ten times it. Spread over rates: the best mean test score of a rate less '
         f'the worst. Memory: the most that the process held. On {result["hardware"]}. Made by '
         '`python -m experiments.adapters_vs_finetuning`.'
     )
     return '\n'.join([*lines, '', note])
+
+
+def _edges(rows: Iterable[Sequence[Mapping[str, Any]]]) -> str:
+    """Return how often the largest or smallest rate that was tried is the chosen one."""
+    found = [(runs.best_rate(own), [run['learning_rate'] for run in own]) for own in rows]
+    choices = [(rate, tried) for rate, tried in found if rate is not None]
+    return edges.told(choices, 'the learning rate')
 
 
 def without_norms(result: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,10 +4,11 @@
         [--data=GLUE] [--examples=1600]
 
 The same weights, the same examples, in turns; what is reported are ratios and the middle half of
-their rounds. `--data` is a folder with GLUE's RTE, which the epoch then has beside TREC. On a GPU
-steps, epochs and the sweep are in bfloat16, steps against `peft` under `torch.compile`. Writes
-DIR/bench.json, DIR/bench.md and DIR/bench.png; a race that was run before stays in them until it is
-run again, and each says of which commit it is. All of it takes about an hour on two cores.
+their rounds. On a CPU theirs is eager and ours is compiled. `--data` is a folder with GLUE's RTE,
+which the epoch then has beside TREC. On a GPU steps, epochs and the sweep are in bfloat16, steps
+against `peft` under `torch.compile`. Writes DIR/bench.json, DIR/bench.md and DIR/bench.png; a race
+that was run before stays in them until it is run again, and each says of which commit it is. All of
+it takes about an hour on two cores.
 """
 
 import json
@@ -79,16 +80,20 @@ _HOW = (
     'products in a second, as a part of what one large product reaches on the same '
     'machine. Heads are two dense layers on the first '
     "token's state, as `adapters` has them: of the last layer ours computes no other token. Over 2 "
-    'devices means `JAX_NUM_CPU_DEVICES=2`. Where each side has processes of its own, ours of '
-    '`epoch`, `sweep` and `memory` are started as by the scripts in `launch/`, with memory in '
-    'large pages, those of `first_step` where it says so, and theirs as they come.\n'
+    'devices means `JAX_NUM_CPU_DEVICES=2`. On a CPU theirs is eager, as it comes, and ours is '
+    'compiled by XLA: `torch.compile` is used on a GPU, against `peft` in bfloat16. Where each '
+    'side has processes of its own, ours does what our commands do by themselves, and theirs what '
+    'theirs do, which is nothing of this: memory that a step gives back is kept for the next one '
+    '(`mallopt`), and of `epoch`, `sweep` and `memory` it is in large pages, as the scripts in '
+    '`launch/` start them (`GLIBC_TUNABLES`), of `first_step` where it says so.\n'
     '\n'
     'Of `epoch` and `sweep` our time is that of the steps: two before them, which compile and warm '
     'up, and the loader, optimizer and schedule are left out (what compiling a step costs is in '
     '`first_step`). Theirs is the whole of `trainer.train()`, which compiles nothing, but makes '
     'these three and warms up within its time: that favours ours. Ours has several texts in a row, '
-    f'theirs pads to the longest of a batch. Theirs of `sweep` is {whole_runs.MEMBERS} times one '
-    'run, not as many runs.\n'
+    'theirs pads to the longest of a batch, whose texts are drawn from all: `group_by_length`, '
+    'which their trainer has and does not use unless it is asked to, is off. Theirs of `sweep` is '
+    f'{whole_runs.MEMBERS} times one run, not as many runs.\n'
     '\n'
     'Of `file_size` all files of a folder count, the model card that `peft` writes, too; both hold '
     "the same number of parameters in float32, heads included (with `peft`, transformers' linear "

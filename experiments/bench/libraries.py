@@ -12,8 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from adapters_jax.training import provenance
-
 Step = Callable[[], Any]  # returns a tensor that is perhaps still being computed
 RACED = ('adapters', 'peft', 'torch')
 
@@ -24,6 +22,8 @@ def describe() -> dict[str, Any]:
     Raises:
         ValueError: one of them is not installed.
     """
+    from adapters_jax.training import provenance  # and with it JAX, which no worker of theirs has
+
     found = provenance.describe()
     return found | {'versions': found['versions'] | {name: _version(name) for name in RACED}}
 

@@ -214,10 +214,16 @@ def render(result: dict[str, Any]) -> str:
     note = (
         f'64 rows over {len(NAMES)} adapters as parts of the same rows with one; in brackets the '
         f'middle half of {result["repeats"]} rounds in turns. The last two columns are forward '
-        f'passes. Backbone `minilm`, on {result["hardware"]}. The race of this name among those '
-        'against the libraries measures it once more, on its own.'
+        f'passes. Backbone `minilm`, on {result["hardware"]}. Made by `{_command(result)}`. The '
+        'race of this name among those against the libraries measures it once more, on its own.'
     )
     return '\n'.join([*lines, '', note])
+
+
+def _command(result: dict[str, Any]) -> str:
+    lengths = ','.join(dict.fromkeys(str(row['length']) for row in result['rows']))
+    options = f'--lengths={lengths} --repeats={result["repeats"]}'
+    return f'python -m experiments.bench.mixed_adapters --output=DIR {options}'
 
 
 def main(_: list[str]) -> None:

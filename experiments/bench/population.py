@@ -37,6 +37,10 @@ from experiments.bench.timing import Ratio, Times, compare
 from experiments.output import write
 
 KEPT = {'computed': 'none', 'cached': 'float32'}  # training.trunk_cache
+_ONCE = (
+    'Whole commands were run once: `train` computes the trunk in every step, `sweep` caches it '
+    'where there is one. '
+)
 WAYS = {'alone': 'alone, {} times', 'population': 'population of {}'}
 
 
@@ -152,6 +156,7 @@ def render(result: dict[str, Any]) -> str:
     note = (
         f'Times of one step of all {members} members as parts of that of the runs done alone with '
         f'nothing cached; in brackets the middle half of {result["repeats"]} rounds in turns. '
+        f'{_ONCE * bool(result["commands"])}'
         f'Backbone `{result["backbone"]}` in {result["dtype"]}, {result["examples"]:,} texts, on '
         f'{result["hardware"]}.'
     )
@@ -184,7 +189,7 @@ def _epochs(steps: Sequence[dict[str, Any]]) -> list[str]:
 
 def _commands(commands: Sequence[dict[str, Any]], members: int) -> list[str]:
     """Return the table of whole commands."""
-    head = f'| adapted layers | epochs | {members} x `train` | 1 x `sweep` | ratio |'
+    head = f'| adapted layers | epochs | {members} x `train` | 1 x `sweep`, trunk cached | ratio |'
     lines = [head, '|---|---|---|---|---|']
     for found in commands:
         seconds = [f'{found[name]:.0f} s' for name in ('alone', 'sweep')]

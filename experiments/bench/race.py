@@ -15,6 +15,9 @@ from experiments.bench.timing import Times, order
 # Of ours where a job is `launched`, as launch/environment.sh has it. Set for the bench itself, both
 # sides have it.
 LAUNCHED = {'GLIBC_TUNABLES': 'glibc.malloc.hugetlb=1'}
+# What a worker does not have of the shell: a side that wants torch says so itself, and the other
+# does without (`adapters_jax.entry`); compiled programs are found where the job says, or nowhere.
+_OWN = ('USE_TORCH', 'JAX_COMPILATION_CACHE_DIR')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,8 +80,7 @@ def report(job: Mapping[str, Any]) -> dict[str, Any]:
     """Run a job (`workers.JOBS`) in a process of its own; return what it reports."""
     given = json.dumps({**job, 'started': time.time()})
     command = [sys.executable, '-m', 'experiments.bench.workers', given]
-    # A side that wants torch says so itself, and the other does without (`adapters_jax.entry`).
-    environment = {name: value for name, value in os.environ.items() if name != 'USE_TORCH'}
+    environment = {name: value for name, value in os.environ.items() if name not in _OWN}
     if job['side'] == 'ours':
         # As the course says, whatever the shell that started the bench has.
         environment |= {'JAX_NUM_CPU_DEVICES': str(job.get('devices', 1))}

@@ -7,11 +7,12 @@ The last line that a job prints is what it found, as JSON. Each is done by 'ours
 import importlib
 import json
 import math
-import resource
 import sys
 import time
 from pathlib import Path
 from typing import Any
+
+from adapters_jax import allocator
 
 Found = dict[str, Any]
 IMPORTS = {'ours': 'adapters_jax.train', 'theirs': 'adapters'}  # what training needs
@@ -178,7 +179,7 @@ def _peak_bytes(side: str) -> int:
 
         if torch.cuda.is_available():
             return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return allocator.peak_bytes()
 
 
 def _step(side: str, backbone: str, size: int, rows: int, tokens: int, dtype: str, **_: Any) -> Any:
@@ -220,7 +221,7 @@ def main(given: str) -> None:
     """Do the job and print what it found."""
     job = json.loads(given)
     if job['side'] == 'ours':
-        from adapters_jax import allocator, entry
+        from adapters_jax import entry
 
         entry.without_frameworks()  # as each of our commands does
         allocator.keep_freed()

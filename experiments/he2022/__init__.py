@@ -11,7 +11,7 @@ from typing import ClassVar
 
 from configs.papers import he2022 as recipe
 from experiments.papers import figures
-from experiments.papers.study import Cell, Finding, Paper, Results, on_a_par
+from experiments.papers.study import Cell, Finding, Paper, Results, all_better, on_a_par
 
 TASKS = {'full': ('mnli', 'sst2'), 'small': ('trec', 'cr')}
 
@@ -79,7 +79,4 @@ def _design(results: Results, claim: str) -> Iterator[Finding]:
     tasks = results.common(*dict.fromkeys(way for pair in pairs for way in pair))
     gaps = {pair: results.gap(*pair, tasks) for pair in pairs}
     told = ', '.join(f'{gap} ({a} against {b})' for (a, b), gap in gaps.items())
-    verdicts = {gap.better for gap in gaps.values()}
-    # The claim is of every pair: all have to say so, and one that says the opposite is enough.
-    holds = False if False in verdicts else True if verdicts == {True} else None
-    yield Finding(claim, where, told, holds)
+    yield Finding(claim, where, told, all_better(gaps.values()))

@@ -122,4 +122,5 @@ def _costs(results: Results) -> Iterator[Finding]:
             'section 5.2',
             told[1],
             all(value < 0 for value in found.values()),
+            tested=False,
         )

@@ -39,8 +39,10 @@ def judge(directory: Path) -> None:
         )
     stored = json.loads(found[0].read_text('utf-8'))
     results, _ = report.from_json(stored)
-    judged = report.judged(find(stored['paper']), results, directory)
-    write(directory, stored['paper'], {'source': 'paper', **stored, **judged}, report.render)
+    stored = {'source': 'paper', 'options': [], **stored}
+    made = stored['source'], stored['options']
+    judged = report.judged(find(stored['paper']), results, directory, *made)
+    write(directory, stored['paper'], {**stored, **judged}, report.render)
 
 
 def main(directories: Sequence[str]) -> None:

@@ -7,6 +7,7 @@ DIR), DIR/PAPER_SCALE/PAPER.json, PAPER.md and the figures. Finished runs are no
 
 A report grows: `--tasks=trec` today and `--tasks=cr` tomorrow, on whatever machine has
 DIR/PAPER_SCALE/, make one of both. A row that was trained anew takes the place of what stood there.
+All of it has the same `--option`s, which the report names.
 
 Where a paper and its published code disagree, `--source=code` takes the settings of the code; its
 report is in DIR/PAPER_SCALE_code/.
@@ -90,7 +91,7 @@ def finish(runner: Runner, directory: Path) -> None:
 
     Raises:
         NotYetError: another job trains what is missing.
-        ValueError: the report that is there is of another scale or source.
+        ValueError: the report that is there is of another scale or source, or of other options.
     """
     paper, scale = runner.paper, runner.scale
     if waiting := runner.train(grid.Shard(0, 1)):
@@ -103,15 +104,17 @@ def finish(runner: Runner, directory: Path) -> None:
     results.examined = paper.examine(results, runner.runs)
     before = directory / f'{paper.name}.json'
     if before.exists():
-        results = report.extended(json.loads(before.read_text('utf-8')), results, runner.version)
+        known = json.loads(before.read_text('utf-8'))
+        results = report.extended(known, results, runner.version, runner.options)
     result = {
         'paper': paper.name,
         'title': paper.title,
         'scale': scale,
         'source': runner.version,
+        'options': list(runner.options),
         'settings': _SMALL if scale == 'small' else '',
         'command': f'python -m experiments.{paper.name} --scale={scale}{_told(runner, results)}',
-        **report.judged(paper, results, directory),
+        **report.judged(paper, results, directory, runner.version, runner.options),
         **describe(),
     }
     write(directory, paper.name, result, report.render)

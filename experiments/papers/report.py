@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from adapters_jax.training import grid
+from experiments import edges
 from experiments.papers.study import Finding, Paper, Results, Row, Table, spread, told_share
 
 EXPECTED = 'expected.json'
@@ -29,8 +31,17 @@ def read_expected(paper: str) -> dict[str, Any]:
     return json.loads(path.read_text('utf-8'))
 
 
-def judged(paper: Paper, results: Results, directory: Path) -> dict[str, Any]:
-    """Return all of a report that follows from its rows, and draw its figures."""
+def judged(
+    paper: Paper,
+    results: Results,
+    directory: Path,
+    version: str = 'paper',
+    options: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Return all of a report that follows from its rows, and draw its figures.
+
+    `version` and `options` are those that the rows were trained with.
+    """
     protocol: dict[str, list[str]] = {}
     for cell in paper.cells(results.scale):
         protocol.setdefault(cell.task, []).append(cell.way)
@@ -42,7 +53,21 @@ def judged(paper: Paper, results: Results, directory: Path) -> dict[str, Any]:
         'tables': [dataclasses.asdict(table) for table in paper.tables(results)],
         **to_json(results, list(paper.findings(results))),
         'unanswered': paper.unanswered(results),
+        'edges': _edges(paper, results, version, options),
     }
+
+
+def _edges(paper: Paper, results: Results, version: str, options: Sequence[str]) -> str:
+    """Return how often the largest or smallest value that was tried is the one that was chosen."""
+    choices: dict[str, list[edges.Choice]] = {}
+    for cell in paper.cells(results.scale):
+        rows = results.of(cell.way, cell.task)
+        texts = paper.config(cell, results.scale, version, options).sweep.grid if rows else ()
+        tried = {axis.key: axis.values for axis in map(grid.parse_axis, texts)}
+        for key, value in ((key, value) for row in rows for key, value in row.chosen.items()):
+            if isinstance(value, int | float):
+                choices.setdefault(key, []).append((value, [*map(float, tried[key])]))
+    return ' '.join(filter(None, (edges.told(own, f'`{key}`') for key, own in choices.items())))
 
 
 def to_json(results: Results, findings: Sequence[Finding]) -> dict[str, Any]:
@@ -61,16 +86,26 @@ def from_json(values: Mapping[str, Any]) -> tuple[Results, list[Finding]]:
     return Results(rows, values['examined'], values['scale']), findings
 
 
-def extended(before: Mapping[str, Any], results: Results, version: str = 'paper') -> Results:
+def extended(
+    before: Mapping[str, Any],
+    results: Results,
+    version: str = 'paper',
+    options: Sequence[str] = (),
+) -> Results:
     """Return results with the rows that an earlier report has beside them, which come first.
 
     Raises:
-        ValueError: a report of another scale or source.
+        ValueError: a report of another scale or source, or of other options.
     """
     if before.get('source', 'paper') != version:
         raise ValueError(
             f'the report that is there is of source {before["source"]!r}, not {version!r}; set '
             'another --output'
+        )
+    if (earlier := before.get('options', [])) != list(options):
+        raise ValueError(
+            f'the report that is there is of {_told_options(earlier)}, not '
+            f'{_told_options(options)}; set another --output'
         )
     known, _ = from_json(before)
     if known.scale != results.scale:
@@ -81,6 +116,10 @@ def extended(before: Mapping[str, Any], results: Results, version: str = 'paper'
     new = {(row.task, row.way) for row in results.rows}
     rows = [row for row in known.rows if (row.task, row.way) not in new] + results.rows
     return Results(rows, _merged(known.examined, results.examined), results.scale)
+
+
+def _told_options(options: Sequence[str]) -> str:
+    return ' '.join(f'--option={option}' for option in options) or 'no --option'
 
 
 def _merged(old: Any, new: Any) -> Any:
@@ -98,9 +137,12 @@ def render(result: Mapping[str, Any]) -> str:
         f'Scores in per cent, mean ± s.d. of {_seeds(results)} seeds, on the splits named; rates '
         'and what else a row leaves open are those with the best mean on the validation split. '
         'Trained parameters are those of the first task, its head included. Differences of scores '
-        'are in points, with the 95 % interval of their mean over tasks and seeds (Student); what '
-        f'the interval leaves open is undecided. {result["settings"]}{_whose(result)} '
-        f'Tasks: {told_tasks(result)}.{_open(result)} All runs together: '
+        'are in points, with the 95 % interval of their mean over seeds, of these tasks and these '
+        'test texts (Student; of several tasks by Welch and Satterthwaite); what the interval '
+        'leaves open is undecided. Where there is no test, single timings or means decide. '
+        f'{result["settings"]}{_whose(result)} '
+        f'Tasks: {told_tasks(result)}.{_open(result)}{_sentence(result.get("edges", ""))} '
+        'All runs together: '
         f'{minutes(results):.0f} minutes of training on {_all(results, "machines")}; commits '
         f'{_all(results, "commits")}. Made by `{result["command"]}`. Published, in brackets where '
         'a row and task are the same (trained parameters are those of the backbone of the paper): '
@@ -116,8 +158,13 @@ def render(result: Mapping[str, Any]) -> str:
 
 
 def _whose(result: Mapping[str, Any]) -> str:
-    code = result['source'] != 'paper'
-    return ' Settings are those of the published code (`--source=code`).' * code
+    code, options = result['source'] != 'paper', result.get('options', [])
+    told = ' Settings are those of the published code (`--source=code`).' * code
+    return told + f' All runs have `{_told_options(options)}`.' * bool(options)
+
+
+def _sentence(text: str) -> str:
+    return f' {text}' * bool(text)
 
 
 def told_tasks(result: Mapping[str, Any]) -> str:
@@ -234,8 +281,13 @@ def _score(row: Row) -> str:
 
 def told(findings: Sequence[Finding]) -> str:
     """Return the table of findings."""
-    lines = [[own.claim, own.where, own.found, VERDICTS[own.holds]] for own in findings]
+    lines = [[own.claim, own.where, own.found, verdict(own)] for own in findings]
     return _table(Table(['the paper finds', 'where', 'here', ''], lines, ''))
+
+
+def verdict(finding: Finding) -> str:
+    """Return whether a finding holds, and whether a test says so."""
+    return VERDICTS[finding.holds] + ', without a test' * (not finding.tested)
 
 
 def _table(table: Table) -> str:

@@ -18,7 +18,7 @@ from typing import Any
 from adapters_jax import config as configs
 from adapters_jax import files
 from adapters_jax.adapters.dropping import Dropped
-from adapters_jax.config import Config, assign
+from adapters_jax.config import Config
 from adapters_jax.data import glue
 from adapters_jax.evaluate import evaluate, evaluation_path
 from adapters_jax.interop.backbones import LoadedBackbone, load_backbone
@@ -29,6 +29,7 @@ from adapters_jax.tuning.populations import MEMBERS
 from adapters_jax.tuning.results import RESULT as SWEPT
 from configs import text_sets
 from experiments.papers.study import Cell, Paper, Results, Row
+from experiments.report.runs import seconds_of
 
 _LOG = logging.getLogger('adapters_jax.papers')
 SEED, FUSION = 'seed', 'fusion'
@@ -123,13 +124,7 @@ class Runner:
         return config
 
     def _recipe(self, cell: Cell) -> Config:
-        config = self.paper.recipe(
-            f'task={cell.task},way={cell.way},scale={self.scale},source={self.version}'
-        )
-        for option in self.options:
-            key, _, value = option.partition('=')
-            assign(config, key, value)
-        return config
+        return self.paper.config(cell, self.scale, self.version, self.options)
 
     def _needed(self, cell: Cell, task: str) -> Cell:
         return next(c for c in self.cells if (c.task, c.way) == (task, cell.source))
@@ -181,8 +176,8 @@ class Runner:
             workdirs=[str(folder.relative_to(self.runs)) for folder in folders],
             trained=summaries[0]['trainable_parameters'],
             total=summaries[0]['total_parameters'],
-            seconds=statistics.fmean(map(_seconds, summaries)),
-            spent=sum(map(_seconds, read.values())),
+            seconds=statistics.fmean(map(seconds_of, summaries)),
+            spent=sum(map(seconds_of, read.values())),
             diverged=sum(map(_diverged, read.values())),
             machines=sorted({summary['hardware'] for summary in read.values()}),
             commits=sorted({summary['commit'] for summary in read.values()}),
@@ -226,11 +221,6 @@ def _validation(summary: Mapping[str, Any]) -> float:
 
 def _diverged(summary: Mapping[str, Any]) -> bool:
     return summary['finished'].startswith('diverged')
-
-
-def _seconds(summary: Mapping[str, Any]) -> float:
-    """Return a run's part of the time that its population took."""
-    return summary['seconds'] / summary.get('population', 1)
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -6,12 +6,13 @@ are, what is done with the adapters that they leave, and what it found that ours
 
 import contextlib
 import dataclasses
+import math
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from adapters_jax.config import Config
+from adapters_jax.config import Config, assign
 from experiments.report import significance
 
 Settings = Mapping[str, Any]
@@ -77,12 +78,16 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """A claim of a paper, what was found here, and whether it holds; None: undecided."""
+    """A claim of a paper, what was found here, and whether it holds; None: undecided.
+
+    It is `tested` where an interval decides, and not where single timings or means alone do.
+    """
 
     claim: str
     where: str  # in the paper
     found: str
     holds: bool | None
+    tested: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,13 +101,18 @@ class Table:
 
 @dataclasses.dataclass(frozen=True)
 class Gap:
-    """By how much scores differ: the mean over pairs of runs, and its 95 % interval."""
+    """By how much scores differ: the mean over pairs of runs, and its 95 % interval.
+
+    The interval is endless where nothing tells how far other seeds would spread.
+    """
 
     mean: float
     low: float
     high: float
 
     def __str__(self) -> str:
+        if math.isinf(self.low):
+            return f'{100 * self.mean:+.1f} points (no interval)'
         low, high = 100 * self.low, 100 * self.high
         return f'{100 * self.mean:+.1f} points ({low:+.1f} to {high:+.1f})'
 
@@ -175,6 +185,15 @@ class Results:
         best = [self.best(way, task, settings) for task in some(tasks, f'{way} on any task')]
         return statistics.fmean(row.mean for row in best)
 
+    def validation(self, way: str, tasks: Sequence[str]) -> float:
+        """Return the mean over tasks of a way's best score on each one's validation split.
+
+        Raises:
+            MissingError: nothing of it was trained.
+        """
+        best = [self.best(way, task) for task in some(tasks, f'{way} on any task')]
+        return statistics.fmean(statistics.fmean(row.validation) for row in best)
+
     def gap(
         self,
         way: str,
@@ -185,18 +204,17 @@ class Results:
     ) -> Gap:
         """Return by how much a way is better than another, over pairs of one task and seed.
 
-        The interval is Student's over all pairs, as if tasks, too, were drawn.
+        The interval is over seeds, of these tasks and these test texts: others are not spoken of.
 
         Raises:
             MissingError: one of them was not trained.
         """
-        found = []
-        for task in some(tasks, f'{way} and {other} on any task'):
-            row, base = self.best(way, task, settings), self.best(other, task, others)
-            theirs = dict(zip(base.seeds, base.scores, strict=True))
-            pairs = zip(row.seeds, row.scores, strict=True)
-            found += [score - theirs[seed] for seed, score in pairs if seed in theirs]
-        return gap_of(found)
+        return gap_of(
+            [
+                paired(self.best(way, task, settings), self.best(other, task, others))
+                for task in some(tasks, f'{way} and {other} on any task')
+            ]
+        )
 
     def values(self, way: str, key: str) -> list[Any]:
         """Return the values of a key that a way's rows are told apart by, in order.
@@ -233,15 +251,28 @@ def some(found: Sequence[Any], what: str) -> Sequence[Any]:
     return found
 
 
-def gap_of(differences: Sequence[float]) -> Gap:
-    """Return the mean of differences and its interval, which is endless for a single one."""
-    low, high, _ = significance.student(differences)
-    endless = float('inf')
-    return Gap(
-        statistics.fmean(differences),
-        -endless if low is None else low,
-        endless if high is None else high,
-    )
+def paired(row: Row, base: Row) -> list[float]:
+    """Return by how much a row is better than another of the same task, for each common seed.
+
+    Raises:
+        MissingError: they have none.
+    """
+    theirs = dict(zip(base.seeds, base.scores, strict=True))
+    pairs = zip(row.seeds, row.scores, strict=True)
+    found = [score - theirs[seed] for seed, score in pairs if seed in theirs]
+    return list(some(found, f'{row.way} and {base.way} on {row.task} with a common seed'))
+
+
+def gap_of(differences: Sequence[Sequence[float]]) -> Gap:
+    """Return the mean of the tasks' mean differences, and its interval over their seeds."""
+    means = map(statistics.fmean, differences)
+    return Gap(statistics.fmean(means), *significance.stratified(differences))
+
+
+def all_better(gaps: Iterable[Gap]) -> bool | None:
+    """Return whether every gap is above 0: one that is below is enough to deny it."""
+    verdicts = {gap.better for gap in gaps}
+    return False if False in verdicts else True if verdicts == {True} else None
 
 
 class Paper:
@@ -256,6 +287,14 @@ class Paper:
     def cells(self, scale: str) -> Iterator[Cell]:
         """Return the cells of a scale, those first that others need."""
         raise NotImplementedError
+
+    def config(self, cell: Cell, scale: str, version: str, options: Sequence[str]) -> Config:
+        """Return a cell's sweep, without its data and sources, with options as KEY=VALUE."""
+        config = self.recipe(f'task={cell.task},way={cell.way},scale={scale},source={version}')
+        for option in options:
+            key, _, value = option.partition('=')
+            assign(config, key, value)
+        return config
 
     def examine(self, results: Results, runs: Path) -> dict[str, Any]:
         """Return what the trained adapters, in the folder of runs, tell beside their scores."""

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.papers import report
+from experiments.papers.study import Finding
 
 FOLDER = Path(__file__).parents[1] / 'results' / 'papers'
 
@@ -22,27 +23,34 @@ def render(results: Sequence[Mapping[str, Any]]) -> str:
         return 'No protocol has been run to its end yet, at either scale.'
     head = ('paper', 'tasks', 'finds', 'here', '')
     lines = [f'| {" | ".join(head)} |', '|---' * len(head) + '|']
-    for result in results:
+    found = [report.from_json(result)[1] for result in results]
+    for result, own in zip(results, found, strict=True):
         folder = report.folder(result['paper'], result['scale'], result['source'])
         link = f'../experiments/results/papers/{folder}/{result["paper"]}.md'
         first = f'[{result["title"].partition(",")[0]}]({link})', report.told_tasks(result)
-        for finding in result['findings']:
-            verdict = report.VERDICTS[finding['holds']]
-            cells = (*first, finding['claim'], finding['found'], verdict)
+        for finding in own:
+            cells = (*first, finding.claim, finding.found, report.verdict(finding))
             lines.append(f'| {" | ".join(cells)} |')
             first = '', ''
     minutes = ', '.join(f'{own["paper"]} {_minutes(own):.0f}' for own in results)
-    holds = [finding['holds'] for result in results for finding in result['findings']]
-    told = (f'{holds.count(value)} {word}' for value, word in report.VERDICTS.items())
+    every = [finding for own in found for finding in own]
+    tested, untested = ([own for own in every if own.tested is kind] for kind in (True, False))
     unanswered = sum(len(result['unanswered']) for result in results)
     note = (
-        f'Of {len(holds)} findings that these tasks could show: {", ".join(told)}; {unanswered} '
-        'more claims ask for rows that were not trained, and do not count. Differences are in '
-        'points of accuracy, with their 95 % interval. Minutes of training, for the tasks told: '
+        f'Of {len(every)} findings that these tasks could show, {len(tested)} are decided by an '
+        f'interval: {_counted(tested)}. {len(untested)} are of means or single timings, without a '
+        f'test: {_counted(untested)}. {unanswered} more claims ask for rows that were not trained, '
+        'and do not count. Differences are in points of accuracy, with their 95 % interval over '
+        'seeds, of these tasks and these test texts. Minutes of training, for the tasks told: '
         f'{minutes}; what several papers share, such as full fine-tuning, counts in each. The '
         'reports have scores, seeds, machines, commits and figures.'
     )
     return '\n'.join([*lines, '', note.replace('**', '')])
+
+
+def _counted(findings: Sequence[Finding]) -> str:
+    holds = [finding.holds for finding in findings]
+    return ', '.join(f'{holds.count(value)} {word}' for value, word in report.VERDICTS.items())
 
 
 def _minutes(result: Mapping[str, Any]) -> float:

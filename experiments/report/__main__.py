@@ -23,7 +23,7 @@ from absl import flags
 from adapters_jax import entry, files
 from experiments.output import write
 from experiments.report import figures
-from experiments.report.runs import Group, Run, find, groups
+from experiments.report.runs import Group, Run, find, groups, seconds_of
 from experiments.report.significance import compare
 
 
@@ -77,7 +77,7 @@ def row(group: Group, metric: str, base: Group | None) -> dict[str, Any]:
         'values': values,
         'trainable_parameters': summary['trainable_parameters'],
         'total_parameters': summary['total_parameters'],
-        'seconds': statistics.mean(run.summary['seconds'] for run in group.runs),
+        'seconds': statistics.mean(seconds_of(run.summary) for run in group.runs),
         'difference': None if difference is None else dataclasses.asdict(difference),
         'hardware': sorted({run.summary['hardware'] for run in group.runs}),
         'commits': sorted({run.summary['commit'] for run in group.runs}),
@@ -122,10 +122,23 @@ def render(result: dict[str, Any]) -> str:
         note += (
             f' Differences are to {result["baseline"]}, over common seeds, with the 95 % interval '
             "of their mean; p by seeds is of Student's paired test, p by examples of McNemar's "
-            'exact test over the examples of all seeds.'
+            'exact test over the examples, each of the side that had it right with more seeds.'
+            f'{_not_tested(result["rows"])}'
         )
     rows = [head, ['---'] * len(head), *lines]
-    return '\n'.join([*(f'| {" | ".join(line)} |' for line in rows), '', note])
+    return '\n'.join([*(f'| {" | ".join(map(_escaped, line))} |' for line in rows), '', note])
+
+
+def _not_tested(rows: Sequence[dict[str, Any]]) -> str:
+    other = [row['difference'] for row in rows if row['difference'] is not None]
+    count = sum(not difference['same_examples'] for difference in other)
+    told = f' Of {count} of {len(other)} rows there is no p by examples: '
+    return f'{told}the runs were not tested on the same examples in the same order.' * bool(count)
+
+
+def _escaped(cell: str) -> str:
+    """Return a cell as Markdown; methods that act together have a | between them."""
+    return cell.replace('|', '\\|')
 
 
 def main(

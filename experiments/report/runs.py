@@ -11,7 +11,15 @@ SEED = 'seed'
 # What says where something lies, or how much is told of it, and changes no number.
 ASIDE = (SEED, 'data.cache_dir', 'training.log_every', 'training.checkpoint_every')
 
+# What `evaluate` says of an example itself, beside what was made of it.
+_TOLD = ('gold', 'text', 'text_a', 'text_b', 'tokens', 'choices', 'id', 'question', 'context')
+
 Settings = dict[str, Any]
+
+
+def seconds_of(summary: Mapping[str, Any]) -> float:
+    """Return a run's part of the time that its population took."""
+    return summary['seconds'] / summary.get('population', 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,16 +38,28 @@ class Run:
         return self.settings[SEED]
 
     @functools.cached_property
-    def right(self) -> list[bool] | None:
-        """Which examples were predicted right, in their order; None where that is no yes or no."""
+    def _predictions(self) -> list[dict[str, Any]] | None:
         path = self.workdir / f'predictions_{self.split}.jsonl'
         if not path.exists():
             return None
-        lines = [json.loads(line) for line in path.read_text().splitlines()]
-        pairs = [(line.get('gold'), line.get('prediction')) for line in lines]
+        return [json.loads(line) for line in path.read_text('utf-8').split('\n') if line]
+
+    @property
+    def right(self) -> list[bool] | None:
+        """Which examples were predicted right, in their order; None where that is no yes or no."""
+        if self._predictions is None:
+            return None
+        pairs = [(line.get('gold'), line.get('prediction')) for line in self._predictions]
         if not all(isinstance(gold, str) and isinstance(found, str) for gold, found in pairs):
             return None
         return [gold == found for gold, found in pairs]
+
+    @property
+    def examples(self) -> list[dict[str, Any]] | None:
+        """The examples as far as they are told, texts and gold labels; None where they are not."""
+        if self._predictions is None:
+            return None
+        return [{key: line[key] for key in _TOLD if key in line} for line in self._predictions]
 
     def curve(self, split: str, name: str) -> list[tuple[int, float]]:
         """Return the steps and values of a metric over training."""
