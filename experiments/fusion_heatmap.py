@@ -45,19 +45,13 @@ def fused(model: Model) -> dict[str, tuple[str, ...]]:
     """Return the names of the adapters that each fusion of a model mixes.
 
     Raises:
-        ValueError: a model without a fusion, or one whose fusions see parts of the batch only.
+        ValueError: a model without a fusion.
     """
     method = model.method
     blocks = blocks_of(method.tree) if isinstance(method, Composed) else []
     found = [block for block in blocks if isinstance(block, Fuse)]
-    dividing = {block.kind for block in blocks} & {'split', 'batch_split', 'parallel'}
     if not found:
         raise ValueError('the adapter has no fusion; a heat map shows an adapter with fuse(...)')
-    if dividing:
-        raise ValueError(
-            f'the adapter has {", ".join(sorted(dividing))}, which divides the batch or its texts; '
-            'a heat map shows fusions that see all of it'
-        )
     return {b.fusion: tuple(composition.last(child) for child in b.children) for b in found}
 
 

@@ -333,7 +333,7 @@ def test_what_does_not_go_together(toys, tmp_path):
         ('data.preprocess=lower', 'image_classification has no texts; leave it empty'),
         ('training.trunk_cache=float32', 'belongs to the tokens of texts'),
         ('task.augment=turn', "augment is 'turn'; expected one of none, crop, flip, crop_flip"),
-        ('method=prompt_tuning[site=words]', "site='words' stands among vectors of words"),
+        ('method=prompt_tuning[site=words]', 'is about vectors of words'),
         ('training.batch_size=30', 'choose a multiple of 4'),
     ],
 )
