@@ -57,7 +57,7 @@ def _check(model: Model, batch: Batch, rules: Rules) -> None:
         )
     if 'starts' in batch and batch['starts'].shape[1] > 1:
         raise ValueError('texts are written for one text a row, but these rows hold several')
-    if getattr(model.method, 'replicas', 1) > 1:
+    if model.method.replicas > 1:
         raise ValueError('parallel(...) copies the batch; write with one of its adapters at a time')
 
 

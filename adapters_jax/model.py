@@ -146,7 +146,7 @@ class Model:
         if self.config.decoder is not None:
             return self.score_words(params, hidden)
         batch = self._with_places(batch, hidden)
-        copies = getattr(self.method, 'replicas', 1)
+        copies = self.method.replicas
         segments = self.method.lengthen(batch['segments'], rows)
         if (self.heads or self.head_config).per_token:
             present = self.method.lengthen(jnp.ones_like(batch['segments']), rows)
@@ -230,7 +230,7 @@ class Model:
 
     def can_begin_above_trunk(self, params: Tree) -> bool:
         """Tell whether there is a trunk, and `trunk_outputs` has what it computes."""
-        copied = getattr(self.method, 'replicas', 1) > 1
+        copied = self.method.replicas > 1
         return self.trunk(params).layer > 0 and self.config.decoder is None and not copied
 
     def trunk_outputs(self, params: Tree, batch: Batch) -> Float[Array, 'B T N D']:
@@ -249,7 +249,7 @@ class Model:
             )
         if place.layer == 0:
             raise ValueError('the lowest layer is adapted, so there is no trunk to store')
-        if getattr(self.method, 'replicas', 1) > 1:
+        if self.method.replicas > 1:
             raise ValueError(
                 "parallel(...) copies the batch at the trunk's end, so nothing can begin there; "
                 "set training.trunk_cache='none'"

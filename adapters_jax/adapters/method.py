@@ -108,6 +108,11 @@ class Method:
         return Inserted()
 
     @property
+    def replicas(self) -> int:
+        """How many copies of the batch it makes; each is evaluated by itself."""
+        return 1
+
+    @property
     def divides(self) -> bool:
         """Whether it divides the sequence or the batch, or copies the batch, by numbers."""
         return False
