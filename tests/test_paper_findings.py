@@ -173,6 +173,16 @@ def test_query_and_value_have_to_beat_each_of_both(best, holds):
     assert found.holds is holds and ' to q, ' in found.found and found.found.endswith(' to k')
 
 
+def test_a_gap_that_is_larger_and_undecided_leaves_query_and_value_undecided():
+    own, results = paper('hu2022'), made_up(paper('hu2022'), lambda way: 0.8)
+    for one in results.of('matrices'):
+        matrices = one.settings['method'].partition('[attn_matrices=[')[2].partition(']')[0]
+        levels = {'q,v': (0.9, 0.901, 0.899), 'k': (0.85, 0.852, 0.849), 'q': (0.1, 0.9, 0.5)}
+        one.scores[:] = levels.get(matrices, one.scores)
+    (found,) = (f for f in own.findings(results) if f.where == 'table 5')
+    assert found.holds is None
+
+
 @pytest.mark.parametrize(('middle', 'holds'), [(0.7, True), (0.9, False)])
 def test_scores_have_to_fall_with_every_larger_sigma(middle, holds):
     sigma, means = 'method.init_sigma', {1e-7: 0.8, 1e-2: 0.8, 1e-1: middle, 1.0: 0.4}
@@ -407,7 +417,7 @@ def test_the_table_of_protocols_counts_what_was_evaluated():
     missing = sum(len(own['unanswered']) for own in stored)
     assert f'Of {count} findings that these tasks could show' in text
     means = [own for report in stored for own in report['findings'] if not own['tested']]
-    assert 0 < len(means) < count and f'{count - len(means)} are decided by an interval' in text
+    assert 0 < len(means) < count and f'{count - len(means)} are judged by an interval' in text
     assert f'{len(means)} are of means or single timings, without a test' in text
     assert text.count('confirmed, without a test |') == len(means)
     assert f'{missing} more claims ask for rows that were not trained' in text

@@ -37,7 +37,7 @@ def render(results: Sequence[Mapping[str, Any]]) -> str:
     tested, untested = ([own for own in every if own.tested is kind] for kind in (True, False))
     unanswered = sum(len(result['unanswered']) for result in results)
     note = (
-        f'Of {len(every)} findings that these tasks could show, {len(tested)} are decided by an '
+        f'Of {len(every)} findings that these tasks could show, {len(tested)} are judged by an '
         f'interval: {_counted(tested)}. {len(untested)} are of means or single timings, without a '
         f'test: {_counted(untested)}. {unanswered} more claims ask for rows that were not trained, '
         'and do not count. Differences are in points of accuracy, with their 95 % interval over '
