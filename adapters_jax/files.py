@@ -164,14 +164,17 @@ def check_descriptors(count: int, remedy: str) -> None:
     """
     most, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = count + _OTHER_FILES
-    if most < wanted <= hard or hard == resource.RLIM_INFINITY > most:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-        return
-    if most != resource.RLIM_INFINITY and wanted > most:
+
+    def enough(limit: int) -> bool:
+        return limit == resource.RLIM_INFINITY or limit >= wanted
+
+    if not enough(hard):
         raise ValueError(
             f'{count:,} files would be open at once, and this system allows a process {hard:,} '
             f'(`ulimit -Hn`); {remedy}'
         )
+    if not enough(most):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def check_target(path: Path | str) -> None:

@@ -139,6 +139,8 @@ def together() -> Iterator[None]:
     except ElsewhereError:
         raise  # all have been told, and none waits here
     except Exception as error:
+        if is_told(error):  # by a block within this one
+            raise
         failed = error
     message = {} if failed is None else {_FAILED: str(failed) or type(failed).__name__}
     first, messages = _exchange(message)

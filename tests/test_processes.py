@@ -316,3 +316,19 @@ def test_the_environment_stands_in_for_flags(monkeypatch):
     monkeypatch.setenv('ADAPTERS_JAX_PROCESS', 'first')
     with pytest.raises(ValueError, match="ADAPTERS_JAX_PROCESS is 'first'; expected a whole"):
         processes.initialise()
+
+
+def test_a_mistake_that_all_were_told_of_is_not_told_again(monkeypatch):
+    """The others have left the outer block, too, and would never answer."""
+    told = []
+
+    def exchange(message):
+        told.append(message)
+        return 0, [message, {}]
+
+    monkeypatch.setattr('jax.process_count', lambda: 2)
+    monkeypatch.setattr(processes, '_exchange', exchange)
+    inside = processes.together(), processes.together()
+    with pytest.raises(ValueError, match='no such file'), inside[0], inside[1]:
+        raise ValueError('no such file')
+    assert told == [{'failed': 'no such file'}]

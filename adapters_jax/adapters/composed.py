@@ -202,16 +202,19 @@ class Composed(Method):
         """
         for block in blocks_of(self.tree):
             before: dict[str, str] = {}
-            for name in _leaves(block) if isinstance(block, Stack) else ():
-                found, anew = _projections(self.members[name], trees[name])
-                lost = sorted(anew & before.keys())
-                self.require(
-                    not lost,
-                    f'in {block}, {name} scales what {lost and lost[0]} reads, and what '
-                    f'{lost and before[lost[0]]} adds there would be lost; put {name} first, or '
-                    'give it scale_inputs=() and its projections in scale_outputs',
-                )
-                before |= dict.fromkeys(found, name)
+            for child in block.children if isinstance(block, Stack) else ():
+                here: dict[str, str] = {}
+                for name in _leaves(child):
+                    found, anew = _projections(self.members[name], trees[name])
+                    here |= dict.fromkeys(found, name)
+                    lost = sorted(anew & before.keys())
+                    self.require(
+                        not lost,
+                        f'in {block}, {name} scales what {lost and lost[0]} reads, and what '
+                        f'{lost and before[lost[0]]} adds there would be lost; put {name} first, '
+                        'or give it scale_inputs=() and its projections in scale_outputs',
+                    )
+                before |= here
 
     def _init_fusion(
         self, key: PRNGKeyArray, block: Fuse, trees: Mapping[str, Tree], dimensions: Dimensions

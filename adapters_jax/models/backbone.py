@@ -20,7 +20,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from adapters_jax import functional, quantize
 from adapters_jax.models import leaves
-from adapters_jax.models.block import BlockConfig, Dense, Memory, Norm, rematerialised
+from adapters_jax.models.block import BlockConfig, Memory, rematerialised
+from adapters_jax.models.layers import Dense, Norm
 from adapters_jax.sharding import Layout, spread_rows
 from adapters_jax.sites import IDENTITY, START, Dimensions, Place, Sites, Stream
 

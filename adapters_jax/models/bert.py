@@ -15,7 +15,8 @@ from jaxtyping import Array, Int
 from adapters_jax import functional, quantize
 from adapters_jax.models import names
 from adapters_jax.models.backbone import BackboneConfig, Inputs, Table
-from adapters_jax.models.block import BlockConfig, Dense, Norm
+from adapters_jax.models.block import BlockConfig
+from adapters_jax.models.layers import Dense, Norm
 from adapters_jax.sites import Sites, Stream, Words
 
 PREFIXES = {'bert': 'bert.', 'roberta': 'roberta.'}

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from adapters_jax import functional
-from adapters_jax.models.block import Dense
+from adapters_jax.models.layers import Dense
 
 POOLINGS = ('mean', 'cls', 'pooler')
 FIRST_TOKEN = ('cls', 'pooler')  # those that read no other

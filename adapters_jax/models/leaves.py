@@ -1,7 +1,7 @@
 """The leaves of modules, read without tracing how they would be drawn.
 
-`Module.param` traces the initialiser at each use, to learn the shape that a leaf should have: that
-is half of the time that a transformer takes to be traced. Here the shape is told.
+`Module.param` traces the initialiser at each use, to learn the shape that a leaf should have, which
+takes about as long as tracing what is done with the leaf. Here the shape is told.
 """
 
 from collections.abc import Callable

@@ -12,7 +12,8 @@ from jaxtyping import Array, Float, Int
 
 from adapters_jax import functional, quantize
 from adapters_jax.models.backbone import BackboneConfig, Inputs, Table
-from adapters_jax.models.block import BlockConfig, Norm
+from adapters_jax.models.block import BlockConfig
+from adapters_jax.models.layers import Norm
 from adapters_jax.sites import Sites, Stream, Words
 
 LEARNED, SINES, RELATIVE = 'learned', 'sines', 'relative'

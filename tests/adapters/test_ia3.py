@@ -147,6 +147,9 @@ def test_behind_another_adapter_it_may_not_undo_what_that_one_did():
         composed = Composed(expression='stack(b, a)', members=both | {'b': other})
         with pytest.raises(ValueError, match='a scales what layer_0/feed_forward/down reads'):
             small_bert.fresh(composed)
+    # Side by side they undo nothing: each computes from the same input.
+    beside = Composed(expression='stack(average(b, a), c)', members=both | {'c': LoRA(r=2)})
+    assert set(small_bert.fresh(beside)) == {'a', 'b', 'c'}
     composed = Composed(expression='stack(a, b)', members=both)
     tree = small_bert.fresh(composed, sigma=0.3)
     one = small_bert.run(both['a'], tree['a'], small_bert.backbone(), IDS)
