@@ -30,7 +30,8 @@ _NO_LOCKS_HERE = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
 # Locks that this process holds: record locks do not exclude their own process.
 _held: set[Path] = set()
 _OTHER_FILES = 512  # that a process has open beside: data, libraries, checkpoints
-_READ_AGAIN = 50  # times that a directory is read again which is being replaced
+_READ_AGAIN_S = 60  # that a directory is read again which is being replaced
+_BETWEEN_STEPS_S = 1.0  # that a replacement may take from its first step to its second
 _OWN_HOST = f'{socket.gethostname()}-'  # of a temporary name; the process's number follows
 
 
@@ -119,23 +120,32 @@ def read_whole(directory: Path | str, read: Callable[[Path], T]) -> T:
 
     It is read again where it was replaced meanwhile, so that nothing is a mixture of the two, and
     nothing is changed. Where a kill has caught the replacement, what was there before is read.
+
+    Raises:
+        InUseError: it was replaced again each time that it was read, for a minute.
     """
     directory = _target(directory)
-    for _ in range(_READ_AGAIN):
-        before = _identity(directory)
-        if before is None and _previous(directory).exists():
-            time.sleep(0.02)  # between the two steps, perhaps
-            continue
-        try:
-            found = read(directory)
-        except (OSError, ValueError):
-            if _identity(directory) == before:
-                raise
-        else:
-            if _identity(directory) == before:
-                return found
-    previous = _previous(directory)
-    return read(directory if directory.exists() else previous)
+    start = time.monotonic()
+    while (waited := time.monotonic() - start) < _READ_AGAIN_S:
+        place = directory
+        if not directory.exists() and _previous(directory).exists():
+            if waited < _BETWEEN_STEPS_S:
+                time.sleep(0.02)
+                continue
+            place = _previous(directory)
+        with _stays(place) as stayed:
+            try:
+                found = read(place)
+            except (OSError, ValueError):
+                if stayed():
+                    raise
+            else:
+                if stayed():
+                    return found
+    raise InUseError(
+        f'{directory} was replaced again and again while it was read, for {_READ_AGAIN_S} s: '
+        'wait for the run that writes it, or read a copy'
+    )
 
 
 def make_directory(path: Path | str) -> Path:
@@ -284,12 +294,35 @@ def _target(path: Path | str) -> Path:
     return Path(os.path.realpath(path))
 
 
-def _identity(path: Path) -> tuple[int, int] | None:
+@contextlib.contextmanager
+def _stays(path: Path) -> Iterator[Callable[[], bool]]:
+    """Give a function that tells if what is at `path` is still what was there at the start.
+
+    It is held open meanwhile: the number of a directory that is gone and closed may be given to
+    the next one, within one tick of the clock that directories are dated by.
+    """
+    descriptor = _open(path)
+    if descriptor is None:
+        yield lambda: not path.exists()
+        return
     try:
-        found = path.stat()
+        yield lambda: _is_open_as(path, descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _open(path: Path) -> int | None:
+    try:
+        return os.open(path, os.O_RDONLY)
     except FileNotFoundError:
         return None
-    return found.st_ino, found.st_mtime_ns
+
+
+def _is_open_as(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _previous(path: Path) -> Path:

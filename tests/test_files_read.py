@@ -4,6 +4,7 @@ import resource
 import threading
 import time
 
+import numpy as np
 import pytest
 
 from adapters_jax import files
@@ -33,6 +34,14 @@ def test_a_target_that_cannot_be_written_is_refused_before_anything_is_computed(
     assert list((tmp_path / 'new').iterdir()) == []
 
 
+def write_version(path, number):
+    """Write one number to two files of a directory, in the place of what is there."""
+    with files.atomic(path) as temporary:
+        temporary.mkdir()
+        for name in 'ab':
+            (temporary / name).write_text(str(number))
+
+
 def versions(directory):
     """Return what two files of a directory hold, read with a pause between them."""
     first = (directory / 'a').read_text()
@@ -42,22 +51,18 @@ def versions(directory):
 
 def test_a_reader_gets_one_version_or_the_other_and_disturbs_no_writer(tmp_path):
     path, failed, done = tmp_path / 'adapter', [], threading.Event()
-
-    def write(number):
-        with files.atomic(path) as temporary:
-            temporary.mkdir()
-            for name in 'ab':
-                (temporary / name).write_text(str(number))
+    pauses = np.random.default_rng(0).uniform(0, 0.01, 200)
 
     def keep_writing():
         try:
             for number in range(1, 200):
-                write(number)
+                write_version(path, number)
+                time.sleep(pauses[number])
         except OSError as error:
             failed.append(error)
         done.set()
 
-    write(0)
+    write_version(path, 0)
     writer = threading.Thread(target=keep_writing)
     writer.start()
     seen = set()
@@ -67,6 +72,27 @@ def test_a_reader_gets_one_version_or_the_other_and_disturbs_no_writer(tmp_path)
         seen.add(first)
     writer.join()
     assert not failed and len(seen) > 10
+
+
+def test_a_number_that_is_given_again_does_not_make_two_versions_one(tmp_path):
+    path, left = tmp_path / 'adapter', [1, 2, 3, 4]
+    write_version(path, 0)
+
+    def read(directory):
+        first = (directory / 'a').read_text()
+        for number in [left.pop(0) for _ in left[:2]]:  # the second may take the first one's place
+            write_version(path, number)
+        return first, (directory / 'b').read_text()
+
+    assert files.read_whole(path, read) == ('4', '4')
+
+
+def test_a_directory_that_is_replaced_without_end_is_an_error(tmp_path, monkeypatch):
+    path = tmp_path / 'adapter'
+    write_version(path, 0)
+    monkeypatch.setattr(files, '_READ_AGAIN_S', 0.05)
+    with pytest.raises(files.InUseError, match='replaced again and again'):
+        files.read_whole(path, lambda directory: write_version(directory, 1))
 
 
 def test_a_reader_takes_what_a_kill_has_left_and_changes_nothing(tmp_path):
