@@ -43,7 +43,7 @@ def check(
         )
     if devices or topology:
         simulate(devices or 1)
-    chosen = ahead.topology(topology) if topology else None
+    chosen = ahead.topology(topology) if topology else jax.devices()[:devices] if devices else None
     plan = ahead.plan(config, chosen, length, texts, labels)
     return ahead.report(plan), ahead.shardings(plan)
 

@@ -304,8 +304,7 @@ def _optimizer() -> Config:
             # Leaves without weight decay: regular expressions over '/'-joined paths.
             'decay_exclude': (
                 r'(.*/)?bias',
-                r'(.*/)?[a-z_]*norm[a-z0-9_]*/.*',
-                r'(.*/)?(scale|scaling|magnitude)',
+                r'(.*/)?((input_)?scale|scaling|magnitude)',
             ),
             # Largest global norm of the gradient; 0: no clipping.
             'clip_norm': 1.0,

@@ -54,10 +54,16 @@ def sweep(config: Config, workdir: str | Path) -> dict[str, Any]:
                 return json.loads((workdir / RESULT).read_text('utf-8'))
             groups = grid.populations(members, config.sweep.size)
             build = populations.Builder()
-            runs = [build(group[0].config) for group in groups]
+            side_by_side = config.sweep.pruner != 'none' or config.sweep.recommend
             # Each trial of a search is looked at when it is drawn; here are mere examples of them.
             check = populations.check_data if searched else populations.check_built
-            task = populations.common_task([check(run) for run in runs])
+            runs, found = [], []
+            for group in groups:
+                run = build(group[0].config)
+                found.append(check(run))
+                if side_by_side or not runs:  # others are built again when it is their turn
+                    runs.append(run)
+            task = populations.common_task(found)
         # Written only now: a config with a mistake in it makes no claim on the workdir.
         if processes.is_writer():
             files.write_json(workdir / CONFIG, configs.to_json(config))
@@ -66,7 +72,7 @@ def sweep(config: Config, workdir: str | Path) -> dict[str, Any]:
             with search.open_study(config, workdir, task.higher_is_better) as study:
                 search.search(config, workdir, build, runs[0], study)
                 done.of_search(study)
-        elif config.sweep.pruner != 'none' or config.sweep.recommend:
+        elif side_by_side:
             rule = pruning.rule_of(config, task.higher_is_better)
             with rungs.opened(groups, runs, workdir, config.sweep.chunk) as opened:
                 costs = done.costs(members, runs[0], opened) if config.sweep.recommend else None
@@ -101,8 +107,8 @@ def sweep_shard(config: Config, workdir: str | Path, shard: grid.Shard) -> list[
     build = populations.Builder()
     with processes.together():
         check_same_run(config, workdir)
-        built = [build(groups[number][0].config) for number in mine or [0]]
-        populations.common_task([populations.check_built(run) for run in built])
+        configs_ = [groups[number][0].config for number in mine or [0]]
+        populations.common_task([populations.check_built(build(own)) for own in configs_])
     if processes.is_writer():
         files.write_json(workdir / CONFIG, configs.to_json(config))
     if not mine:

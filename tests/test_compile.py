@@ -4,6 +4,7 @@
 """
 
 import json
+import math
 import re
 from importlib.util import find_spec
 from pathlib import Path
@@ -235,6 +236,20 @@ def test_tpus_that_are_not_at_hand(tmp_path):
     assert 'is none that the TPU compiler knows' in command.refused(
         'compile', *bad, folder=tmp_path
     )
+
+
+def test_fewer_devices_than_jax_has_are_those_that_were_asked_for():
+    given = entry.load_config(f'{GOLDENS / "small.py"}:method=head')
+    report, _ = ahead_of_time.check(given, devices=2)
+    assert math.prod(report['mesh'].values()) == 2
+
+
+def test_a_schedule_of_steps_that_only_the_data_tells_is_accepted(caplog):
+    given = entry.load_config(f'{GOLDENS / "small.py"}:method=adalora[tinit=2000]')
+    given.training.steps, given.training.epochs = 0, 100.0
+    given.training.trunk_cache = 'float32'
+    ahead.plan(given)
+    assert 'what is compiled here computes them' in caplog.text
 
 
 def test_more_devices_than_jax_has_found_already():

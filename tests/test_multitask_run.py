@@ -16,6 +16,7 @@ from adapters_jax.evaluate import evaluate
 from adapters_jax.interop import adapter_folder
 from adapters_jax.predict import predict
 from adapters_jax.train import train
+from adapters_jax.training import loop
 
 STEPS = 60
 ADAPTER_FILES = ('adapter.safetensors', 'head.safetensors', 'adapter_config.json')
@@ -308,6 +309,14 @@ def test_the_config_of_a_task_alone_takes_from_data_what_the_task_leaves_open(to
     assert configs.of_task(made, 'stars').task.name == 'regression'
     again = configs.from_json(configs.to_json(made))
     assert configs.to_json(again) == configs.to_json(made)
+
+
+def test_smoothing_that_no_task_could_use_is_refused(toys, tmp_path):
+    made = config(toys, training__label_smoothing=0.1)
+    loop.check(made)
+    made.tasks.topic.task.name = 'regression'
+    with pytest.raises(ValueError, match=r'label_smoothing is 0.1, but regression has no classes'):
+        loop.check(made)
 
 
 @pytest.mark.parametrize('name', ['a.b', '1a', 'a/b', '', 'items', 'topic'])

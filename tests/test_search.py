@@ -143,6 +143,16 @@ def test_a_combination_that_cannot_be_trained_is_told_and_passed_by(toys, tmp_pa
     assert any('training.batch_size is 16, which does not divide' in what for what in told)
 
 
+def test_what_shows_only_when_a_trial_is_built_is_passed_by_too(toys, tmp_path):
+    method = 'adalora[r=2,target_r=1]'
+    given = config(toys, 'method.tinit=0,50', 'seed=0,1', method=method, training__steps=4)
+    given.sweep.trials, given.sweep.sampler = 4, 'random'
+    result = sweep(given, tmp_path / 'w')
+    states = {row['settings']['method.tinit']: row['state'] for row in result['members']}
+    assert states[50].startswith('not possible: adalora: tinit=50')
+    assert not states[0].startswith('not possible')
+
+
 @pytest.mark.parametrize('sizes', ['16,18', '18,16'])  # 16 has no thirds
 @pytest.mark.parametrize('parts', ['1,3', '3,1'])
 def test_values_that_exclude_one_another_are_accepted_in_any_order(toys, sizes, parts):

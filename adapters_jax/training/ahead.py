@@ -6,6 +6,7 @@ and the forward pass are compiled as they would be before the first step, and th
 
 import dataclasses
 import importlib.util
+import logging
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -25,6 +26,10 @@ from adapters_jax.training.experiment import Experiment, check_numbers, make_mod
 from adapters_jax.training.members import load as load_members
 from adapters_jax.training.placement import Described, make_mesh
 from adapters_jax.training.state import Start, prepare
+
+_LOG = logging.getLogger(__name__)
+# Steps of a run of which only the data would say how many: more than a method's schedule needs.
+_MANY = 10**6
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -100,9 +105,15 @@ def plan(
     check_numbers(config)
     placement = Described.of(config, make_mesh(config, devices))
     loop.check(config, placement)
+    if config.training.trunk_cache != 'none':
+        _LOG.warning(
+            'training.trunk_cache is %r, from which a step reads the outputs of lower layers; what '
+            'is compiled here computes them',
+            config.training.trunk_cache,
+        )
     experiment = _experiment(config, labels)
     tree = jax.eval_shape(_initialiser(experiment), experiment.backbone.params)
-    start = prepare(experiment, tree, placement, total_steps=config.training.steps or 1000)
+    start = prepare(experiment, tree, placement, total_steps=config.training.steps or _MANY)
     return Plan(experiment, placement, start, _batch(experiment, placement, length, texts))
 
 

@@ -109,8 +109,8 @@ def expand(config: Config) -> list[Member]:
     own seed. So they see the same batches, as a run with one member's config alone does.
 
     Raises:
-        ValueError: no grid, a key that comes twice, an unknown key or option, or a value of another
-            type than the key's.
+        ValueError: no grid, a key or a value that comes twice, an unknown key or option, or a value
+            of another type than the key's.
     """
     axes = [parse_axis(text) for text in config.sweep.grid]
     keys = [axis.key for axis in axes]
@@ -122,10 +122,24 @@ def expand(config: Config) -> list[Member]:
     check_keys(keys)
     combinations = list(itertools.product(*(axis.values for axis in axes)))
     names = _names(keys, combinations)
-    return [
+    members = [
         make_member(config, name, dict(zip(keys, values, strict=True)))
         for name, values in zip(names, combinations, strict=True)
     ]
+    _check_differ(members)
+    return members
+
+
+def _check_differ(members: Sequence[Member]) -> None:
+    """Refuse members that are one run: they would be counted as if they were seeds."""
+    known: dict[str, str] = {}
+    for member in members:
+        other = known.setdefault(json.dumps(member.settings, sort_keys=True), member.name)
+        if other != member.name:
+            raise ValueError(
+                f'{GRID} has members with equal values, {other} and {member.name}: write each '
+                'value once'
+            )
 
 
 def check_keys(keys: Sequence[str], where: str = GRID) -> None:
@@ -174,7 +188,7 @@ def with_option(method: str, path: Sequence[str], value: Any) -> str:
     it is a preset of several.
 
     Raises:
-        ValueError: several methods, and none of them named.
+        ValueError: several methods, and none of them named; an option of what has none.
     """
     parts = grammar.parse(method)
     names = [name for name, _ in parts]
@@ -187,7 +201,12 @@ def with_option(method: str, path: Sequence[str], value: Any) -> str:
     *parents, option = keys
     node = parts[index][1]
     for name in parents:
-        node = node.setdefault(name, {})
+        node = node.setdefault(name, {}) if isinstance(node, dict) else None
+    if not isinstance(node, dict):
+        raise ValueError(
+            f"the sweep has the key 'method.{'.'.join(path)}', but in {method!r} "
+            f'{".".join(parents)} is no dictionary of options; leave {option!r} out of the key'
+        )
     node[option] = value
     return '|'.join(_render(name, options) for name, options in parts)
 

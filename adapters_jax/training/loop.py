@@ -45,18 +45,18 @@ def check(config: Config, placement: Placement | None = None) -> None:
             f'adapters is {config.adapters!r}, but a run of several tasks trains one method for '
             'each of them; leave it empty'
         )
-    if not config.tasks:
-        _check_smoothing(config)
+    _check_smoothing(config)
     batching.check(config, load_members(config).method, devices)
     trunk.check(config)
 
 
 def _check_smoothing(config: Config) -> None:
     smoothing = config.training.label_smoothing
-    if smoothing and not tasks.kind(config.task.name).smooths:
+    kinds = [task.task.name for task in config.tasks.values()] or [config.task.name]
+    if smoothing and not any(tasks.kind(kind).smooths for kind in kinds):
         raise ValueError(
-            f'training.label_smoothing is {smoothing}, but {config.task.name} has no classes or '
-            'words among which it could be spread; set it to 0'
+            f'training.label_smoothing is {smoothing}, but {" and ".join(dict.fromkeys(kinds))} '
+            'has no classes or words among which it could be spread; set it to 0'
         )
 
 

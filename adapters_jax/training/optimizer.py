@@ -19,8 +19,8 @@ from jaxtyping import Array, Float, Int
 
 from adapters_jax import params
 
-# Biases, normalisation layers and learned scales are not pulled towards zero.
-NO_DECAY = (r'(.*/)?bias', r'(.*/)?[a-z_]*norm[a-z0-9_]*/.*', r'(.*/)?(scale|scaling|magnitude)')
+# Biases and learned scales, those of LayerNorms among them, are not pulled towards zero.
+NO_DECAY = (r'(.*/)?bias', r'(.*/)?((input_)?scale|scaling|magnitude)')
 
 _SHAPES: dict[str, Callable[[int], optax.Schedule]] = {
     'linear': lambda steps: optax.linear_schedule(1.0, 0.0, steps),
@@ -93,7 +93,7 @@ def make_schedule(
     if total_steps < 1:
         raise ValueError(f'total_steps must be at least 1, got {total_steps}')
     peak = config.learning_rate if learning_rate is None else learning_rate
-    warmup_steps = int(config.warmup * total_steps)
+    warmup_steps = int(round(config.warmup * total_steps, 6))  # 0.29 of 100 are 29
     shape = _SHAPES[config.schedule](total_steps - warmup_steps)
     if warmup_steps:
         rise = optax.linear_schedule(0.0, 1.0, warmup_steps)

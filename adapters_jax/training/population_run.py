@@ -1,6 +1,6 @@
 """The run of a population: one loop, in which each member has its own progress, files and end.
 
-A member's folder is what `train` would have left of it. Traits end one by one (early stopping, or
+A member's folder is what `train` would have left of it. Members end one by one (early stopping, or
 numbers that are none); the population goes on until the last one has.
 """
 
@@ -55,7 +55,7 @@ class PopulationProgress:
 
 
 class PopulationRun(Run):
-    """Traits of a sweep that are trained together; `experiment` is that of the first one."""
+    """Members of a sweep that are trained together; `experiment` is that of the first one."""
 
     def __init__(
         self,
@@ -309,6 +309,7 @@ class PopulationRun(Run):
             own = {name: float(column[i]) for name, column in values.items()}
             if not good[i]:
                 numbers = f'{own["loss"]} (gradient norm {own["gradient_norm"]})'
+                progress.seconds = self._seconds
                 self._give_up(i, step, f'the loss of step {step} is {numbers}')
                 continue
             progress.examples += int(own['examples'])
@@ -339,6 +340,7 @@ class PopulationRun(Run):
         logits = {name: self._outputs(name, self.state.trainable) for name in self.eval_policies}
         for i, progress in enumerate(self.progress.members.values()):
             if not progress.finished:
+                progress.seconds = self.progress.seconds
                 self._judge(i, {name: values[:, i] for name, values in logits.items()})
         alive = [name for name, p in self.progress.members.items() if not p.finished]
         chosen = self.prune(self.progress.scores, alive, self.total_steps) if self.prune else {}

@@ -101,7 +101,9 @@ def markdown(rows: Sequence[Row], metric: str) -> str:
 
 def line(cells: Sequence[str]) -> str:
     """Return a line of a Markdown table."""
-    return f'| {" | ".join(cell.replace("|", "&#124;") for cell in cells)} |'
+    # An HTML entity would be shown as such where a cell is code.
+    escaped = [cell.replace('|', r'\|') for cell in cells]
+    return f'| {" | ".join(escaped)} |'
 
 
 def text(groups: Sequence[Mapping[str, Any]], metric: str) -> str:

@@ -53,8 +53,8 @@ class Progress:
     best: float | None = None
     best_step: int = 0
     since_best: int = 0
-    steps: int = 0  # where it ended before the run did
-    seconds: float = 0.0
+    steps: int | None = None  # where it ended before the run did
+    seconds: float = 0.0  # until it ended, or until now
     examples: int = 0
     finished: str = ''
     best_metrics: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -320,7 +320,7 @@ class Run(abc.ABC):
 
     def _train(self, until: int) -> None:
         every, pending = self.config.training.checkpoint_every, None
-        started = time.monotonic()
+        self._since = time.monotonic()
         while self.step < until and not self.finished:
             metrics = self.take_step()
             stop = self._stop.at_step()
@@ -331,14 +331,19 @@ class Run(abc.ABC):
             if evaluate or stop or (every and self.step % every == 0):
                 self._record(pending)
                 pending = None
-                self.progress.seconds += time.monotonic() - started
+                self.progress.seconds = self._seconds
                 if evaluate:
                     self._evaluate()
                 self._save()
-                started = time.monotonic()
+                self._since = time.monotonic()
             if stop:
                 self.checkpoints.wait()
                 self._leave(self.monitor.message)
+
+    @property
+    def _seconds(self) -> float:
+        """How long the steps took so far; asked between steps."""
+        return self.progress.seconds + time.monotonic() - self._since
 
     def _outputs(self, split: str, trainable: params.Tree) -> Float[np.ndarray, 'S ...']:
         """Return the outputs for every example (or token) of a validation split, in order."""
@@ -372,14 +377,15 @@ class Run(abc.ABC):
         """Return the summary of one adapter with `tuned` trainable parameters."""
         return {
             'finished': progress.finished,
-            'steps': progress.steps or self.step,
+            'steps': self.step if progress.steps is None else progress.steps,
+            'total_steps': self.total_steps,
             'best_step': progress.best_step,
             'primary': self.experiment.task.primary,
             'metrics': progress.best_metrics,
             'trainable_parameters': tuned,
             'total_parameters': tuned + params.count(self.frozen),
-            'seconds': round(self.progress.seconds, 3),
-            'examples_per_second': round(progress.examples / max(self.progress.seconds, 1e-9), 2),
+            'seconds': round(progress.seconds, 3),
+            'examples_per_second': round(progress.examples / max(progress.seconds, 1e-9), 2),
             'padding': round(self.padding, 4),
             'compilations': self.train_step._cache_size(),
             'peak_memory_bytes': monitor.peak_memory_bytes(),

@@ -116,7 +116,8 @@ def train_step(
 ) -> tuple[Tree, optax.OptState, Metrics]:
     """Take one optimiser step; `key` is the run's, and each step folds its number into it.
 
-    Metrics are `loss` (mean over what the task counts: examples, or words), `gradient_norm`
+    Metrics are `loss` (what is minimised: the mean over what the task counts, examples or words, of
+    several tasks weighted, and what the method adds to it), `gradient_norm`
     (trainable leaves, before clipping) and `examples`; of several tasks also each one's own
     `loss/NAME`, NaN where it has no example.
     """

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import optax
 
 from adapters_jax import config as configs
 from adapters_jax import params, processes
@@ -60,6 +61,10 @@ def built_from(config: Config) -> dict[str, Any]:
     }
 
 
+class NotPossibleError(ValueError):
+    """Members that cannot be trained, whatever is tried again."""
+
+
 class Builder:
     """Builds experiments, and gives the last one again where a config asks for the same parts."""
 
@@ -86,10 +91,13 @@ def check_built(run: experiment.Experiment) -> Task:
     """As `check_data`, of a member that will be trained.
 
     Raises:
-        ValueError: no validation split, or nothing to train.
+        ValueError: no validation split, nothing to train, or too few steps for the method.
     """
     check_trained(run.model, run.config, run)
-    return check_data(run)
+    task = check_data(run)
+    if run.config.training.steps:  # else they are known only once the data lie in batches
+        run.model.method.optimizer(optax.identity(), run.config.training.steps)
+    return task
 
 
 def check_data(run: experiment.Experiment) -> Task:
@@ -139,12 +147,21 @@ def train(
     chunk: int,
     prune: Prune | None = None,
 ) -> None:
-    """Train the population `name`, unless each of its members has ended."""
+    """Train the population `name`, unless each of its members has ended.
+
+    Raises:
+        NotPossibleError: it cannot be built, by a mistake that shows beside the data alone.
+    """
     own = workdir / POPULATIONS / name
     with processes.locked(own):
-        if not all_ended(group, workdir):
-            experiment_ = build(group[0].config)
-            PopulationRun(experiment_, group, own, workdir / MEMBERS, chunk, prune).run()
+        if all_ended(group, workdir):
+            return
+        try:
+            built = build(group[0].config)
+            run = PopulationRun(built, group, own, workdir / MEMBERS, chunk, prune)
+        except ValueError as error:
+            raise NotPossibleError(str(error)) from error
+        run.run()
 
 
 def all_ended(group: Sequence[grid.Member], workdir: Path) -> bool:

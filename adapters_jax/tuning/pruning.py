@@ -14,8 +14,10 @@ from optuna.trial import FrozenTrial
 
 from adapters_jax.config import Config
 from adapters_jax.training import ranking
+from adapters_jax.training.run import share_of_steps
 
 PRUNERS = ('none', 'median', 'halving')
+TOTAL_STEPS = 'total_steps'  # the attribute of a trial that says how many it was to take
 
 # The evaluations of one member: the steps, and the scores there, where they are numbers.
 Scores = Sequence[tuple[int, float]]
@@ -107,7 +109,8 @@ def _none(*_: object) -> dict[str, str]:
 
 def _median(rule: Rule, race: _Race) -> dict[str, str]:
     """Ask Optuna's MedianPruner for each member, with the others as trials that have ended."""
-    pruner = optuna.pruners.MedianPruner(n_warmup_steps=math.ceil(rule.grace * race.total_steps))
+    warmup = share_of_steps(race.total_steps, rule.grace)
+    pruner = optuna.pruners.MedianPruner(n_warmup_steps=warmup)
     # Those that were pruned too: it is the median of all that came as far.
     ended = [_as_trial(_scores(trial)) for trial in race.history if trial.intermediate_values]
     peers = {name: _as_trial(scores) for name, scores in race.members.items() if scores}
@@ -133,24 +136,31 @@ def _halving(rule: Rule, race: _Race) -> dict[str, str]:
     """Keep the best of all that were ever scored at this rung, as asynchronous halving does.
 
     Li et al. 2020 (ASHA), where a population takes the place of a worker. A rung is decided at the
-    first evaluation at or after it.
+    first evaluation at or after it; of several that lie before one evaluation, one after the other.
     """
     steps = [0, 0, *sorted({at for name in race.alive for at, _ in race.members[name]})]
     before, step = steps[-2:]
-    rungs = [math.ceil(share * race.total_steps) for share in rule.shares]
-    if not any(before < rung <= step for rung in rungs):
-        return {}
-    better = rule.higher_is_better
-    scores = {name: best_until(race.members[name], step, better) for name in race.alive}
+    alive = list(race.alive)
+    for share in rule.shares:
+        if before < share_of_steps(race.total_steps, share) <= step:
+            better = rule.higher_is_better
+            scores = {name: best_until(race.members[name], step, better) for name in alive}
+            kept = keep(scores | _earlier(rule, race, share, step), rule.reduction, better)
+            alive = [name for name in alive if name in kept]
+    what = f'pruned at step {step}: not among the best 1/{rule.reduction:g}'
+    return {name: what for name in race.alive if name not in alive}
+
+
+def _earlier(rule: Rule, race: _Race, share: float, step: int) -> dict[str, float]:
+    """Return the scores of earlier trials that reached a rung, after the same share of their steps.
+
+    How many steps a trial takes may be what is searched.
+    """
+    found, part = {}, step / race.total_steps
     for trial in race.history:
-        earlier = _scores(trial)
-        until = best_until(earlier, step, better)
+        scores, own = _scores(trial), trial.user_attrs.get(TOTAL_STEPS, race.total_steps)
+        until = best_until(scores, share_of_steps(own, part), rule.higher_is_better)
         # One that was evaluated only later says nothing of this step.
-        if until is not None and earlier[-1][0] >= step:
-            scores[f'{trial.number}'] = until
-    kept = keep(scores, rule.reduction, better)
-    return {
-        name: f'pruned at step {step}: not among the best 1/{rule.reduction:g}'
-        for name in race.alive
-        if name not in kept
-    }
+        if until is not None and scores[-1][0] >= share_of_steps(own, share):
+            found[f'{trial.number}'] = until
+    return found

@@ -91,5 +91,5 @@ def _reached(progress: Progress, step: int) -> bool:
     on record. One that diverged has on record the steps before the one that failed, which it began.
     """
     at_a_rung = progress.finished.startswith('pruned')
-    begun = progress.steps + progress.finished.startswith('diverged')
+    begun = (progress.steps or 0) + progress.finished.startswith('diverged')
     return not progress.finished or at_a_rung or begun > step

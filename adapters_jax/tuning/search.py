@@ -140,16 +140,25 @@ def _train(
     for trial, member in batch.items():
         refusal = _refusal(member, run)
         if refusal:
-            _LOG.warning('%s cannot be trained: %s', member.name, refusal)
-            study.tell(trial, Outcome(None, [], f'{_NOT_POSSIBLE}: {refusal}'))
+            _pass_by(study, {trial: member}, refusal)
         else:
             possible[member.name] = trial
     groups = grid.populations([batch[trial] for trial in possible.values()], 0)
     for i, group in enumerate(groups):
         prune = functools.partial(pruning.prune, rule, study.ended)
-        populations.train(build, group, workdir, f'{number}-{i}', config.sweep.chunk, prune)
-        for member in group:
-            study.tell(possible[member.name], _outcome(member, workdir))
+        try:
+            populations.train(build, group, workdir, f'{number}-{i}', config.sweep.chunk, prune)
+        except populations.NotPossibleError as error:
+            _pass_by(study, {possible[member.name]: member for member in group}, str(error))
+        else:
+            for member in group:
+                study.tell(possible[member.name], _outcome(member, workdir))
+
+
+def _pass_by(study: Study, trials: Mapping[int, grid.Member], why: str) -> None:
+    for trial, member in trials.items():
+        _LOG.warning('%s cannot be trained: %s', member.name, why)
+        study.tell(trial, Outcome(None, [], f'{_NOT_POSSIBLE}: {why}'))
 
 
 def _refusal(member: grid.Member, run: experiment.Experiment) -> str:
@@ -168,7 +177,8 @@ def _refusal(member: grid.Member, run: experiment.Experiment) -> str:
 def _outcome(member: grid.Member, workdir: Path) -> Outcome:
     row = populations.row(member, workdir)
     score = None if row.score is None or math.isnan(row.score) else row.score
-    return Outcome(score, populations.scores(member, workdir), row.state)
+    total = populations.read_summary(member, workdir).get('total_steps', 0)
+    return Outcome(score, populations.scores(member, workdir), row.state, total)
 
 
 def rows(config: Config, workdir: Path, study: Study) -> list[ranking.Row]:

@@ -23,6 +23,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from adapters_jax import files, processes
 from adapters_jax.training import ranking
+from adapters_jax.tuning.pruning import TOTAL_STEPS
 
 SAMPLERS = ('tpe', 'random')
 FINISHED = 'finished'  # the attribute of a trial that says in words how it ended
@@ -31,11 +32,15 @@ _NAME = 'sweep'
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """How a trial ended: its score (None: it has none), its evaluations, and the words for it."""
+    """How a trial ended: its score (None: it has none), its evaluations, and the words for it.
+
+    `total_steps` is how many it was to take; 0 where nobody knows.
+    """
 
     score: float | None
     scores: Sequence[tuple[int, float]]
     finished: str
+    total_steps: int = 0
 
     @property
     def state(self) -> TrialState:
@@ -134,7 +139,7 @@ class Study:
             params=before.params,
             distributions=before.distributions,
             intermediate_values=dict(outcome.scores),
-            user_attrs={FINISHED: outcome.finished},
+            user_attrs={FINISHED: outcome.finished} | _steps(outcome),
         )
         with processes.together(), self._explained():
             if processes.is_writer():
@@ -201,6 +206,10 @@ def check_sampler(sampler: str, seed: int) -> None:
         raise ValueError(f'sweep.sampler is {sampler!r}; expected one of {", ".join(SAMPLERS)}')
     if seed < 0:
         raise ValueError(f'sweep.seed is {seed}; expected 0 or more')
+
+
+def _steps(outcome: Outcome) -> dict[str, int]:
+    return {TOTAL_STEPS: outcome.total_steps} if outcome.total_steps else {}
 
 
 def _make_sampler(name: str, seed: int, number: int) -> BaseSampler:

@@ -107,18 +107,27 @@ def test_no_decay_for_biases_norms_and_scales():
                 'up': {'kernel': 1},
                 'scaling': 0,
                 'query': {'a': 1, 'b': 1, 'scale': 0, 'magnitude': 0},
+                'down': {'input_scale': 0},
                 'normal': {'kernel': 1},
                 'bias_table': 1,
-            }
+            },
+            'norms': {'up': {'kernel': 1, 'bias': 0}},  # names of tasks
+            'scale': {'up': {'kernel': 1}},
         },
-        'heads': {'a': {'kernel': 1, 'bias': 0}},
+        'heads': {'a': {'kernel': 1, 'bias': 0}, 'abnormal': {'kernel': 1}},
     }
     mask = decay_mask(PLAIN, paths)
     wrong = jax.tree_util.tree_map_with_path(
         lambda p, got, wanted: None if got == bool(wanted) else jax.tree_util.keystr(p), mask, paths
     )
-    # `normal` holds 'norm', and is taken for one.
-    assert jax.tree.leaves(wrong) == ["['adapters']['a']['normal']['kernel']"]
+    assert not jax.tree.leaves(wrong)
+
+
+@pytest.mark.parametrize('share', [0.07, 0.29, 0.57, 0.58])
+def test_a_warm_up_is_its_share_of_the_steps(share):
+    config = dataclasses.replace(PLAIN, warmup=share)
+    rates = np.array([float(make_schedule(config, 100)(step)) for step in range(100)])
+    assert np.argmax(rates >= PLAIN.learning_rate) == round(100 * share)
 
 
 def test_decay_exclude_matches_whole_paths():

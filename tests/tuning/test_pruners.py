@@ -8,10 +8,15 @@ from adapters_jax.tuning import pruning
 from adapters_jax.tuning.pruning import Rule
 
 
-def ended(number, *scores, state=optuna.trial.TrialState.COMPLETE):
+def ended(number, *scores, state=optuna.trial.TrialState.COMPLETE, total=0):
     values = dict(scores)
     last = scores[-1][1] if scores else None
-    trial = optuna.trial.create_trial(state=state, value=last, intermediate_values=values)
+    trial = optuna.trial.create_trial(
+        state=state,
+        value=last,
+        intermediate_values=values,
+        user_attrs={pruning.TOTAL_STEPS: total} if total else {},
+    )
     trial.number = number
     return trial
 
@@ -96,6 +101,30 @@ def test_halving_compares_with_all_that_came_as_far():
     assert set(pruning.prune(rule, short, members, ['a', 'b'], 100)) == {'b'}
     later = [ended(i, (50, 0.95)) for i in range(4)]  # evaluated less often
     assert set(pruning.prune(rule, later, members, ['a', 'b'], 100)) == {'b'}
+
+
+def test_rungs_are_shares_of_the_steps_whatever_floats_say():
+    rule = Rule('halving', 3.0, 0.1, True)  # 0.1 * 3 is more than 0.3
+    assert set(pruning.prune(rule, [], at(30, a=0.9, b=0.1), ['a', 'b'], 100)) == {'b'}
+    median = Rule('median', 2.0, 0.55, True)
+    members = at(55, a=0.1, b=0.5, c=0.6, d=0.7, e=0.8, f=0.9)
+    assert set(pruning.prune(median, [], members, list(members), 100)) == {'a', 'b', 'c'}
+
+
+def test_two_rungs_before_one_evaluation_are_decided_one_after_the_other():
+    rule = Rule('halving', 2.0, 0.25, True)
+    members = {name: [(50, float(i))] for i, name in enumerate('abcdefgh')}
+    assert set(pruning.prune(rule, [], members, list(members), 100)) == set('abcdef')
+
+
+def test_trials_of_other_lengths_are_compared_after_the_same_share_of_their_steps():
+    rule = Rule('halving', 2.0, 0.25, True)
+    scores = [[(25, 0.8), (50, 0.9)], [(25, 0.8), (50, 0.9)], [(25, 0.6)], [(25, 0.61)]]
+    before = [ended(i, *each, total=100) for i, each in enumerate(scores)]
+    for total in (100, 200):
+        member = at(total // 4, a=0.85)
+        assert pruning.prune(rule, before, member, ['a'], total) == {}
+        assert set(pruning.prune(rule, before, at(total // 4, a=0.6), ['a'], total)) == {'a'}
 
 
 @pytest.mark.parametrize(
