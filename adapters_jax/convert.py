@@ -9,7 +9,8 @@ The source is an adapter of this project, of AdapterHub or of PEFT; which, is fo
 - adapterhub: what `model.load_adapter(DIR, use_safetensors=True)` of `adapters` reads;
 - peft: what `PeftModel.from_pretrained(model, DIR)` of `peft` reads;
 - merged: the backbone with the adapter merged into it, as a Hugging Face directory that
-  `transformers` reads (LoRA, DoRA, VeRA, (IA)3, AdaLoRA, MTL-LoRA, BitFit, LayerNorm tuning).
+  `transformers` reads (LoRA, DoRA, VeRA, DVoRA, (IA)3, AdaLoRA, MTL-LoRA, BitFit, LayerNorm
+  tuning).
 
 A fusion that `adapters` saved alone finds its adapters beside it by their names; those that lie
 elsewhere are given as --members. With --keep an AdapterFusion mixes only the adapters named there

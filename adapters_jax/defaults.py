@@ -142,10 +142,10 @@ def _answers() -> dict[str, int | str]:
 
 def _written() -> dict[str, Any]:
     return {
-        # Where texts are written: their most and least tokens, the end included; how many are
-        # followed at once (1: the likeliest token each time), and the power of the length that
-        # their log-probabilities are divided by; how many tokens on end never come twice (0:
-        # what the checkpoint says).
+        # Where texts are written: their most tokens, the end included, and their least, without
+        # it; how many are followed at once (1: the likeliest token each time), and the power of
+        # the length that their log-probabilities are divided by; how many tokens on end never
+        # come twice (0: what the checkpoint says).
         'target_length': 128,
         'min_length': 0,
         'beams': 1,
@@ -212,9 +212,9 @@ def data() -> Config:
             # ('nfkc', 'lower', 'stop_words[language=en]', 'tags[spacy=en_core_web_sm]'), on a
             # command line the flag once for each. There are 'nfc', 'nfd', 'nfkc', 'nfkd' (Unicode's
             # normal forms), 'lower', 'stop_words' (of a language, by code or name, or of several:
-            # [en,fr]) and 'tags' (each word's part of speech, by a spaCy pipeline or a tagging
-            # adapter, adapter=DIR, for methods that read tags: 'attention[tags=18]'). The adapter's
-            # folder remembers them.
+            # "stop_words[language=['en','fr']]") and 'tags' (each word's part of speech, by a spaCy
+            # pipeline or a tagging adapter, adapter=DIR, for methods that read tags:
+            # 'attention[tags=18]'). The adapter's folder remembers them.
             'preprocess': (),
             # Tokens of an example, special ones included; longer texts are cut.
             'max_length': 128,

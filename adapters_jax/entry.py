@@ -133,6 +133,7 @@ def run(define: Define, main: Callable[..., None]) -> None:
 
     def parse(argv: Sequence[str]) -> list[str]:
         with _told(lambda: '--traceback' in argv):
+            argv = config_first(argv)
             check_overrides(argv)
             rest = flags.FLAGS(argv)
             if len(rest) > 1:
@@ -214,6 +215,23 @@ def load_config(text: str) -> Config:
     if get_config is None:
         raise ValueError(f'--config: {name} defines no function get_config')
     return get_config(argument or None)
+
+
+def config_first(argv: Sequence[str]) -> list[str]:
+    """Return the command line with `--config=FILE` at its front, however and wherever it stood.
+
+    What is set of a config is parsed by the flags library only after the config.
+    """
+    first, rest, arguments = [], [], iter(argv[1:])
+    for argument in arguments:
+        name, equals, value = argument.partition('=')
+        if name not in ('--config', '-config'):
+            rest.append(argument)
+        elif not equals and (value := next(arguments, None)) is None:
+            rest.append(argument)  # which the library refuses
+        else:
+            first.append(f'--config={value}')
+    return [*argv[:1], *first, *rest]
 
 
 def check_overrides(argv: Sequence[str]) -> None:

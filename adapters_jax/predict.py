@@ -4,9 +4,10 @@
     python -m adapters_jax.predict --adapter=a=DIR,b=DIR --input=in.jsonl --output=out.jsonl
 
 Input: one JSON object a line with `text`, or `text_a` and `text_b`, or `question` and `context`, or
-`choices` and what they belong to, or the path of an `image`; a masked language model's `text` has a
-`[MASK]`. With several adapters also `adapter`, the name of the one to use. Output: for each, in
-order, the object plus `prediction` and, for classification, `label` and `logits`, for sets of
+`choices` and what they belong to, or `tokens` to be tagged, or the path of an `image` or of an
+`audio` file; a masked language model's `text` has a `[MASK]`. With several adapters also `adapter`,
+the name of the one to use. Output: for each, in order, the object plus `prediction` (a `label` that
+it had is `gold` then) and, for classification, `label` and `logits`, for sets of
 labels `probabilities`, for questions `start` and `end` (characters of the context), `score` and
 `n_best`, for choices `index` and `scores`, for missing words `masks`. DIR is an adapter of this
 project, of AdapterHub or of PEFT; which, is found out. Several adapters share one backbone and,
@@ -17,6 +18,8 @@ quarter of its memory.
 """
 
 import json
+import logging
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,6 +40,8 @@ from adapters_jax.tasks.task import Encoding, Task
 from adapters_jax.training import dtypes, experiment, fitting, preprocessing, serving
 
 Rows = list[dict[str, Any]]
+
+_LOG = logging.getLogger('adapters_jax.predict')  # __name__ is '__main__' on the command line
 
 
 def predict(
@@ -87,7 +92,7 @@ def _chosen(rows: Rows, lines: Sequence[int], adapters: Mapping[str, Any]) -> li
     """Return the name of each row's adapter."""
     known = ', '.join(adapters)
     for number, row in zip(lines, rows, strict=True):
-        if row.get('adapter') not in adapters:
+        if not isinstance(row.get('adapter'), str) or row['adapter'] not in adapters:
             raise ValueError(
                 f'input line {number} has the adapter {row.get("adapter")!r}; expected a field '
                 f'"adapter" with one of {known}'
@@ -126,8 +131,31 @@ def _predict(
         told = tasks[name].predict(found[name], encoded[name], texts[name])
         told = tasks[name].worded(told, texts[name], tokenizer)
         for place, one in zip(own, told, strict=True):
-            result[place] = rows[place] | one
+            result[place] = _beside(rows[place], one)
+    _tell_replaced(rows, result)
     return result
+
+
+def _beside(row: Mapping[str, Any], predicted: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an object with its prediction; a label that it had is kept as `gold`."""
+    gold = {'gold': row['label']} if 'label' in row and 'label' in predicted else {}
+    return {**gold, **row, **predicted}
+
+
+def _tell_replaced(rows: Rows, result: Rows) -> None:
+    """Warn of fields of the input whose values are others now."""
+    replaced = {
+        name
+        for row, found in zip(rows, result, strict=True)
+        for name in row
+        if found[name] != row[name] and name != 'label'
+    }
+    if replaced:
+        _LOG.warning(
+            'the input has %s, which a prediction is called too: those of the input are not in the '
+            'output; rename them to keep them',
+            ' and '.join(sorted(replaced)),
+        )
 
 
 def _encode(
@@ -179,8 +207,9 @@ def main(
     off: bool,
 ) -> None:
     """Predict for a file, and say what was written."""
-    # A directory may have a '=' in its name; several adapters are no directory.
-    several = '=' in adapter and not Path(adapter).exists()
+    # A directory may have a '=' in its name; several adapters are no directory, and their text may
+    # be longer than a path can be, which pathlib does not forgive.
+    several = '=' in adapter and not os.path.exists(adapter)  # noqa: PTH110
     given = configs.named_items(adapter, '--adapter') if several else adapter
     found = read_lines(Path(input))
     files.check_target(output)

@@ -35,11 +35,13 @@ class Preview:
 
     texts: list[str]
     stages: list[Stage]
+    prefix: str = ''  # before each text, after the steps
 
     @property
     def documents(self) -> list[Document]:
-        """The texts after the last step."""
-        return self.stages[-1].documents if self.stages else [Document(t) for t in self.texts]
+        """The texts after the last step, as the tokenizer gets them."""
+        last = self.stages[-1].documents if self.stages else [Document(t) for t in self.texts]
+        return [document.preceded(self.prefix) for document in last]
 
     def history(self, row: int) -> list[tuple[str, Document]]:
         """One text as it is in the data, and after each step that changed it."""
@@ -47,6 +49,8 @@ class Preview:
         for name, documents, _ in self.stages:
             if documents[row] != found[-1][1]:
                 found.append((name, documents[row]))
+        if self.prefix:
+            found.append(('prefix', self.documents[row]))
         return found
 
     def changes(self) -> Iterator[tuple[str, int, int, int]]:
@@ -78,8 +82,10 @@ def preprocess(config: Config) -> tuple[dict[str, Preview], Chain]:
     columns = {name: list(split[name]) for name in TEXTS if name in split.column_names}
     if TEXTS[0] not in columns:
         raise ValueError(f'{kind.name} takes no steps of data.preprocess: there is nothing to show')
+    prefixes = {TEXTS[0]: config.task.prefix if kind.writes else ''}
     return {
-        name: Preview(texts, list(chain.stages(texts))) for name, texts in columns.items()
+        name: Preview(texts, list(chain.stages(texts)), prefixes.get(name, ''))
+        for name, texts in columns.items()
     }, chain
 
 

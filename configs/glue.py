@@ -30,10 +30,10 @@ def get_config(argument: str | None = None) -> Config:
     config = base()
     config.backbone = given.backbone
     config.method = given.method
-    config.data.glue = given.task
+    config.data.glue = glue.key_of(given.task)
     config.task.name = 'classification' if task.labels else 'regression'
     config.task.labels = task.labels
     config.task.metrics = task.metrics
     config.task.primary = task.primary
-    config.training.epochs = EPOCHS[given.task]
+    config.training.epochs = EPOCHS[config.data.glue]
     return config

@@ -25,10 +25,12 @@ def get_config(argument: str | None = None) -> Config:
     config.method = given.method
     config.mixing.schedule = given.mixing
     config.training.epochs = 10.0
-    for name in given.tasks.split('+'):
-        section = add_task(config, name)
-        if name in glue.TASKS:
-            _set_glue(section, name)
+    for given_name in given.tasks.split('+'):
+        key = glue.key_of(given_name)
+        if key in glue.TASKS:
+            _set_glue(add_task(config, key), key)
+        else:
+            add_task(config, given_name)
     return config
 
 

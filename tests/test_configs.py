@@ -12,7 +12,7 @@ import tiny
 import toy
 import toy_images
 
-from adapters_jax import params
+from adapters_jax import entry, params
 from adapters_jax.adapters import registry
 from adapters_jax.config import base
 from adapters_jax.data import builtin, glue
@@ -249,3 +249,17 @@ def test_sections_handed_on_whole_have_the_fields_of_what_takes_them():
 
     for section, taker in (('head', HeadConfig), ('optimizer', OptimizerConfig)):
         assert set(base()[section]) == {field.name for field in dataclasses.fields(taker)}
+
+
+@pytest.mark.parametrize('name', ['RTE', 'STS-B', 'sts_b', 'mrpc'])
+def test_tasks_of_glue_are_known_by_any_of_their_names(name):
+    key = glue.key_of(name)
+    for text in (f'glue:task={name}', f'papers/houlsby2019:task={name},way=adapters64'):
+        path, _, argument = text.partition(':')
+        config = entry.load_config(f'{ROOT}/configs/{path}.py:{argument}')
+        assert config.data.glue == key
+    assert list(entry.load_config(f'{ROOT}/configs/multitask.py:tasks={name}+own').tasks) == sorted(
+        [key, 'own']
+    )
+    with pytest.raises(ValueError, match=r"unknown task 'rtl'; known: cola.*rte.*trec"):
+        entry.load_config(f'{ROOT}/configs/papers/houlsby2019.py:task=rtl')

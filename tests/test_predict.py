@@ -206,7 +206,35 @@ def test_each_line_may_name_its_adapter(runs, tmp_path):
     ]
 
 
-@pytest.mark.parametrize('row', [{'text': 'a'}, {'text': 'a', 'adapter': 'other'}])
+def test_a_label_of_the_input_is_kept_and_other_fields_that_go_are_told(runs, caplog):
+    rows = [{'text': 'the cat', 'label': 'snow', 'logits': 3}, {'text': 'snow', 'prediction': 'x'}]
+    first, second = predict(runs / 'texts' / 'adapter', rows)
+    assert first['gold'] == 'snow' and first['label'] in toy.TOPICS and 'gold' not in second
+    assert 'the input has logits and prediction, which a prediction is called too' in caplog.text
+    caplog.clear()
+    predict(runs / 'texts' / 'adapter', [{'text': 'the cat', 'label': 'snow'}])
+    assert not caplog.text
+
+
+def test_an_adapter_of_single_texts_wants_no_second_one(runs):
+    rows = [{'text': 'the cat'}, {'text': 'the cat', 'text_b': 'snow'}]
+    with pytest.raises(ValueError, match=r"line 2 has a second text under 'text_b'.*single ones"):
+        predict(runs / 'texts' / 'adapter', rows)
+
+
+def test_any_number_of_adapters_may_be_named(runs, tmp_path):
+    source = tmp_path / 'in.jsonl'
+    source.write_text(json.dumps({'text': 'the cat', 'adapter': 'a7'}) + '\n')
+    given = ','.join(f'a{i}={runs / "texts" / "adapter"}' for i in range(100))
+    assert len(given) > 4096
+    flags = [f'--adapter={given}', f'--input={source}', f'--output={tmp_path / "out.jsonl"}']
+    done = command.run('predict', *flags, folder=tmp_path)
+    assert done.status == 0, done.err
+
+
+@pytest.mark.parametrize(
+    'row', [{'text': 'a'}, {'text': 'a', 'adapter': 'other'}, {'text': 'a', 'adapter': ['texts']}]
+)
 def test_a_line_without_a_known_adapter_is_refused(runs, row):
     folders = {'texts': runs / 'texts' / 'adapter', 'ratings': runs / 'ratings' / 'adapter'}
     with pytest.raises(ValueError, match=r'line 1 has the adapter .*; expected .* texts, ratings'):

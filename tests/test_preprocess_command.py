@@ -1,8 +1,10 @@
 """The command that shows what steps do to texts, and the experiment on what they do to scores."""
 
+import dataclasses
 import io
 
 import command
+import datasets
 import pipelines
 import pytest
 import toy
@@ -11,6 +13,7 @@ from rich.console import Console
 from adapters_jax import config as configs
 from adapters_jax.data import sources, tokenize
 from adapters_jax.data.preprocess import chain
+from adapters_jax.data.preprocess.document import Document
 from adapters_jax.preprocess import preprocess, show
 from experiments import preprocessing
 
@@ -165,3 +168,28 @@ def test_the_experiment_shows_mean_and_deviation():
     assert lines[2] == '| none | 1,234 | 0.600 ± 0.141 | 0.200 ± 0.000 |'
     assert lines[3] == '| `tags`, `stop_words` | 1,234 | 0.500 | 0.200 |'
     assert '500 test questions' in lines[-1] and 'Tags by spaCy en_few_words 1.2.' in lines[-1]
+
+
+def test_what_stands_before_each_text_is_no_step_s_business(place):
+    given = config(place, *STEPS)
+    rows = datasets.Dataset.from_dict({'text_a': ['The Cat and the DOG']})
+    tokenizer = tokenize.load_tokenizer(given.backbone)
+    steps = chain.create(STEPS, None)
+    found = tokenize.encode(rows, tokenizer, 32, chain=steps, prefix='To the FOX : ')
+    expected = tokenize.encode(rows, tokenizer, 32, prefix='To the FOX : ')
+    said = tokenizer('To the FOX : cat dog')['input_ids']
+    assert found.tokens['input_ids'].tolist() == said
+    assert len(expected.tokens['input_ids']) > len(found.tokens['input_ids'])
+    previews, _ = preprocess(given)
+    shown = dataclasses.replace(previews['text_a'], prefix='To the FOX : ')
+    assert shown.history(0)[-1] == ('prefix', shown.documents[0])
+    assert shown.documents[0].text == 'To the FOX : cat dog'
+
+
+def test_tags_stay_with_their_words_behind_a_prefix():
+    tagged = Document('cat dog').tagged(['NOUN', ''])
+    moved = tagged.preceded('a: ')
+    assert (
+        moved.words == ['cat', 'dog'] and moved.tags == tagged.tags and moved.text == 'a: cat dog'
+    )
+    assert Document('cat').preceded('a: ') == Document('a: cat')

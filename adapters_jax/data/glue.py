@@ -147,10 +147,15 @@ TASKS = {
 
 def task(name: str) -> GlueTask:
     """The task of this name ('mrpc', also 'MRPC', 'STS-B'). Raises ValueError listing them."""
-    key = name.lower().replace('-', '').replace('_', '')
+    key = key_of(name)
     if key not in TASKS:
         raise ValueError(f'{name!r} is no GLUE task; the tasks are {", ".join(TASKS)}.')
     return TASKS[key]
+
+
+def key_of(name: str) -> str:
+    """The name as `TASKS` has it, if it is there: 'stsb' of 'STS-B'."""
+    return name.lower().replace('-', '').replace('_', '')
 
 
 def find_files(root: pathlib.Path, glue_task: GlueTask) -> dict[str, pathlib.Path]:

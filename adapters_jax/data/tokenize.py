@@ -89,6 +89,7 @@ def encode(
     cache_dir: str | os.PathLike | None = None,
     positions: int | None = None,
     chain: Chain = NO_STEPS,
+    prefix: str = '',
 ) -> Encoded:
     """Encodes text_a (and text_b) of a split, special tokens included.
 
@@ -96,17 +97,18 @@ def encode(
     texts first. They are counted in `truncated` and logged. label_ids: turns the label column into
     an array [N]; without it, or without labels, there is no 'label'. cache_dir: None for no cache.
     positions: how many the model has. chain: the steps before; where one of them tags, there is a
-    token column 'tags'. Raises ValueError where max_length fits no text or no model.
+    token column 'tags'. prefix: what stands before each text_a after them. Raises ValueError where
+    max_length fits no text or no model.
     """
     pair = 'text_b' in dataset.column_names
     check_length(max_length, positions, tokenizer.num_special_tokens_to_add(pair))
     texts = [dataset[key][:] for key in ('text_a', 'text_b') if key in dataset.column_names]
     columns = (*COLUMNS, TAGS) if chain.inventory else COLUMNS
     arrays = remembered(
-        lambda: _encode_chain(texts, tokenizer, max_length, chain),
+        lambda: _encode_chain(texts, tokenizer, max_length, chain, prefix),
         (*columns, *(OTHERS if chain else OTHERS[:2])),
         cache_dir,
-        *(texts, tokenizer, max_length, chain),
+        *([*texts, [prefix]] if prefix else texts, tokenizer, max_length, chain),
     )
     _tell(arrays, len(dataset), max_length)
     labels = {}
@@ -183,12 +185,20 @@ def _tell(arrays: Mapping[str, np.ndarray], count: int, max_length: int) -> None
 
 
 def _encode_chain(
-    texts: Sequence[Sequence[str]], tokenizer: Tokenizer, max_length: int, chain: Chain
+    texts: Sequence[Sequence[str]],
+    tokenizer: Tokenizer,
+    max_length: int,
+    chain: Chain,
+    prefix: str,
 ) -> dict[str, np.ndarray]:
     """Encode what the chain makes of the texts, with their tags where it has any."""
     if not chain:
-        return _encode_texts(texts, tokenizer, max_length)
+        first, *others = texts
+        given = [[prefix + text for text in first] if prefix else first, *others]
+        return _encode_texts(given, tokenizer, max_length)
     columns, counts = zip(*(chain.run(column) for column in texts), strict=True)
+    if prefix:
+        columns = ([document.preceded(prefix) for document in columns[0]], *columns[1:])
     changed = [[document.text for document in column] for column in columns]
     tags = _TagColumn(list(zip(*columns, strict=True)), chain) if chain.inventory else None
     arrays = _encode_texts(changed, tokenizer, max_length, tags)

@@ -50,8 +50,14 @@ def encode_texts(texts: Sequence[str], tokenizer: Tokenizer, max_length: int) ->
             return_attention_mask=False,
             verbose=False,
         )
-        pieces += [np.array(ids, np.int32) for ids in batch['input_ids']]
+        pieces += [_until_end(np.array(ids, np.int32), tokenizer) for ids in batch['input_ids']]
     return pieces
+
+
+def _until_end(pieces: np.ndarray, tokenizer: Tokenizer) -> np.ndarray:
+    """Return the tokens without those behind the end: the language, of the first mBART."""
+    ends = np.flatnonzero(pieces == tokenizer.eos_token_id)
+    return pieces[: ends[-1] + 1] if len(ends) else pieces
 
 
 def reader(tokenizer: Tokenizer) -> Callable[[np.ndarray], str]:

@@ -19,9 +19,9 @@ class Rules:
 
     `start` is what every text is made to begin with, which no length counts. A text ends with
     `end_id`, after `max_length` words at the latest (that one included), and not before
-    `min_length`. `first` and `last` are words that are forced at the beginning and at
-    `max_length`; -1: none. `never` are words that no text has, `not_first` those that it does not
-    begin with. No `repeated` words on end come twice; 0: they may.
+    `min_length` words without it. `first` and `last` are words that are forced at the beginning and
+    at `max_length`; -1: none. `never` are words that no text has, `not_first` those that it does
+    not begin with. No `repeated` words on end come twice; 0: they may.
 
     Raises:
         ValueError: no start, or lengths that are none.

@@ -34,7 +34,7 @@ class Search:
     ('never'), or as soon as there are as many texts as beams (True).
 
     Raises:
-        ValueError: numbers out of range, or beams that are drawn.
+        ValueError: numbers out of range, beams that are drawn, or words to draw from where none is.
     """
 
     beams: int = 1
@@ -50,7 +50,7 @@ class Search:
             raise ValueError(
                 f'beams={self.beams} and n_best={self.n_best}; expected 1 <= n_best <= beams'
             )
-        if self.early_stopping not in (True, False, 'never'):
+        if not isinstance(self.early_stopping, bool) and self.early_stopping != 'never':
             raise ValueError(
                 f"early_stopping={self.early_stopping!r}; expected True, False or 'never'"
             )
@@ -58,6 +58,11 @@ class Search:
             raise ValueError(
                 f'temperature={self.temperature}, top_k={self.top_k} and top_p={self.top_p}; '
                 'expected two numbers of at least 0, and one in (0, 1]'
+            )
+        if not self.temperature and (self.top_k or self.top_p < 1):
+            raise ValueError(
+                f'top_k={self.top_k} and top_p={self.top_p} with a temperature of 0, which takes '
+                'the likeliest word; expected temperature=1.0, or neither of them'
             )
         if self.temperature and self.beams > 1:
             raise ValueError(

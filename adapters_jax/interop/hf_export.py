@@ -88,7 +88,7 @@ def save(
     tensors_of_head = _head(head, task, loaded, directory)
     config = json.loads((loaded.directory / hub.CONFIG).read_text('utf-8'))
     described = _config(config, tensors_of_head, task, loaded.config)
-    tensors = _tensors(backbone, loaded.config, tensors_of_head)
+    tensors = _tensors(backbone, loaded.config, tensors_of_head, task['name'])
     return _write(directory, described, tensors, loaded.directory)
 
 
@@ -120,16 +120,21 @@ def _head(
         return None
     if config.decoder is not None:
         return decoder_heads.write(head[1] or decoder_heads.read(loaded), config)
-    classifier = hf_heads.write(*head, config)
-    known = task['name'] in hf_heads.PROBLEMS
-    if classifier is None or not known:
-        tasks = f'a task of {", ".join(hf_heads.PROBLEMS)}'
+    known = (*hf_heads.PROBLEMS, *hf_heads.OF_TOKENS)
+    if task['name'] not in known:
+        _LOG.warning(
+            'a head of %s is not written in this format: %s is the backbone alone; expected a task '
+            'of %s',
+            *(task['name'], directory, ', '.join(known)),
+        )
+        return None
+    classifier = hf_heads.write(*head, config, task['name'])
+    if classifier is None:
         _LOG.warning(
             'no Hugging Face model has this head: %s is written without it; expected %s',
             directory,
-            hf_heads.equivalent(config.family) if known else tasks,
+            hf_heads.equivalent(config.family, task['name']),
         )
-        return None
     return classifier
 
 
@@ -149,21 +154,27 @@ def _config(
         return described | {'architectures': [f'{name}Model']}
     if backbone.decoder is not None:
         return described | {'architectures': [name + decoder_heads.model_class(backbone.family)]}
+    described['architectures'] = [name + hf_heads.model_class(backbone.family, task['name'])]
     outputs = hf_heads.outputs(head)
+    if task['name'] == 'question_answering':
+        return described | {'num_labels': outputs}  # the start and the end
     labels = list(task.get('labels') or ['LABEL_0'])
     if len(labels) != outputs:
         raise ValueError(f'the head has {outputs} outputs, but {len(labels)} labels: {labels}')
     return described | {
-        'architectures': [name + hf_heads.model_class(backbone.family)],
         'num_labels': outputs,
         'id2label': {str(i): label for i, label in enumerate(labels)},
         'label2id': {label: i for i, label in enumerate(labels)},
-        'problem_type': hf_heads.PROBLEMS[task['name']],
+        **_problem(task['name']),
     }
 
 
+def _problem(task: str) -> dict[str, str]:
+    return {'problem_type': hf_heads.PROBLEMS[task]} if task in hf_heads.PROBLEMS else {}
+
+
 def _tensors(
-    backbone: Tree, config: BackboneConfig, head: Mapping[str, np.ndarray] | None
+    backbone: Tree, config: BackboneConfig, head: Mapping[str, np.ndarray] | None, task: str
 ) -> dict[str, np.ndarray]:
     """Return the tensors of the bare model, or of the model with a head."""
     leaves = params.flatten(backbone)
@@ -178,7 +189,7 @@ def _tensors(
     tensors = {}
     for name, (path, transpose) in names.items():
         # A classifier that does not stand on the pooler is built without it.
-        unused = head is not None and hf_heads.without_pooler(config.family)
+        unused = head is not None and hf_heads.without_pooler(config.family, task)
         if unused and name.startswith('pooler.'):
             continue
         leaf = np.asarray(leaves[path], np.float32)

@@ -72,9 +72,9 @@ def is_head(tensor: str) -> bool:
     return tensor.startswith((f'{CLASSIFIER}.', f'pre_{CLASSIFIER}.', f'{ANSWERS}.'))
 
 
-def without_pooler(family: str) -> bool:
+def without_pooler(family: str, task: str | None = None) -> bool:
     """Tell whether a family's models with a classifier have no pooler, though bare ones do."""
-    return family in _CLASSIFIERS and _CLASSIFIERS[family].pooling != 'pooler'
+    return family in _CLASSIFIERS and _classifier(family, task).pooling != 'pooler'
 
 
 def head_config(config: BackboneConfig, task: str | None = None) -> HeadConfig:
@@ -194,7 +194,8 @@ def _torch(tree: Tree, names: Mapping[str, tuple[str, bool]]) -> dict[str, np.nd
 
 def outputs(classifier: Mapping[str, np.ndarray]) -> int:
     """Return the number of outputs of a classifier's tensors."""
-    return len([x for name, x in classifier.items() if name.startswith(CLASSIFIER)][-1])
+    last = (CLASSIFIER, ANSWERS)
+    return len([x for name, x in classifier.items() if name.startswith(last)][-1])
 
 
 def equivalent(family: str, task: str | None = None) -> str:

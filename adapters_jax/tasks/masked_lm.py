@@ -245,12 +245,20 @@ class MaskedLM(Task):
                 [{'word': tokenizer.decode([word]).strip(), 'probability': p} for word, p in own]
                 for own in one['prediction']
             ]
-            first, *rest = text.split(self.mask_token)
-            filled = first + ''.join(
-                own[0]['word'] + after for own, after in zip(masks, rest, strict=True)
-            )
+            filled, *rest = text.split(self.mask_token)
+            for own, after in zip(one['prediction'], rest, strict=True):
+                piece = tokenizer.convert_ids_to_tokens(own[0][0])
+                filled = _joined(filled, piece, tokenizer.decode([own[0][0]]).strip()) + after
             found.append({'prediction': filled, 'masks': masks})
         return found
+
+
+def _joined(before: str, piece: str, word: str) -> str:
+    """Return a text with the next word, which may go on with the last one or stand apart."""
+    if piece.startswith('##'):
+        return before.rstrip() + word.removeprefix('##')
+    apart = piece.startswith(('\u0120', '\u2581')) and before and not before[-1].isspace()
+    return f'{before} {word}' if apart else before + word
 
 
 def _cross_entropy(

@@ -77,7 +77,14 @@ class MultipleChoice(Task):
         """Return the objects' texts and candidates, under any names that a table may have."""
         form, lines = Choices.of({}), list(lines)
         names = list(dict.fromkeys(name for given in objects for name in given))
-        found = form.choose(names, False, 'the input')
+        try:
+            found = form.choose(names, False, 'the input')
+        except ValueError as error:
+            raise ValueError(
+                f'the input has the fields {", ".join(names)}; expected "choices" (a list), or '
+                '"choice0", "choice1" and so on, and what they belong to: "context", or "context" '
+                'and "question"'
+            ) from error
         found.pop('label', None)
         if pair is not None and pair != ('text_b' in found):
             raise ValueError(

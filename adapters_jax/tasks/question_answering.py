@@ -111,7 +111,7 @@ class QuestionAnswering(Task):
         )
 
     def rows_of(self, objects: Objects, lines: Iterable[int], pair: bool | None) -> Rows:
-        """Return the objects' questions and contexts, under their `id` or their lines' numbers."""
+        """Return the objects' questions and contexts, under their lines' numbers."""
         lines, names = list(lines), ('question', 'context')
         check_texts(objects, lines, names, '"question" and "context"')
         columns = {name: [given[name] for given in objects] for name in names}

@@ -67,10 +67,26 @@ class SequenceToSequence(Writing):
         return tokenizer
 
     def forced(self, tokenizer: Tokenizer) -> dict[str, Any]:
-        """Return the language that a text must begin with, where there is one."""
+        """Return the language that a text must begin with, where it is one of its words."""
         if not self.languages:
             return {}
-        return {'first': tokenizer.lang_code_to_id[self.languages[1]]}
+        return {'first': -1 if self._starts(tokenizer) else self._language(tokenizer)}
+
+    def start(self, start_id: int, tokenizer: Tokenizer) -> tuple[int, ...]:
+        """Return what every text is made to begin with: of the first mBART, its language."""
+        return (self._language(tokenizer),) if self._starts(tokenizer) else (start_id,)
+
+    def _language(self, tokenizer: Tokenizer) -> int:
+        return tokenizer.lang_code_to_id[self.languages[1]]
+
+    def _starts(self, tokenizer: Tokenizer) -> bool:
+        """Whether a decoder begins with the language, which the tokenizer puts last then.
+
+        The later mBART of fifty languages has it as a text's first word.
+        """
+        if not self.languages:
+            return False
+        return tokenizer(text_target='a')['input_ids'][-1] == self._language(tokenizer)
 
     @classmethod
     def read(cls, data: Mapping[str, Any]) -> dict[str, Rows]:
@@ -80,16 +96,14 @@ class SequenceToSequence(Writing):
     def encode(self, rows: Rows, encoding: Encoding) -> Encoded:
         """Turn both texts of a row into tokens; longer ones are cut."""
         tokenizer = self.prepared(encoding.tokenizer)
-        sources = rows.select_columns('text_a')
-        if self.prefix:
-            sources = sources.map(lambda row: {'text_a': self.prefix + row['text_a']})
         found = tokenize.encode(
-            sources,
+            rows.select_columns('text_a'),
             tokenizer,
             encoding.max_length,
             cache_dir=encoding.cache_dir,
             positions=encoding.positions,
             chain=encoding.chain,
+            prefix=self.prefix,
         )
         if 'target' not in rows.column_names:
             return found

@@ -55,7 +55,8 @@ def text_rows(objects: Objects, lines: Iterable[int], pair: bool | None) -> Rows
     objects' numbers in their file.
 
     Raises:
-        ValueError: an object without the fields of the first one, or a text that is none.
+        ValueError: an object without the fields of the first one or with a text too many, or a
+            text that is none.
     """
     if pair is None:
         pair = 'text_b' in objects[0]
@@ -63,7 +64,14 @@ def text_rows(objects: Objects, lines: Iterable[int], pair: bool | None) -> Rows
     if pair:
         names['text_b'] = 'text_b'
     wanted = '"text_a" and "text_b": the adapter is for pairs' if pair else '"text"'
+    lines = list(lines)
     check_texts(objects, lines, names.values(), wanted)
+    for number, given in zip(lines, objects, strict=True):
+        if not pair and 'text_b' in given:
+            raise ValueError(
+                f"input line {number} has a second text under 'text_b', and the adapter is for "
+                'single ones; join the two, or leave it out'
+            )
     columns = {key: [given[name] for given in objects] for key, name in names.items()}
     return datasets.Dataset.from_dict(columns)
 

@@ -130,6 +130,8 @@ def _experiment(config: Config, labels: int) -> Experiment:
     task = make_task(config, None)
     fitting.check_input(task, backbone)
     task = task.fitted(backbone.config, None)
+    if task.writes:  # what an evaluation scores by: how texts are written, only a tokenizer tells
+        task = dataclasses.replace(task, metric_names=('nll',), primary='')
     model = make_model(config, members, task, backbone)
     return Experiment(config, backbone, task, model, {}, {}, members)
 

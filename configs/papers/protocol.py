@@ -82,7 +82,11 @@ def task(name: str, method: str, backbone: str) -> Config:
     name, _, examples = name.partition('@')
     if examples and not examples.isdecimal():
         raise ValueError(f'task has @{examples}; expected a number of examples, as in rte@100')
-    kind = glue if name in glue_tasks.TASKS else text_sets
+    is_glue = glue_tasks.key_of(name) in glue_tasks.TASKS
+    if not is_glue and name not in text_sets.FILES:
+        known = ', '.join((*glue_tasks.TASKS, *text_sets.FILES))
+        raise ValueError(f'unknown task {name!r}; known: {known}')
+    kind = glue if is_glue else text_sets
     config = kind.get_config(f'task={name},backbone={backbone}')
     config.method = method
     config.data.train_limit = int(examples or 0)

@@ -363,3 +363,11 @@ def test_what_an_adapter_puts_before_the_input_is_seen_while_writing(name, text)
         for cached in (True, False)
     )
     np.testing.assert_array_equal(kept, anew)
+
+
+@pytest.mark.parametrize(
+    'options', [{'top_k': 5}, {'top_p': 0.5}, {'beams': 4, 'top_k': 5}, {'early_stopping': 1}]
+)
+def test_options_that_would_do_nothing_are_refused(options):
+    with pytest.raises(ValueError, match=r'expected (temperature|True, False)'):
+        Search(**options)

@@ -16,7 +16,7 @@ from adapters_jax.adapters.baselines import HeadOnly
 from adapters_jax.interop import hf_export
 from adapters_jax.interop.backbones import load_backbone
 from adapters_jax.model import Model
-from adapters_jax.models.heads import HeadConfig
+from adapters_jax.models.heads import TOKENS, HeadConfig
 
 HEADS = {
     'bert': [HeadConfig(pooling='pooler', layers=1), HeadConfig(pooling='cls', layers=2)],
@@ -55,8 +55,7 @@ def load_with_transformers(cls, directory):
     return model.eval()
 
 
-def compare(model, tree, found):
-    ids, mask, types = theirs.texts(found)
+def applied(model, tree, ids, mask, types):
     batch = {
         'input_ids': ids.astype(np.int32),
         'token_type_ids': types.astype(np.int32),
@@ -64,7 +63,12 @@ def compare(model, tree, found):
         'segments': mask.astype(np.int32),
         'starts': np.zeros((len(ids), 1), np.int32),
     }
-    expected = np.asarray(jax.jit(model.apply)(tree, batch))[:, 0]
+    return np.asarray(jax.jit(model.apply)(tree, batch))
+
+
+def compare(model, tree, found):
+    ids, mask, types = theirs.texts(found)
+    expected = applied(model, tree, ids, mask, types)[:, 0]
     assert np.abs(expected - theirs.torch_outputs(found, ids, mask, types)).max() <= 2e-5
 
 
@@ -120,6 +124,31 @@ def test_a_head_for_another_task_is_left_out(loaded, tmp_path, caplog):
     hf_export.save(tree['backbone'], loaded, tmp_path / 'out', told, choices)
     assert 'expected a task of classification, image_classification' in caplog.text
     assert 'problem_type' not in json.loads((tmp_path / 'out' / 'config.json').read_text())
+
+
+@pytest.mark.parametrize(
+    ('task', 'outputs', 'auto'),
+    [
+        ({'name': 'tagging', 'labels': LABELS}, 3, transformers.AutoModelForTokenClassification),
+        ({'name': 'question_answering'}, 2, transformers.AutoModelForQuestionAnswering),
+    ],
+    ids=['tags', 'answers'],
+)
+def test_heads_on_every_token(loaded, tmp_path, task, outputs, auto):
+    model, tree = bound(loaded, HeadConfig(pooling=TOKENS, layers=1), outputs)
+    told = (model.head_config.to_json(), tree['heads']['default'])
+    hf_export.save(tree['backbone'], loaded, tmp_path / 'out', told, task)
+    found = load_with_transformers(auto, tmp_path / 'out')
+    ids, mask, types = theirs.texts(found)
+    ours = applied(model, tree, ids, mask, types)
+    with torch.no_grad():
+        given = [torch.from_numpy(np.asarray(x)).long() for x in (ids, mask, types)]
+        names = ('input_ids', 'attention_mask', 'token_type_ids')
+        said = found(**dict(zip(names, given, strict=True)))
+    logits = said.logits if outputs == 3 else torch.stack([said.start_logits, said.end_logits], -1)
+    np.testing.assert_allclose(ours[mask], logits.numpy()[mask], atol=2e-5)
+    if outputs == 3:
+        assert found.config.id2label == dict(enumerate(LABELS))
 
 
 def test_a_regression(loaded, tmp_path):

@@ -8,9 +8,10 @@ import pytest
 import sentencepiece
 import torch
 import transformers
+from transformers.models.mbart.modeling_mbart import shift_tokens_right
 
 from adapters_jax.adapters import registry
-from adapters_jax.data import tokenize
+from adapters_jax.data import tokenize, written
 from adapters_jax.generation import generate
 from adapters_jax.interop import decoder_heads, sentence_pieces
 from adapters_jax.interop.backbones import load_backbone
@@ -216,3 +217,29 @@ def test_one_model_alone_becomes_a_fast_tokenizer(folder, tmp_path, family, file
     ours, theirs = tokenize.load_tokenizer(tmp_path), slow.from_pretrained(tmp_path)
     for text in (*ENGLISH[:4], 'dogs'):
         assert ours(text)['input_ids'] == theirs(text)['input_ids']
+
+
+@pytest.mark.parametrize(
+    ('kind', 'start', 'first'),
+    [
+        (transformers.MBartTokenizerFast, 'de_DE', -1),
+        (transformers.MBart50TokenizerFast, 2, 'de_DE'),
+    ],
+    ids=['cc25', '50'],
+)
+def test_a_language_is_where_mbart_puts_it(folder, tmp_path, kind, start, first):
+    """What a decoder reads while it learns is what the original is trained with, and the search
+    begins as it does."""
+    (tmp_path / 'sentencepiece.bpe.model').write_bytes((folder / 'source.spm').read_bytes())
+    tokenizer = kind(str(tmp_path / 'sentencepiece.bpe.model'), src_lang='en_XX', tgt_lang='de_DE')
+    task = SequenceToSequence(languages=('en_XX', 'de_DE'))
+    codes = tokenizer.lang_code_to_id
+    own = task.prepared(tokenizer)
+    begun = task.start(2, own)
+    assert begun == (codes.get(start, start),)
+    assert task.forced(own) == {'first': codes.get(first, first)}
+    (labels,) = written.encode_texts(['dogs'], own, 20)
+    assert labels[-1] == tokenizer.eos_token_id
+    theirs = torch.tensor([tokenizer(text_target='dogs')['input_ids']])
+    read = shift_tokens_right(theirs, tokenizer.pad_token_id)[0].tolist()
+    assert [*begun, *labels[:-1]] == read[: len(labels)]

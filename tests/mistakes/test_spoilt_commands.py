@@ -7,6 +7,7 @@ import command
 import pytest
 
 from adapters_jax import config as configs
+from adapters_jax import entry
 from adapters_jax.data import glue
 
 pytestmark = pytest.mark.usefixtures('compiled_once')
@@ -137,3 +138,26 @@ def test_what_evaluate_refuses(toys, tmp_path):
     assert "no split 'tets' in this run; it has test, train, validation" in found
     found = command.refused('evaluate', f'--workdir={tmp_path}', folder=tmp_path)
     assert f'{tmp_path} is not the workdir of a run' in found and '--workdir' in found
+
+
+@pytest.mark.parametrize(
+    ('given', 'expected'),
+    [
+        (['--config=F', '--config.seed=3'], ['--config=F', '--config.seed=3']),
+        (
+            ['--config.seed=3', '--workdir=W', '--config=F'],
+            ['--config=F', '--config.seed=3', '--workdir=W'],
+        ),
+        (['--config.seed', '3', '--config', 'F'], ['--config=F', '--config.seed', '3']),
+        (['-config=F:a=b', '--config'], ['--config=F:a=b', '--config']),
+        (['--adapter=A'], ['--adapter=A']),
+    ],
+)
+def test_the_config_comes_first(given, expected):
+    assert entry.config_first(['train', *given]) == ['train', *expected]
+
+
+def test_an_unknown_key_is_refused_however_the_config_is_given():
+    given = ['train', '--config.bogus=1', '--config', 'configs/quickstart.py']
+    with pytest.raises(ValueError, match=r'unknown config key --config\.bogus'):
+        entry.check_overrides(entry.config_first(given))

@@ -24,6 +24,7 @@ from adapters_jax.params import flatten, map_with_path
 from adapters_jax.predict import predict
 from adapters_jax.quantize import against_rows, to_int8
 from adapters_jax.sites import Stream
+from adapters_jax.tasks import masked_lm
 from adapters_jax.train import train
 from adapters_jax.training import ahead, experiment
 from experiments.toy import random_leaf, vocabulary
@@ -372,3 +373,18 @@ def test_the_task_knows_its_backbones_words(toys):
     built = experiment.build(config(toys))
     assert built.task.num_outputs == len(vocabulary())
     assert built.task.mask_token == '[MASK]' and built.task.mask_id == 4
+
+
+@pytest.mark.parametrize(
+    ('before', 'piece', 'word', 'expected'),
+    [
+        ('walk', '##ing', '##ing', 'walking'),
+        ('walk ', '##ing', '##ing', 'walking'),
+        ('I like', '\u0120it', 'it', 'I like it'),
+        ('I like ', '\u2581it', 'it', 'I like it'),
+        ('', '\u0120it', 'it', 'it'),
+        ('un', 'like', 'like', 'unlike'),
+    ],
+)
+def test_a_piece_of_a_word_goes_on_with_it(before, piece, word, expected):
+    assert masked_lm._joined(before, piece, word) == expected

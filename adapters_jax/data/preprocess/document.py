@@ -50,6 +50,11 @@ class Document:
         """The words in their order."""
         return [self.text[begin:end] for begin, end in self.places]
 
+    def preceded(self, prefix: str) -> 'Document':
+        """The text behind another one, whose words are none of its own."""
+        moved = tuple((begin + len(prefix), end + len(prefix)) for begin, end in self.spans or ())
+        return Document(prefix + self.text, None if self.spans is None else moved, self.tags)
+
     def tagged(self, tags: Sequence[str]) -> 'Document':
         """The same text with a tag for each of its words."""
         return Document(self.text, self.places, tuple(tags))
