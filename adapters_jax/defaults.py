@@ -153,9 +153,11 @@ def _written() -> dict[str, Any]:
         'repeated': 0,
         # 'seq2seq': what stands before each text, as T5 wants it ('translate English to German:
         # '), and the languages of texts and of what is written, as the tokenizer of mBART calls
-        # them: ('en_XX', 'de_DE').
+        # them: ('en_XX', 'de_DE'); what BLEU counts as words, as sacrebleu calls it ('zh', 'char',
+        # 'ja-mecab', 'flores200'; '': by the second of the languages, else '13a').
         'prefix': '',
         'languages': (),
+        'bleu_tokenizer': '',
         # 'speech_recognition': the seconds that the encoder reads of each recording, of which
         # shorter ones are filled up with silence and longer ones cut (0: as many as the
         # checkpoint was trained with, 30 of Whisper); and, of a checkpoint of several

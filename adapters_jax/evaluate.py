@@ -103,6 +103,8 @@ def _evaluate_one(
     encoded, rows = run.splits[split], run.texts[split]
     # With what training has tuned of it.
     task = experiment.served(folder, run.backbone)
+    if task.writes and not task.is_labelled(encoded):
+        task = task.predicting()  # where nothing is known to be right, texts are all there is
     found = inference.outputs(folder, run.backbone, encoded, run.config, task, dropped)
     _write_predictions(predictions, run, task, split, found)
     if not task.is_labelled(encoded):

@@ -53,7 +53,7 @@ def get_config(argument: str | None = None) -> Config:
 
 
 def data(task: str, backbone: str) -> Config:
-    if task in glue_tasks.TASKS:
+    if glue_tasks.key_of(task) in glue_tasks.TASKS:
         return glue.get_config(f'task={task},backbone={backbone}')
     if task not in builtin.SETS:
         return text_classification.get_config(f'task={task},backbone={backbone}')

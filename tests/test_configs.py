@@ -263,3 +263,15 @@ def test_tasks_of_glue_are_known_by_any_of_their_names(name):
     )
     with pytest.raises(ValueError, match=r"unknown task 'rtl'; known: cola.*rte.*trec"):
         entry.load_config(f'{ROOT}/configs/papers/houlsby2019.py:task=rtl')
+
+
+def test_settings_of_a_paper_s_task_are_those_of_few_of_its_examples_too():
+    def paper(name, task):
+        return entry.load_config(f'{ROOT}/configs/papers/{name}.py:task={task}')
+
+    assert paper('mahabadi2021', 'MNLI').training.epochs == 3.0
+    assert paper('mahabadi2021', 'rte').training.epochs == 20.0
+    for task in ('mrpc', 'MRPC', 'mrpc@100'):
+        assert paper('pfeiffer2021', task).task.primary == 'accuracy'
+        assert paper('hu2022', task).training.epochs == paper('hu2022', 'mrpc').training.epochs
+    assert entry.load_config(f'{ROOT}/configs/choose.py:task=STS-B').data.glue == 'stsb'

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import sacrebleu
 import small_writers
+import toy
 
 from adapters_jax.data import batches, tokenize
 from adapters_jax.data.policies import Packed
@@ -206,3 +207,34 @@ def test_what_divides_batches_is_refused(folder, shape):
     changes = {'adapters': 'a=pfeiffer[reduction_factor=4],b=pfeiffer[reduction_factor=4]'}
     with pytest.raises(ValueError, match='split, batch_split and parallel divide or copy a batch'):
         experiment.build(config(folder, shape, **changes))
+
+
+def test_texts_that_are_cut_are_told_of(folder, caplog):
+    experiment.build(config(folder, task__target_length=4))
+    expected = 'texts to be written (100.0 %) are longer than task.target_length = 4 and were cut'
+    assert expected in caplog.text
+
+
+def test_texts_without_what_is_to_be_written_are_written_whatever_is_reported(folder, tmp_path):
+    """Of a run whose evaluations score without writing."""
+    given = config(folder, training__steps=1)
+    given.task.metrics, given.data.dir = ('nll', 'token_accuracy'), ''
+    for split, name in (('train', 'train'), ('validation', 'val')):
+        columns = [
+            (folder / 'texts' / f'{name}.{language}').read_text().splitlines()
+            for language in ('xx', 'yy')
+        ]
+        given.data[split] = write_pairs(tmp_path / f'{split}.jsonl', zip(*columns, strict=True))
+    given.data.test = write_pairs(tmp_path / 'test.jsonl', [('w1 w2',), ('w3',)])
+    train(given, tmp_path / 'w')
+    assert evaluate(tmp_path / 'w', 'test')['metrics'] == {}
+    rows = toy.read_lines(tmp_path / 'w' / 'predictions_test.jsonl')
+    assert [row['text'] for row in rows] == ['w1 w2', 'w3']
+    assert all(isinstance(row['prediction'], str) for row in rows)
+
+
+def write_pairs(path, rows):
+    """Write rows of texts in 'xx' and, where there are two, 'yy'; return the file's name."""
+    lines = [json.dumps(dict(zip(('xx', 'yy'), row, strict=False))) for row in rows]
+    path.write_text(''.join(f'{line}\n' for line in lines))
+    return str(path)

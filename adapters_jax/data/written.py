@@ -5,6 +5,7 @@ text's first token there, its second behind the first, and the end at last (teac
 """
 
 import dataclasses
+import logging
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -12,6 +13,8 @@ import numpy as np
 from adapters_jax.data import tokenize
 from adapters_jax.data.encoded import Encoded, offsets_of
 from adapters_jax.data.tokenize import Tokenizer
+
+_LOG = logging.getLogger(__name__)
 
 
 def encode(
@@ -26,7 +29,13 @@ def encode(
     A longer text loses its end, but not the token that ends it. Of a start of several tokens all
     but the last one are followed by what nobody has to say, the label -1.
     """
-    pieces = encode_texts(texts, tokenizer, max_length)
+    pieces, cut = encode_texts(texts, tokenizer, max_length)
+    if cut:
+        _LOG.warning(
+            '%d of %d texts to be written (%.1f %%) are longer than task.target_length = %d and '
+            'were cut.',
+            *(cut, len(texts), 100 * cut / len(texts), max_length),
+        )
     before = np.array(start, np.int32)
     nothing = np.full(len(start) - 1, -1, np.int32)
     read = [np.concatenate([before, own[:-1]]) for own in pieces]
@@ -38,9 +47,15 @@ def encode(
     )
 
 
-def encode_texts(texts: Sequence[str], tokenizer: Tokenizer, max_length: int) -> list[np.ndarray]:
-    """Return the tokens of texts to be written, as the tokenizer makes them of a target."""
+def encode_texts(
+    texts: Sequence[str], tokenizer: Tokenizer, max_length: int
+) -> tuple[list[np.ndarray], int]:
+    """Return the tokens of texts to be written, as the tokenizer makes them of a target.
+
+    The second value is how many of the texts were cut.
+    """
     pieces: list[np.ndarray] = []
+    cut = 0
     for begin in range(0, len(texts), tokenize.BATCH):
         batch = tokenizer(
             text_target=list(texts[begin : begin + tokenize.BATCH]),
@@ -51,7 +66,8 @@ def encode_texts(texts: Sequence[str], tokenizer: Tokenizer, max_length: int) ->
             verbose=False,
         )
         pieces += [_until_end(np.array(ids, np.int32), tokenizer) for ids in batch['input_ids']]
-    return pieces
+        cut += sum(bool(encoding.overflowing) for encoding in batch.encodings)
+    return pieces, cut
 
 
 def _until_end(pieces: np.ndarray, tokenizer: Tokenizer) -> np.ndarray:

@@ -1,12 +1,13 @@
 """A text for a text: translation, summarisation, and whatever else can be put so."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 from adapters_jax.data import parallel, tokenize, written
 from adapters_jax.data.encoded import Encoded
 from adapters_jax.data.tokenize import Tokenizer
+from adapters_jax.tasks import text_metrics
 from adapters_jax.tasks.task import Encoding, Objects, Rows, register
 from adapters_jax.tasks.text_metrics import TEXT_METRICS
 from adapters_jax.tasks.texts import text_rows
@@ -22,6 +23,7 @@ class SequenceToSequence(Writing):
         prefix: what stands before each text ('translate English to German: ').
         languages: those of the texts and of what is written, for tokenizers that want to know:
             ('en_XX', 'de_DE').
+        bleu_tokenizer: what BLEU counts as words, as sacrebleu calls it; '': by the language.
     """
 
     name: ClassVar[str] = 'seq2seq'
@@ -33,6 +35,7 @@ class SequenceToSequence(Writing):
 
     prefix: str = ''
     languages: tuple[str, ...] = ()
+    bleu_tokenizer: str = ''
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -43,10 +46,14 @@ class SequenceToSequence(Writing):
                 "of what is written, as the tokenizer calls them: ('en_XX', 'de_DE')"
             )
 
+        if self.bleu_tokenizer:
+            text_metrics.check_tokenizer(self.bleu_tokenizer)
+
     @classmethod
     def settings(cls, given: Mapping[str, Any], train: Rows | None) -> dict[str, Any]:
         """Return what stands before texts, and how texts are written."""
-        own = {'prefix': given['prefix'], 'languages': tuple(given['languages'])}
+        own = {name: given[name] for name in ('prefix', 'bleu_tokenizer')}
+        own |= {'languages': tuple(given['languages'])}
         return super().settings(given, train) | own
 
     def prepared(self, tokenizer: Tokenizer) -> Tokenizer:
@@ -87,6 +94,14 @@ class SequenceToSequence(Writing):
         if not self.languages:
             return False
         return tokenizer(text_target='a')['input_ids'][-1] == self._language(tokenizer)
+
+    def compared(self, metric: str, written: Sequence[str], wanted: Sequence[str]) -> float:
+        """Return a metric of written texts."""
+        if metric != 'bleu':
+            return super().compared(metric, written, wanted)
+        language = self.languages[1] if self.languages else ''
+        tokenizer = self.bleu_tokenizer or text_metrics.tokenizer_for(language)
+        return text_metrics.bleu(written, wanted, tokenizer)
 
     @classmethod
     def read(cls, data: Mapping[str, Any]) -> dict[str, Rows]:

@@ -38,16 +38,24 @@ SPEECH_METRICS: dict[str, Callable[[Texts, Texts], float]] = {
 }
 
 
-def load_normaliser(directory: pathlib.Path, english: bool) -> Normaliser:
-    """Return what texts go through before they are compared, with the checkpoint's spellings.
+# The languages whose letters Whisper's authors take for words.
+_WITHOUT_SPACES = ('zh', 'ja', 'th', 'lo', 'my', 'yue')
+
+
+def load_normaliser(directory: pathlib.Path, language: str) -> Normaliser:
+    """Return what texts of a language go through before they are compared.
+
+    Of English texts with the checkpoint's spellings; of languages without spaces between words
+    every letter is a word.
 
     Raises:
         ValueError: a list of spellings that is none.
     """
     from transformers.models.whisper import english_normalizer  # late: see `adapters_jax.lazy`
 
-    if not english:
-        return english_normalizer.BasicTextNormalizer()
+    if language != 'en':
+        split = language in _WITHOUT_SPACES
+        return english_normalizer.BasicTextNormalizer(split_letters=split)
     path = pathlib.Path(directory) / SPELLINGS
     spellings = json.loads(path.read_text('utf-8')) if path.is_file() else {}
     if not isinstance(spellings, dict):

@@ -89,13 +89,13 @@ class SpeechRecognition(Writing):
             bands=extractor.feature_size,
             frames=frames,
             multilingual=multilingual,
-            normaliser=load_normaliser(directory, self._english(multilingual)),
+            normaliser=load_normaliser(directory, self._written_in(multilingual)),
         )
         return super(SpeechRecognition, fitted).fitted(config, directory)
 
-    def _english(self, multilingual: bool) -> bool:
-        """Tell whether what is written is English."""
-        return not multilingual or self.translate or self.language == 'en'
+    def _written_in(self, multilingual: bool) -> str:
+        """Return the language of what is written."""
+        return self.language if multilingual and not self.translate else 'en'
 
     def prepared(self, tokenizer: Tokenizer) -> Tokenizer:
         """Return the tokenizer with nothing before a text, and its end behind it.

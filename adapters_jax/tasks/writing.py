@@ -210,8 +210,12 @@ class Writing(Task):
             texts = self.texts(outputs, encoded), rows['target'][:]
             compared = [[self.comparable(text) for text in own] for own in texts]
             for name in set(self.metric_names) & set(self.text_metrics):
-                scores[name] = float(self.text_metrics[name](*compared))
+                scores[name] = float(self.compared(name, *compared))
         return {name: scores[name] for name in self.metric_names}
+
+    def compared(self, metric: str, written: Sequence[str], wanted: Sequence[str]) -> float:
+        """Return a metric of written texts."""
+        return self.text_metrics[metric](written, wanted)
 
     def comparable(self, text: str) -> str:
         """Return a text as metrics compare it."""

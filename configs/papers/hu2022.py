@@ -57,15 +57,16 @@ WAYS = {
 def get_config(argument: str | None = None) -> Config:
     given = protocol.ask(argument, WAYS, protocol.BOTH)
     way = WAYS[given.way]
-    if given.scale == 'full' and given.task not in SETTINGS:
+    name = protocol.whole(given.task)
+    if given.scale == 'full' and name not in SETTINGS:
         raise ValueError(f'task is {given.task!r}; the paper has {", ".join(SETTINGS)}')
     if given.source == 'code':
         way = _with_alpha(way)
     config = protocol.sweep(given, way, 'roberta-base', seeds=5)
     if given.scale == 'full':
         config.optimizer.warmup = 0.06
-        config.task.primary = METRICS.get(given.task, config.task.primary)
-        batch_size, epochs, rate = SETTINGS[given.task]
+        config.task.primary = METRICS.get(name, config.task.primary)
+        batch_size, epochs, rate = SETTINGS[name]
         config.training.batch_size = batch_size
         config.training.epochs = epochs
         config.optimizer.learning_rate = rate

@@ -50,7 +50,7 @@ def get_config(argument: str | None = None) -> Config:
     if given.scale == 'full':
         config.optimizer.learning_rate = 3e-3
         config.training.batch_size = 100
-        large = given.task in LARGE and given.source == 'paper'
+        large = protocol.whole(given.task) in LARGE and given.source == 'paper'
         config.training.epochs = 3.0 if large else 20.0
         config.head.pooling = 'pooler'
     return config

@@ -36,7 +36,7 @@ def get_config(argument: str | None = None) -> Config:
         config.training.patience = 3
         config.optimizer.learning_rate = 5e-5 if given.way == 'fusion' else 1e-4
         config.head.pooling = 'pooler'
-        config.task.primary = METRICS.get(given.task, config.task.primary)
+        config.task.primary = METRICS.get(protocol.whole(given.task), config.task.primary)
     if given.way == 'fusion':
         named = given.sources or (SMALL_SOURCES if given.scale == 'small' else FULL_SOURCES)
         config.method = f'fuse({", ".join(named.split("+"))})'

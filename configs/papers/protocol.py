@@ -51,10 +51,18 @@ def ask(
     """
     defaults = {'task': 'rte', 'way': next(iter(ways)), 'scale': 'full', 'source': 'paper'}
     given = parse_arg(argument, **defaults, backbone='', seeds=0, **more)
+    name, at, examples = given.task.partition('@')
+    if glue_tasks.key_of(name) in glue_tasks.TASKS:
+        given.task = glue_tasks.key_of(name) + at + examples
     for key, known in (('way', tuple(ways)), ('scale', SCALES), ('source', versions)):
         if given[key] not in known:
             raise ValueError(f'{key} is {given[key]!r}; expected one of {", ".join(known)}')
     return given
+
+
+def whole(task: str) -> str:
+    """Return the name of a task of which some examples are taken: 'rte' of 'rte@100'."""
+    return task.partition('@')[0]
 
 
 def sweep(given: Config, way: Way, backbone: str, seeds: int) -> Config:
@@ -82,7 +90,7 @@ def task(name: str, method: str, backbone: str) -> Config:
     name, _, examples = name.partition('@')
     if examples and not examples.isdecimal():
         raise ValueError(f'task has @{examples}; expected a number of examples, as in rte@100')
-    is_glue = glue_tasks.key_of(name) in glue_tasks.TASKS
+    is_glue = name in glue_tasks.TASKS
     if not is_glue and name not in text_sets.FILES:
         known = ', '.join((*glue_tasks.TASKS, *text_sets.FILES))
         raise ValueError(f'unknown task {name!r}; known: {known}')

@@ -238,7 +238,8 @@ def test_a_language_is_where_mbart_puts_it(folder, tmp_path, kind, start, first)
     begun = task.start(2, own)
     assert begun == (codes.get(start, start),)
     assert task.forced(own) == {'first': codes.get(first, first)}
-    (labels,) = written.encode_texts(['dogs'], own, 20)
+    (labels,), cut = written.encode_texts(['dogs'], own, 20)
+    assert not cut
     assert labels[-1] == tokenizer.eos_token_id
     theirs = torch.tensor([tokenizer(text_target='dogs')['input_ids']])
     read = shift_tokens_right(theirs, tokenizer.pad_token_id)[0].tolist()
