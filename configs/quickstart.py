@@ -3,7 +3,7 @@
     bash launch/quickstart.sh
     python -m adapters_jax.train --config=configs/quickstart.py --workdir=runs/quickstart
 
-Six classes; 1,000 held-out test questions share no text with the training questions.
+Six classes; 1,001 held-out test questions share no text with the training questions.
 """
 
 from adapters_jax.config import Config, base, parse_arg

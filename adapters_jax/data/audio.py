@@ -18,11 +18,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float16, Float32
 
+from adapters_jax import files
 from adapters_jax.data.stored import Stored
 from adapters_jax.lazy import Functions
 
 signal = Functions('scipy.signal')
 SETTINGS = 'preprocessor_config.json'
+CUT = 'cut.json'  # beside the features: how many recordings lost their end
 FORMAT = 1  # raised whenever the same recordings would give other features
 # Half of what float32 takes, and 60 dB below the features: less than a recording's own noise.
 KEPT_AS = np.float16
@@ -128,31 +130,41 @@ def features(
 ) -> Float16[np.ndarray, 'N M F']:
     """The features of recordings; with a `cache_dir` they are a mapped file there.
 
-    Sounds that are longer than the window lose their end, and are counted in the log.
+    Sounds that are longer than the window lose their end, and are counted in the log, each time.
     """
     frames = frames_of(extractor, seconds)
     shape = len(recordings), extractor.feature_size, frames
 
-    def fill(array: np.ndarray) -> None:
+    def fill(array: np.ndarray) -> int:
         cut = 0
         for place, recording in enumerate(recordings):
             sound = decode(recording, extractor.sampling_rate)
             cut += len(sound) > frames * extractor.hop_length
             array[place] = log_mel(sound, extractor, frames)
-        if cut:
-            _LOG.warning(
-                '%d of %d recordings are longer than %g seconds (task.window) and were cut.',
-                *(cut, len(recordings), frames * extractor.hop_length / extractor.sampling_rate),
-            )
+        return cut
 
     if cache_dir is None:
         array = np.empty(shape, KEPT_AS)
-        fill(array)
+        _tell_cut(fill(array), len(recordings), extractor, frames)
         return array
     of = {'format': FORMAT, 'extractor': settings(extractor), 'recordings': digest(recordings)}
     key = hashlib.sha256(json.dumps([of, shape], sort_keys=True).encode()).hexdigest()
     directory = pathlib.Path(cache_dir) / f'sound-{key[:32]}'
-    return Stored(directory, shape, np.dtype(KEPT_AS), of).make(fill)
+    kept = directory / CUT
+    stored = Stored(directory, shape, np.dtype(KEPT_AS), of)
+    array = stored.make(lambda array: files.write_json(kept, fill(array)))
+    # Folders of before the count was kept have none.
+    cut = json.loads(kept.read_text('utf-8')) if kept.is_file() else 0
+    _tell_cut(cut, len(recordings), extractor, frames)
+    return array
+
+
+def _tell_cut(cut: int, total: int, extractor: Extractor, frames: int) -> None:
+    if cut:
+        _LOG.warning(
+            '%d of %d recordings are longer than %g seconds (task.window) and were cut.',
+            *(cut, total, frames * extractor.hop_length / extractor.sampling_rate),
+        )
 
 
 def settings(extractor: Extractor) -> dict[str, Any]:

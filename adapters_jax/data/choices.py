@@ -21,7 +21,14 @@ from typing import Any, ClassVar, Self
 
 import datasets
 
-from adapters_jax.data.columns import Choice, check_encodable, named, shown
+from adapters_jax.data.columns import (
+    Choice,
+    are_hidden,
+    check_encodable,
+    named,
+    refuse_twins,
+    shown,
+)
 from adapters_jax.data.forms import Place
 
 PAIRS = (
@@ -65,15 +72,19 @@ class Choices:
 
     def choose(self, names: Sequence[str], labelled: bool, where: str) -> dict[str, str]:
         """Find the columns, as the table above says; see `Form.choose`."""
-        found = self._given(names, where)
+        found = given = self._given(names, labelled, where)
         free = {name.casefold(): name for name in names if name not in found.values()}
         if 'text_a' not in found:
-            found |= _texts(free, where)
+            found = found | _texts(free, where)
         if not any(key.startswith('choice') for key in found):
-            found |= _candidates(names, free, where)
-        return found if 'label' in found else found | _label(names, free, labelled, where)
+            found = found | _candidates(names, free, where)
+        # Where a label is named and absent, another column is none.
+        if 'label' not in self.choice.given:
+            found = found | _label(names, free, labelled, where)
+        refuse_twins((name for key, name in found.items() if key not in given), names, where)
+        return found
 
-    def _given(self, names: Sequence[str], where: str) -> dict[str, str]:
+    def _given(self, names: Sequence[str], labelled: bool, where: str) -> dict[str, str]:
         """Return the columns that the config names."""
         given = dict(self.choice.given)
         several = [name for name in self.choice.choices.split('+') if name]
@@ -82,6 +93,8 @@ class Choices:
         elif several:
             given |= {f'choice_{i}': name for i, name in enumerate(several)}
         found = {key: named(names, value) for key, value in given.items()}
+        if not labelled and found.get('label', '') is None:
+            del found['label']
         for key, name in found.items():
             if name is None:
                 option = 'choices' if key.startswith('choice') else key
@@ -103,6 +116,8 @@ class Choices:
             built['text_b'] = [_ASKED.get(text, text) for text in asked]
         built['choices'] = [texts for texts, _ in listed]
         labels = values.get('label', ())
+        if not labelled and are_hidden(labels):
+            labels = ()
         if any(_plain(label) for label in labels):
             given = zip(labels, listed, strict=True)
             built['label'] = [self._number(x, *own, place(i)) for i, (x, own) in enumerate(given)]

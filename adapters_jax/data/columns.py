@@ -32,6 +32,7 @@ LABELS = (
     *('label', 'labels', 'class', 'category', 'target', 'score', 'similarity', 'gold_label'),
     *('sentiment', 'intent', 'rating', 'stars', 'quality', 'is_duplicate'),
 )
+USUAL = frozenset((*SINGLES, *LABELS, *(name for pair in PAIRS for name in pair)))
 KINDS = ('class', 'number', 'classes')
 _FEATURES = {
     'class': datasets.Value('string'),
@@ -58,15 +59,15 @@ class Choice:
     def named_in(self, cells: Sequence[str], usual: Iterable[str]) -> bool:
         """Whether one of the cells is a usual name of a column, or one that is set."""
         own = (str(name).casefold() for name in self.given.values() if not _is_index(name))
-        known = {*usual, *own}
+        known = {*(name.casefold() for name in usual), *own}
         return any(cell.strip().casefold() in known for cell in cells)
 
-    def header_in(self, cells: Sequence[str]) -> bool:
-        """Whether a file's first line names its columns.
+    def header_in(self, cells: Sequence[str], usual: Iterable[str] = USUAL) -> bool:
+        """Whether a file's first line names its columns; `usual`: what they are often called.
 
         Raises ValueError where neither the line nor the choice tells.
         """
-        if self.named_in(cells, {*SINGLES, *LABELS, *(name for pair in PAIRS for name in pair)}):
+        if self.named_in(cells, usual):
             return True
         if 'text_a' in self.given:
             return not all(_is_index(name) for name in self.given.values())
@@ -84,7 +85,9 @@ def choose(names: Sequence[str], choice: Choice, labelled: bool, where: str) -> 
     Raises ValueError listing the columns, where one is missing or more than one would do.
     """
     given = {key: named(names, value) for key, value in choice.given.items()}
-    if not labelled and given.get('label', '') is None:
+    # Where the one that is named is absent, another is no label, whatever it is called.
+    unlabelled = not labelled and given.get('label', '') is None
+    if unlabelled:
         del given['label']
     for key, name in given.items():
         if name is None:
@@ -94,11 +97,14 @@ def choose(names: Sequence[str], choice: Choice, labelled: bool, where: str) -> 
             )
     if 'text_b' in given and 'text_a' not in given:
         raise ValueError('data.columns.text_b is set without data.columns.text_a; set both.')
-    taken = set(given.values())
+    free = [name for name in names if name not in given.values()]
+    detected = {}
     if 'text_a' not in given:
-        given |= _detect_texts([name for name in names if name not in taken], where, names)
-    if 'label' not in given:
-        given |= _detect_label([name for name in names if name not in taken], labelled, where)
+        detected |= _detect_texts(free, where, names)
+    if 'label' not in given and not unlabelled:
+        detected |= _detect_label(free, labelled, where)
+    refuse_twins(detected.values(), names, where)
+    given |= detected
     if len(set(given.values())) < len(given):
         raise ValueError(f'{where}: one column is used twice in {given}; set data.columns.')
     return given
@@ -123,7 +129,9 @@ def build(
     features = {key: datasets.Value('string') for key in columns if key != 'label'}
     values = {key: _texts(columns[key], key, place) for key in features}
     labels = columns.get('label', ())
-    if any(not _missing(label) for label in labels):
+    # The empty text is the empty set; a split of such alone is unlabelled only where it may be.
+    sets = labelled and kind == 'classes' and any(isinstance(label, str) for label in labels)
+    if sets or any(not _missing(label) for label in labels):
         names = functools.partial(class_names, separator=separator)
         convert = {'class': class_name, 'number': _number, 'classes': names}[kind]
         values['label'] = [convert(label, i, place) for i, label in enumerate(labels)]
@@ -216,6 +224,23 @@ def named(names: Sequence[str], value: str | int) -> str | None:
     if value in names:
         return value
     return names[int(value)] if _is_index(value) and 0 <= int(value) < len(names) else None
+
+
+def refuse_twins(chosen: Iterable[str], names: Sequence[str], where: str) -> None:
+    """Raises ValueError where another column has the name of one that was detected."""
+    for own in chosen:
+        twins = [name for name in names if name.casefold() == own.casefold()]
+        if len(twins) > 1:
+            raise ValueError(
+                f'{where} has several columns of one name, {shown(twins)}; give the file one of '
+                'them alone, or each a name of its own.'
+            )
+
+
+def are_hidden(labels: Sequence[Any]) -> bool:
+    """Whether labels are all -1, by which the hub marks those that are kept secret, or absent."""
+    hidden = {str(label).strip() for label in labels if label is not None}
+    return bool(hidden) and hidden <= {'-1', '-1.0'}
 
 
 def _is_index(value: str | int) -> bool:

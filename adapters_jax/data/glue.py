@@ -14,7 +14,8 @@ import dataclasses
 import itertools
 import logging
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import datasets
 
@@ -156,6 +157,19 @@ def task(name: str) -> GlueTask:
 def key_of(name: str) -> str:
     """The name as `TASKS` has it, if it is there: 'stsb' of 'STS-B'."""
     return name.lower().replace('-', '').replace('_', '')
+
+
+def check_settings(data: Mapping[str, Any]) -> None:
+    """Raises ValueError where `data` says of a task's files what the task decides itself."""
+    own = {f'columns.{key}': value for key, value in (data.get('columns') or {}).items()}
+    own |= {key: data.get(key) for key in ('header', 'delimiter', 'quoting')}
+    for key, value in own.items():
+        if value not in ('', None, 'auto'):
+            raise ValueError(
+                f'data.{key} is {value!r}, but data.glue is {data["glue"]!r}, whose files have a '
+                f'layout of their own; leave data.{key} out, or name the files in data.train, '
+                'data.validation and data.test instead of data.glue.'
+            )
 
 
 def find_files(root: pathlib.Path, glue_task: GlueTask) -> dict[str, pathlib.Path]:

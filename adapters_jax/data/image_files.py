@@ -6,7 +6,7 @@ class, unless a pattern finds the class in the name. Files that are no images ar
 
 import re
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -121,6 +121,7 @@ def splits_in(whole: Listing) -> dict[str, Listing]:
     }
     if not any(found.values()):
         return {'train': whole}
+    _refuse_classes_beside(whole, at)
     for split, several in found.items():
         if len(several) > 1:
             raise ValueError(
@@ -129,6 +130,19 @@ def splits_in(whole: Listing) -> dict[str, Listing]:
                 f'data.{split}'
             )
     return {split: one for split, several in found.items() for one in several}
+
+
+def _refuse_classes_beside(whole: Listing, at: Set[str]) -> None:
+    """Raises ValueError where other folders beside those of splits hold images, as classes do."""
+    splits = {name for name in at if name.lower() in _names()}
+    others = sorted(name for name in at - splits if whole.inside(name).images)
+    if others:
+        raise ValueError(
+            f'{whole.root} has folders of splits ({", ".join(sorted(splits))}) beside others that '
+            f'hold images ({", ".join(others)}); if all are classes, put them into a folder '
+            f"'train', else move the others away or name each split's folder in data.train, "
+            'data.validation and data.test'
+        )
 
 
 def _names() -> set[str]:

@@ -94,7 +94,7 @@ def _of_hub(data: Mapping[str, Any], rows: Rows, labelled: bool, where: str) -> 
     values, feature = rows[label][:], rows.features[label]
     if isinstance(feature, datasets.ClassLabel):
         values = [None if i in (None, -1) else feature.int2str(i) for i in values]
-    if not labelled and all(value is None for value in values):
+    if not labelled and (columns.are_hidden(values) or all(value is None for value in values)):
         return kept
     names = [columns.class_name(value, i, place) for i, value in enumerate(values)]
     return kept.add_column('label', names)
@@ -117,7 +117,7 @@ def _label_column(data: Mapping[str, Any], rows: Rows, labelled: bool, where: st
     found = [given] if given else [name for name in columns.LABELS if name in rows.column_names]
     if len(found) == 1 and found[0] in rows.column_names:
         return found[0]
-    if not labelled and not given:
+    if not labelled and len(found) < 2:
         return None
     raise ValueError(
         f'{where}: the label is one of {found or rows.column_names}; name its column in '

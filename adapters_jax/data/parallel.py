@@ -6,7 +6,8 @@ columns `data.columns.text_a` and `data.columns.label`. Where `data.languages` i
 moreover
 
 - a folder of files with a text a line and the language in the name: train.de and train.en, also
-  val.de.gz, test_2016_flickr.en.gz (the split's word somewhere in the name), or
+  val.de.gz, test_2016_flickr.en.gz (the split's word somewhere in the name;
+  one file of each split a language), or
 - a table or a hub data set with a column `translation` of objects, or columns named by language.
 """
 
@@ -49,9 +50,9 @@ class Pairs:
         return cls(Choice(**(data.get('columns') or {})), languages_of(data))
 
     def header_in(self, cells: Sequence[str]) -> bool:
-        """Whether a file's first line names its columns."""
-        usual = (name for own in USUAL.values() for name in own)
-        return self.choice.named_in(cells, [*usual, *self.languages])
+        """Whether a file's first line names its columns; see `Choice.header_in`."""
+        usual = {name for own in USUAL.values() for name in own}
+        return self.choice.header_in(cells, usual | set(self.languages))
 
     def choose(self, names: Sequence[str], labelled: bool, where: str) -> dict[str, str]:
         """Find the two columns; see `Form.choose`."""
@@ -75,7 +76,9 @@ class Pairs:
         if given is not None:
             return named(names, given)
         if self.languages:
-            return next((n for n in names if n == self.languages[place]), None)
+            language = self.languages[place]
+            own = [name for name in names if name.casefold() == language.casefold()]
+            return language if language in own else own[0] if len(own) == 1 else None
         usual = [name for name in names if name.casefold() in USUAL[key]]
         if not usual and len(names) == 2:
             return names[place]
@@ -87,7 +90,7 @@ class Pairs:
         """Check the texts: none is empty, and each row has both or no row has a second one."""
         taken = dict(values)
         if self.languages and 'label' not in taken and _are_objects(taken['text_a']):
-            both = taken['text_a']
+            both = [row if isinstance(row, Mapping) else {} for row in taken['text_a']]
             for key, language in zip(('text_a', 'label'), self.languages, strict=True):
                 taken[key] = [row.get(language) for row in both]
         if 'label' in taken and not labelled and not any(taken['label']):
@@ -151,22 +154,49 @@ def _files(folder: pathlib.Path, languages: tuple[str, ...]) -> dict[str, tuple[
     for split, words in folders.SPLITS.items():
         own = [_in_language(folder, words, language) for language in languages]
         if any(own) and not all(own):
-            missing = languages[own.index(None)]
+            missing = languages[own.index([])]
             raise FileNotFoundError(
                 f'{folder} has a file of {split} in one language, but none in {missing!r}; '
                 f'{folders.content(folder)}.'
             )
         if all(own):
-            found[split] = tuple(own)
+            found[split] = _matched(folder, split, own)
     return found if 'train' in found else {}
 
 
-def _in_language(folder: pathlib.Path, words: Sequence[str], language: str) -> pathlib.Path | None:
+_Files = Sequence[tuple[str, pathlib.Path]]  # with their names less language and .gz
+
+
+def _in_language(folder: pathlib.Path, words: Sequence[str], language: str) -> _Files:
+    found = []
     for path in sorted(folder.iterdir()):
         stem, _, ending = path.name.removesuffix('.gz').rpartition('.')
         if ending == language and set(re.findall('[a-z]+', stem.lower())) & set(words):
-            return path
-    return None
+            found.append((stem, path))
+    return found
+
+
+def _matched(folder: pathlib.Path, split: str, own: Sequence[_Files]) -> tuple[pathlib.Path, ...]:
+    """Return the two files of a split, whose names differ in the language alone.
+
+    Raises:
+        ValueError: no two do, or more than two.
+    """
+    first, second = own
+    stems = {stem for stem, _ in first} & {stem for stem, _ in second}
+    several = [[path for stem, path in files if not stems or stem in stems] for files in own]
+    if stems and all(len(paths) == 1 for paths in several):
+        return tuple(paths[0] for paths in several)
+    names = ', '.join(sorted(path.name for paths in several for path in paths))
+    if not stems:
+        raise ValueError(
+            f'{folder} has no two files for {split} whose names differ in the language alone, but '
+            f'{names}; give the two that belong together one name.'
+        )
+    raise ValueError(
+        f'{folder} has several files for {split}: {names}. Keep one for each language, and move '
+        'the others out of the folder.'
+    )
 
 
 def _read_files(

@@ -8,7 +8,8 @@ Keys of `data`; '' and None mean not set:
 
 | key | meaning |
 |---|---|
-| name | a built-in data set (`builtin.py`), else a data set id of the Hugging Face hub |
+| name | a built-in data set (`builtin.py`), else a data set id of the Hugging Face hub, or a \
+folder that `datasets` saved one in: several splits, or one, which is for training |
 | config_name | the configuration of a hub data set |
 | dir | a folder: of the GLUE task where `glue` is set, else with train.*, validation.* (or dev.*, \
 valid.*, val.*) and test.*; `train`, `validation` and `test` are looked up in it |
@@ -132,6 +133,7 @@ def _from_files(data: Mapping[str, Any], form: Form) -> Splits:
 
 def _from_glue(data: Mapping[str, Any], form: Form) -> Splits:
     task = glue.task(data['glue'])
+    glue.check_settings(data)
     if form.kind != task.label_kind:
         raise ValueError(
             f'The labels of {task.folder} are of the kind {task.label_kind!r}, but the task asks '
@@ -164,7 +166,7 @@ def from_hub(
     """
     name = data['name']
     try:
-        loaded = datasets.load_dataset(name, data.get('config_name') or None)
+        loaded = _loaded(name, data.get('config_name') or None)
     except (OSError, ValueError, RuntimeError) as error:
         raise ValueError(
             f'data.name is {name!r}, which is neither built in ({", ".join(builtin.SETS)}) nor to '
@@ -183,18 +185,49 @@ def from_hub(
     return found
 
 
+def _loaded(name: str, config_name: str | None) -> Mapping[str, datasets.Dataset]:
+    """The splits of a data set; of a folder that one of them was saved in, that one."""
+    saved = pathlib.Path(name, datasets.config.DATASET_STATE_JSON_FILENAME)
+    if saved.is_file():
+        return {'train': datasets.load_from_disk(name)}
+    return datasets.load_dataset(name, config_name)
+
+
 def _hub_split(form: Form, rows: datasets.Dataset, labelled: bool, where: str) -> datasets.Dataset:
     chosen = form.choose(rows.column_names, labelled, where)
     values = {key: rows[name][:] for key, name in chosen.items()}
-    feature = rows.features[chosen['label']] if 'label' in chosen else None
+    place = functools.partial('{}, row {}'.format, where)
+    if not labelled and columns.are_hidden(values.get('label', ())):
+        del values['label']
+    feature = rows.features[chosen['label']] if 'label' in values else None
     if isinstance(feature, datasets.ClassLabel):
         # The hub marks labels that are kept secret by -1.
         named = feature.int2str if form.names_classes else float
-        values['label'] = [None if i in (None, -1) else named(i) for i in values['label']]
+        found = [None if i in (None, -1) else named(i) for i in values['label']]
+        # As a text, a name with a separator in it would be several.
+        sets = form.kind == 'classes'
+        values['label'] = [[name] if sets and name is not None else name for name in found]
     of_each = getattr(feature, 'feature', None)
     if isinstance(of_each, datasets.ClassLabel):
-        values['label'] = [of_each.int2str(numbers) for numbers in values['label']]
-    return form.build(values, labelled, functools.partial('{}, row {}'.format, where))
+        if not labelled and columns.are_hidden([i for own in values['label'] for i in own or ()]):
+            values['label'] = [None] * len(rows)
+        sets = enumerate(values['label'])
+        values['label'] = [_named_set(numbers, of_each, place(row)) for row, numbers in sets]
+    return form.build(values, labelled, place)
+
+
+def _named_set(
+    numbers: list[int | None] | None, feature: datasets.ClassLabel, where: str
+) -> list[str] | None:
+    """The names of a set of classes. Raises ValueError for a number that is no class."""
+    if numbers is None:
+        return None
+    if any(number is None or not 0 <= number < feature.num_classes for number in numbers):
+        raise ValueError(
+            f'{where}: the labels are {numbers}; expected numbers of classes, from 0 to '
+            f'{feature.num_classes - 1}: mend the row, or leave it out.'
+        )
+    return feature.int2str(numbers)
 
 
 _READERS: dict[str, Callable[[Mapping[str, Any], Form], Splits]] = {
@@ -234,8 +267,15 @@ def _complete(found: Splits, data: Mapping[str, Any], groups: Groups | None) -> 
     wanted = dict(zip(('validation', 'test'), fractions, strict=True))
     if 'test' in found:
         del wanted['test']
-    pool, seed = found['train'], int(data.get('split_seed') or 0)
-    return found | splits.split_off(pool, wanted, seed, groups and groups(pool))
+    pool = found['train']
+    return found | splits.split_off(pool, wanted, _seed(data), groups and groups(pool))
+
+
+def _seed(data: Mapping[str, Any]) -> int:
+    seed = int(data.get('split_seed') or 0)
+    if seed < 0:
+        raise ValueError(f'data.split_seed is {seed}; it must be 0 or a positive number.')
+    return seed
 
 
 def _limited(split: datasets.Dataset, data: Mapping[str, Any], key: str) -> datasets.Dataset:
@@ -244,5 +284,5 @@ def _limited(split: datasets.Dataset, data: Mapping[str, Any], key: str) -> data
         raise ValueError(f'data.{key} is {limit}; it must be positive, or 0 for all rows.')
     if not limit or limit >= len(split):
         return split
-    rng = np.random.default_rng([int(data.get('split_seed') or 0), len(split)])
+    rng = np.random.default_rng([_seed(data), len(split)])
     return split.select(np.sort(rng.choice(len(split), limit, replace=False)))

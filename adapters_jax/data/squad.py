@@ -135,7 +135,7 @@ def build(
     if not nodes:
         raise ValueError(f'{source} has no questions; it must hold at least one.')
     names = list(dict.fromkeys(name for _, node in nodes for name in node))
-    chosen, notes = _choose(names, given, source), collections.Counter()
+    chosen, notes = _choose(names, given, labelled, source), collections.Counter()
     questions = _merge((_question(*node, chosen, notes) for node in nodes), notes)
     _tell(notes, source)
     features = {name: datasets.Value('string') for name in ('id', 'question', 'context')}
@@ -158,13 +158,17 @@ def _are_labelled(questions: Sequence[Question], needed: bool, source: str) -> b
     return not without
 
 
-def _choose(names: Sequence[str], given: Mapping[str, Any], source: str) -> dict[str, str]:
+def _choose(
+    names: Sequence[str], given: Mapping[str, Any], labelled: bool, source: str
+) -> dict[str, str]:
     """The name of each column that there is; a question and a context there must be."""
     folded, chosen = {name.casefold(): name for name in names}, {}
     for key, known in NAMES.items():
         own = given.get(KEYS.get(key, ''))
         set_ = own not in ('', None)
         there = [columns.named(names, own)] if set_ else [folded[k] for k in known if k in folded]
+        if key == 'answers' and there == [None] and not labelled:
+            there = []
         if None in there or len(there) > 1 or (key in ('question', 'context') and not there):
             said = repr(own) if set_ else f'one of {", ".join(known)}'
             how = f'set data.columns.{KEYS[key]}' if key in KEYS else 'leave one of them'
@@ -172,6 +176,8 @@ def _choose(names: Sequence[str], given: Mapping[str, Any], source: str) -> dict
                 f'{source}: the {key} should be in the column {said}, but there are '
                 f'{columns.shown(names)}; {how}.'
             )
+        if there and not set_:
+            columns.refuse_twins(there, names, source)
         if there:
             chosen[key] = there[0]
     return chosen

@@ -95,12 +95,13 @@ def _from_files(data: Mapping[str, Any]) -> Splits:
 def _from_file(path: pathlib.Path, data: Mapping[str, Any], labelled: bool) -> datasets.Dataset:
     word, tag = _columns(data)
     encoding = data.get('encoding') or 'utf-8-sig'
+    given = text_files.Layout(encoding, data.get('delimiter') or '')
     if text_files.suffix_of(path) in OBJECTS:
-        table = text_files.open_table(path, text_files.Layout(encoding))
+        table = text_files.open_table(path, given)
         chosen = _chosen(table.names, data, labelled, str(path))
         values, lines = table.read(chosen)
         return _build(values, str(path), lines, labelled)
-    layout = conll.Layout(encoding, word, tag, data.get('delimiter') or '', labelled)
+    layout = conll.Layout(encoding, word, tag, given.delimiter, labelled)
     found = conll.read(path, layout)
     values = {'tokens': [one.words for one in found], 'frame': [one.frame for one in found]}
     values |= {'tags': [one.tags for one in found]}

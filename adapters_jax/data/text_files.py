@@ -18,7 +18,7 @@ import itertools
 import json
 import pathlib
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import IO, Any
 
 import pyarrow.parquet
@@ -38,7 +38,7 @@ class Layout:
 
     delimiter: '' means by suffix (for .txt: tab where the first line has one, else none, so that
         each line is one text). Another one than tab divides the lines of a .txt file once, which
-        reads the common 'LABEL text' with ' '.
+        reads the common 'LABEL text' with ' '. Backslash and t, as a shell passes them, are a tab.
     header: True, False, or a function that decides from the cells of the first line.
     quoting: 'csv' (quotes delimit fields), 'none' (quotes are text), 'auto' ('csv' for .csv, else
         'none').
@@ -50,6 +50,7 @@ class Layout:
     quoting: str = 'auto'
 
     def __post_init__(self):
+        object.__setattr__(self, 'delimiter', self.delimiter.replace('\\t', '\t'))
         if self.quoting not in ('auto', 'csv', 'none'):
             raise ValueError(
                 f"data.quoting is {self.quoting!r}; it must be 'auto', 'csv' or 'none'."
@@ -79,6 +80,7 @@ class Table:
         skip_broken leaves out lines with a wrong number of fields instead of raising.
         Raises ValueError naming the line, or where there is none.
         """
+        self._refuse_twins(columns.values())
         places = [self.names.index(name) for name in columns.values()]
         keys = list(columns.values())
         picked: list[list] = [[] for _ in keys]
@@ -102,6 +104,7 @@ class Table:
 
     def objects(self) -> Iterator[tuple[int, Mapping[str, Any]]]:
         """Each record as an object, with its line number. Raises ValueError naming the line."""
+        self._refuse_twins(name for name in self.names if name)
         with _readable(self.path):
             for line, record in self.records:
                 if isinstance(record, Mapping):
@@ -110,6 +113,14 @@ class Table:
                     yield line, dict(zip(self.names, record, strict=True))
                 else:
                     raise ValueError(self._wrong_width(line, len(record)))
+
+    def _refuse_twins(self, wanted: Iterable[str]) -> None:
+        twins = [name for name in wanted if self.names.count(name) > 1]
+        if twins:
+            raise ValueError(
+                f'{self.path}: {self.names.count(twins[0])} columns have the name {twins[0]!r}; '
+                'give each a name of its own.'
+            )
 
     def _wrong_width(self, line: int, width: int) -> str:
         return (
@@ -190,6 +201,11 @@ def _delimited(path: pathlib.Path, layout: Layout, suffix: str) -> Table:
     quoted = layout.quoting == 'csv' or (layout.quoting == 'auto' and suffix == '.csv')
     # A text file with another delimiter than tab is 'LABEL text': only its first one divides.
     divisions = 1 if suffix == '.txt' and delimiter not in ('', '\t') else -1
+    if quoted and len(delimiter) > 1:
+        raise ValueError(
+            f'data.delimiter is {delimiter!r}, but between the quoted fields of {path} one '
+            "character must stand; set that, or data.quoting='none' where quotes are text."
+        )
     if quoted:
         records = _quoted(path, layout.encoding, delimiter)
     else:
@@ -247,7 +263,21 @@ def _jsonl(path: pathlib.Path, layout: Layout) -> Table:
 def read_json(path: pathlib.Path, encoding: str) -> Any:
     """What a JSON file holds. Raises ValueError where it is none, naming the line."""
     with _readable(path), _open(path, encoding, '\n') as file:
-        return _parse(file.read(), path, 1)
+        text = file.read()
+    first, _, more = text.strip().partition('\n')
+    if more and _is_object(first):
+        raise ValueError(
+            f'{path} holds an object on its first line and more after it, where one JSON value '
+            'must stand; if it has one object a line, let its name end in .jsonl.'
+        )
+    return _parse(text, path, 1)
+
+
+def _is_object(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text), dict)
+    except json.JSONDecodeError:
+        return False
 
 
 def _json(path: pathlib.Path, layout: Layout) -> Table:

@@ -91,9 +91,11 @@ def test_features_are_kept_and_made_anew_where_a_file_changes(tmp_path, extracto
 
 def test_what_is_cut_is_counted(tmp_path, extractor, caplog):
     recordings = [write(tmp_path / f'{s}.wav', tone(440, s)) for s in (0.3, 0.5, 0.7)]
-    with caplog.at_level(logging.WARNING, logger='adapters_jax.data.audio'):
-        audio.features(recordings, extractor, 0.5)
-    assert '1 of 3 recordings are longer than 0.5 seconds' in caplog.text
+    for cache in (None, tmp_path / 'cache', tmp_path / 'cache'):  # the last one is read
+        caplog.clear()
+        with caplog.at_level(logging.WARNING, logger='adapters_jax.data.audio'):
+            audio.features(recordings, extractor, 0.5, cache)
+        assert '1 of 3 recordings are longer than 0.5 seconds' in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -74,6 +74,16 @@ def test_the_first_row_need_not_have_as_many_candidates_as_another(tmp_path):
     assert found[0]['choices'] == ['x', 'y'] and found[1]['choices'] == ['x', 'y', 'z']
 
 
+@pytest.mark.parametrize('label', [{}, {'y': -1}, {'y': -1.0}, {'y': '-1'}, {'gold': 1}])
+def test_a_test_file_may_lack_the_label_that_is_named(tmp_path, label):
+    line = {'text': 'p', 'choices': ['x', 'y']}
+    (tmp_path / 'test.jsonl').write_text(json.dumps(line | label))
+    (tmp_path / 'train.jsonl').write_text(json.dumps(line | {'y': 1}))
+    given = {'dir': str(tmp_path), 'columns': {'label': 'y'}}
+    found = sources.read(given, Choices.of(given))
+    assert found['train']['label'][:] == [1] and 'label' not in found['test'].column_names
+
+
 @pytest.mark.parametrize(
     ('line', 'data', 'message'),
     [
@@ -81,6 +91,7 @@ def test_the_first_row_need_not_have_as_many_candidates_as_another(tmp_path):
         ({'foo': 'p', 'choices': ['x', 'y'], 'label': 1}, {}, 'no column is known to hold what'),
         ({'text': 'p', 'choices': ['x', 'y']}, {}, 'no column could hold the label'),
         ({'text': 'p', 'choices': ['x', 'y'], 'label': 1, 'gold': 1}, {}, 'several columns could'),
+        ({'text': 'p', 'choices': ['x', 'y'], 'label': 1, 'Text': 'q'}, {}, "one name, 'text', 'T"),
         ({'text': 'p', 'choices': ['x'], 'label': 0}, {}, r"line 1: the candidates are \['x'\]; e"),
         ({'text': 'p', 'choices': ['x', ' '], 'label': 0}, {}, 'line 1: the candidates are'),
         ({'text': 'p', 'choice1': '', 'choice2': 'y', 'choice3': 'z', 'label': 'B'}, {},

@@ -46,6 +46,17 @@ def test_doubtful_columns_are_an_error_that_lists_them(names, choice, labelled, 
         choose(names, choice, labelled, 'f')
 
 
+@pytest.mark.parametrize(
+    ('names', 'choice'),
+    [(['Text', 'text', 'label'], Choice()), (['text', 'y', 'Y', 'Text'], Choice(label='y'))],
+)
+def test_columns_of_one_name_are_not_guessed(names, choice):
+    with pytest.raises(ValueError, match=r"several columns of one name, .*'text'"):
+        choose(names, choice, labelled=True, where='f')
+    chosen = choose(names, Choice(text_a='text', label=choice.label), labelled=True, where='f')
+    assert chosen['text_a'] == 'text'
+
+
 def test_positions_and_names_both_choose():
     names = ['a', 'b', 'c']
     chosen = choose(names, Choice(text_a=1, label='2'), labelled=True, where='f')
@@ -55,6 +66,7 @@ def test_positions_and_names_both_choose():
 def test_an_unlabelled_split_needs_no_label_column():
     assert choose(['text'], Choice(), False, 'f') == {'text_a': 'text'}
     assert choose(['text'], Choice(label='y'), False, 'f') == {'text_a': 'text'}
+    assert choose(['text', 'score'], Choice(label='y'), False, 'f') == {'text_a': 'text'}
     with pytest.raises(ValueError, match="no column 'y'"):
         choose(['text'], Choice(label='y'), True, 'f')
 
@@ -95,6 +107,14 @@ def test_a_split_with_empty_labels_is_unlabelled_where_that_is_allowed():
     assert build(columns, 'class', False, PLACE).column_names == ['text_a']
     with pytest.raises(ValueError, match='line 2: no label'):
         build(columns, 'class', True, PLACE)
+
+
+def test_a_split_in_which_no_class_applies_is_labelled():
+    columns = {'text_a': ['x', 'y'], 'label': ['', ' ']}
+    assert build(columns, 'classes', True, PLACE)['label'][:] == [[], []]
+    assert build(columns, 'classes', False, PLACE).column_names == ['text_a']
+    with pytest.raises(ValueError, match='line 2: no label'):
+        build(columns | {'label': [None, None]}, 'classes', True, PLACE)
 
 
 @pytest.mark.parametrize(

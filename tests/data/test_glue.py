@@ -156,6 +156,15 @@ def test_the_table_is_consistent():
     assert glue.task('stsb').label_kind == 'number'
 
 
+@pytest.mark.parametrize(
+    ('key', 'value'),
+    [('columns', {'text_a': 's'}), ('header', False), ('delimiter', ','), ('quoting', 'csv')],
+)
+def test_a_layout_that_is_not_the_benchmarks_is_refused(tmp_path, key, value):
+    with pytest.raises(ValueError, match=rf"data\.{key}.* is .*, but data\.glue is 'rte'.*leave"):
+        load({'glue': 'rte', 'dir': tmp_path, key: value}, 'class')
+
+
 def test_messages(tmp_path):
     with pytest.raises(ValueError, match=r"'squad' is no GLUE task; .* cola, sst2, mrpc"):
         load({'glue': 'squad', 'dir': tmp_path}, 'class')

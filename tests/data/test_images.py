@@ -131,10 +131,28 @@ def test_image_data_sets(typed, tmp_path):
     assert [len(rows) for rows in found.values()] == [12, 3]
     assert found['train']['label'][:] == values
     np.testing.assert_array_equal(decoded(found['train']).examples['pixels'], expected(names))
+    made.save_to_disk(tmp_path / 'single')
+    single = read(name=str(tmp_path / 'single'))
+    assert {split: rows['label'][:] for split, rows in single.items()} == {'train': values}
     with pytest.raises(ValueError, match=r"columns of images \['picture'\].*'label'"):
         read(name=str(tmp_path / 'set'), columns={'text_a': 'label'})
     with pytest.raises(ValueError, match=r'name its column in data.columns.label'):
         read(name=str(tmp_path / 'set'), columns={'label': 'kind'})
+
+
+@pytest.mark.parametrize('labels', [{}, {'kind': [-1]}])
+def test_a_hub_set_may_lack_the_label_that_is_named(monkeypatch, labels):
+    features = datasets.Features({'image': datasets.Image(), 'kind': datasets.Value('int64')})
+    image = {'bytes': next(iter(FILES.values())), 'path': None}
+    train = datasets.Dataset.from_dict({'image': [image], 'kind': [3]}, features=features)
+    test = train.remove_columns('kind')
+    for name, column in labels.items():
+        test = test.add_column(name, column)
+    found = {'train': train, 'test': test}
+    monkeypatch.setattr(datasets, 'load_dataset', lambda *_: datasets.DatasetDict(found))
+    read_splits = read(name='some/set', columns={'label': 'kind'})
+    assert read_splits['train']['label'][:] == ['3']
+    assert 'label' not in read_splits['test'].column_names
 
 
 def test_pixels_are_kept_on_disk_and_mapped(splits, tmp_path, caplog, monkeypatch):
@@ -181,6 +199,10 @@ def test_a_failed_decoding_leaves_nothing(splits, tmp_path):
         ({}, 'holds no images'),
         ({'train/red/notes.txt': b'a', 'train/blue/0.png': b''}, 'train/red holds no images'),
         ({'train/0.png': b'', 'train/red/1.png': b''}, r'train/0.png lies in no folder'),
+        (
+            {f'{k}/0.png': b'' for k in ('car', 'train', 'bus')},
+            r'\(train\) .* \(bus, car\); if all',
+        ),
         ({'val/red/0.png': b'', 'valid/red/0.png': b''}, 'several folders for validation'),
     ],
 )

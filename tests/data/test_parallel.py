@@ -57,6 +57,29 @@ def test_objects_of_languages(tmp_path):
     assert set(texts_of(found['train'])) <= {row[::-1] for row in ROWS}
 
 
+def test_files_of_one_name_belong_together(tmp_path):
+    for name in ('train.en', 'train.de', 'test_2016.en', 'test_2017.en', 'test_2017.de'):
+        write_lines(tmp_path / name, [name])
+    found = parallel.load({'dir': str(tmp_path), 'languages': 'en,de', 'split_fractions': (0, 0)})
+    assert texts_of(found['test']) == [('test_2017.en', 'test_2017.de')]
+
+
+@pytest.mark.parametrize('languages', ['EN,DE', 'en,de'])
+def test_languages_in_capitals(tmp_path, languages):
+    write_lines(tmp_path / 'train.tsv', ['EN\tDE', 'a dog\tein Hund'])
+    given = {'dir': str(tmp_path), 'languages': languages, 'split_fractions': (0, 0)}
+    assert texts_of(parallel.load(given)['train']) == [('a dog', 'ein Hund')]
+
+
+def test_two_columns_without_a_header(tmp_path):
+    write_lines(tmp_path / 'train.tsv', ['ein Hund\ta dog'])
+    given = {'dir': str(tmp_path), 'header': False, 'split_fractions': (0, 0)}
+    assert texts_of(parallel.load(given)['train']) == [('ein Hund', 'a dog')]
+
+
+TWO = {'train.de': ['a'], 'train.en': ['b']}
+
+
 @pytest.mark.parametrize(
     ('files', 'data', 'message'),
     [
@@ -72,6 +95,27 @@ def test_objects_of_languages(tmp_path):
         ({'train.tsv': ['x\ty\tz', 'a\tb\tc']}, {'languages': ''}, 'no column for data.columns'),
         ({'train.de': ['a']}, {'glue': 'rte'}, "data.glue is 'rte'"),
         ({}, {'dir': '/nowhere'}, 'not a folder'),
+        (
+            TWO | {'test_2016.en': ['x'], 'test_2017.de': ['y']},
+            {},
+            r'no two files for test .*, but test_2016\.en, test_2017\.de; give',
+        ),
+        (
+            TWO | {f'test_{year}.{own}': ['x'] for year in (2016, 2017) for own in ('de', 'en')},
+            {},
+            'several files for test: test_2016.de, test_2016.en, test_2017.de, test_2017.en. Keep',
+        ),
+        (TWO | {'train.en.gz': ['a']}, {}, r'several files for train: train\.de, train\.en, tr'),
+        (
+            {'train.tsv': ['English\tGerman', 'a\tb']},
+            {'languages': '', 'header': 'auto'},
+            "first line, 'English', 'German', names",
+        ),
+        (
+            {'train.jsonl': ['{"translation": {"de": "a", "en": "b"}}', '{"id": 1}']},
+            {},
+            r'train\.jsonl, line 2: None stands where a text must',
+        ),
     ],
 )
 def test_mistakes_are_named(tmp_path, files, data, message):

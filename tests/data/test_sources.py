@@ -133,6 +133,47 @@ def test_hub_data_gets_its_class_names_and_loses_hidden_labels(monkeypatch):
     assert found['test'].column_names == ['text_a']
 
 
+@pytest.mark.parametrize('hidden', [-1, -1.0, '-1'])
+def test_hidden_labels_of_any_type_are_none(monkeypatch, hidden):
+    splits = {
+        'train': datasets.Dataset.from_dict({'text': ['a'], 'label': [type(hidden)(1)]}),
+        'test': datasets.Dataset.from_dict({'text': ['c', 'd'], 'label': [hidden, hidden]}),
+    }
+    hub(monkeypatch, splits)
+    found = load(config(name='some/set', split_fractions=(0.0, 0.0)), 'number')
+    assert found['train']['label'][:] == [1.0]
+    assert found['test'].column_names == ['text_a']
+
+
+def test_one_class_with_a_comma_in_its_name_is_one(monkeypatch):
+    rows = datasets.Dataset.from_dict({'text': ['a'], 'label': [0]})
+    names = datasets.ClassLabel(names=['salt, pepper', 'other'])
+    hub(monkeypatch, {'train': rows.cast_column('label', names)})
+    found = load(config(name='some/set', split_fractions=(0.0, 0.0)), 'classes')
+    assert found['train']['label'][:] == [['salt, pepper']]
+
+
+def hub_sets(labels):
+    features = {'text': datasets.Value('string')}
+    features['label'] = datasets.List(datasets.ClassLabel(names=['x', 'y']))
+    columns = {'text': ['a'] * len(labels), 'label': labels}
+    return datasets.Dataset.from_dict(columns, features=datasets.Features(features))
+
+
+def test_sets_of_classes_from_the_hub(monkeypatch):
+    hub(monkeypatch, {'train': hub_sets([[0, 1], []]), 'test': hub_sets([[-1], [-1]])})
+    found = load(config(name='some/set', split_fractions=(0.0, 0.0)), 'classes')
+    assert found['train']['label'][:] == [['x', 'y'], []]
+    assert found['test'].column_names == ['text_a']
+
+
+@pytest.mark.parametrize('bad', [[0, -1], [None]])
+def test_sets_with_what_is_no_class_are_named(monkeypatch, bad):
+    hub(monkeypatch, {'train': hub_sets([[0], bad])})
+    with pytest.raises(ValueError, match=r'some/set, split train, row 1: .* from 0 to 1: mend'):
+        load(config(name='some/set'), 'classes')
+
+
 def test_glue_without_a_folder_comes_from_the_hub(monkeypatch):
     pairs = {'premise': ['a'], 'hypothesis': ['b']}
     names = ['train', 'validation_matched', 'validation_mismatched', 'test_matched']
@@ -180,6 +221,7 @@ def test_sources_that_cannot_be_are_refused(data, message):
         ({'train__csv': CSV}, {'columns': {'label': 'y'}}, "no column 'y' .*'text', 'label'"),
         ({'train__csv': CSV}, {'header': 'maybe'}, "data.header is 'maybe'"),
         ({'train__csv': CSV}, {'split_fractions': (0.1,)}, 'needs .validation, test.'),
+        ({'train__csv': CSV}, {'split_seed': -1}, 'data.split_seed is -1; it must be 0 or'),
         ({'train__csv': CSV}, {'limit': -1}, 'data.limit is -1'),
         ({'train__csv': CSV}, {'train_limit': -1}, 'data.train_limit is -1'),
         ({'train__csv': CSV, 'dev__csv': 'text\nx\n'}, {}, r'dev\.csv: no column .* the label'),

@@ -216,6 +216,25 @@ def test_a_test_split_may_have_no_answers(tmp_path):
         squad.read({'train': str(train), 'validation': str(test)})
 
 
+def test_a_test_split_may_lack_the_answers_that_are_named(tmp_path):
+    line = {'question': 'Who?', 'context': CONTEXT}
+    train = write(tmp_path / 'train.jsonl', json.dumps(line | {'said': 'cat'}))
+    test = write(tmp_path / 'test.jsonl', json.dumps(line))
+    given = {'train': str(train), 'columns': {'label': 'said'}}
+    assert 'answers' not in squad.read(given | {'test': str(test)})['test'].column_names
+    with pytest.raises(ValueError, match="answers should be in the column 'said'"):
+        squad.read(given | {'validation': str(test)})
+
+
+def test_columns_of_one_name_are_refused(tmp_path):
+    path = write(tmp_path / 'a.csv', 'question,question,context\nWho?,Why?,me\n')
+    with pytest.raises(ValueError, match=r"a\.csv: 2 columns have the name 'question'"):
+        read(path)
+    path = write(tmp_path / 'a.csv', 'question,Question,context,answer\nWho?,Why?,me,me\n')
+    with pytest.raises(ValueError, match="of one name, 'question', 'Question'"):
+        read(path)
+
+
 def test_questions_of_a_paragraph_stay_together(tmp_path):
     paragraphs = [
         {'context': f'{CONTEXT} {i}', 'qas': [question(f'{i}-{j}', ('cat', 4)) for j in range(5)]}

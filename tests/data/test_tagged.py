@@ -47,6 +47,12 @@ def test_files_are_found_under_the_names_that_corpora_give_them(tmp_path, names,
     assert all(rows[0]['tokens'][0] == 'EU' for rows in found.values())
 
 
+def test_a_tab_may_be_typed_as_a_shell_passes_it(tmp_path):
+    (tmp_path / 'train.tsv').write_text('New York\tB-LOC\nsleeps\tO\n')
+    (rows,) = tagged.load({'train': str(tmp_path / 'train.tsv'), 'delimiter': '\\t'}).values()
+    assert rows[0]['tokens'] == ['New York', 'sleeps']
+
+
 def test_several_files_for_a_split_are_refused(tmp_path):
     for name in ('a-train.conll', 'b-train.conll'):
         (tmp_path / name).write_text(CONLL)

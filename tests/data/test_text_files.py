@@ -127,6 +127,9 @@ def test_text_files_without_tabs_hold_one_text_a_line(tmp_path):
         ('x.jsonl', '{"a": 1}\n5\n', {}, r'x\.jsonl, entry 2: 5 where an object'),
         ('x.json', '{"a": 1}', {}, r'list of objects.*\.jsonl'),
         ('x.json', '[\n{"a" 1}]', {}, r'x\.json, line 2: not JSON'),
+        ('x.json', '{"a": 1}\n{"a": 2}\n', {}, r'object on its first line .* end in \.jsonl'),
+        ('x.csv', 'a,A,a\n1,2,3\n', {}, r"x\.csv: 2 columns have the name 'a'"),
+        ('x.csv', 'a||b\n1||2\n', {'delimiter': '||'}, r"delimiter is '\|\|', .* one character"),
         ('x.csv', b'a,b\n\xe9,1\n', {}, r'x\.csv is not utf-8.*data\.encoding'),
         ('x.csv', b'\xe9,1\n', {}, r'x\.csv is not utf-8.*data\.encoding'),
         ('x.jsonl', b'\xe9\n', {}, r'x\.jsonl is not utf-8.*data\.encoding'),
@@ -151,6 +154,12 @@ def test_bad_files_are_named_with_the_line(tmp_path, name, content, layout, mess
 def test_unknown_settings_are_refused(layout, message):
     with pytest.raises(ValueError, match=message):
         Layout(**layout)
+
+
+@pytest.mark.parametrize('name', ['x.csv', 'x.txt'])
+def test_a_tab_may_be_typed_as_a_shell_passes_it(tmp_path, name):
+    (tmp_path / name).write_text('a\tb\n1\t2\n')
+    assert read(tmp_path / name, Layout(delimiter='\\t'))[1] == [('1', '2')]
 
 
 def test_broken_lines_are_skipped_on_request_only(tmp_path):

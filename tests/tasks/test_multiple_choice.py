@@ -158,7 +158,7 @@ def test_predictions_have_a_rows_own_candidates_only():
 @pytest.mark.parametrize(
     ('given', 'pair', 'message'),
     [
-        ({'text': 'p'}, None, 'the input: no columns are known to hold the candidates'),
+        ({'text': 'p'}, None, 'the input has the fields text; expected "choices"'),
         ({'text': 'p', 'choices': ['x']}, None, r"input line 7: the candidates are \['x'\]"),
         ({'text': 'p', 'choices': ['x', 'y']}, True, 'was trained with a question beside the text'),
         ({'context': 'p', 'question': 'q', 'choices': ['x', 'y']}, False, 'trained without a ques'),
