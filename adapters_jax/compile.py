@@ -5,7 +5,7 @@ devices, or of a TPU topology that is not at hand (`--topology=v5e:4x4`), and no
 backbone only config.json is read, of the data nothing.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,11 +41,16 @@ def check(
         raise ValueError(
             f'--devices={devices} and --topology={topology} name two sets of devices; give one'
         )
-    if devices or topology:
-        simulate(devices or 1)
-    chosen = ahead.topology(topology) if topology else jax.devices()[:devices] if devices else None
-    plan = ahead.plan(config, chosen, length, texts, labels)
+    plan = ahead.plan(config, _devices(devices, topology), length, texts, labels)
     return ahead.report(plan), ahead.shardings(plan)
+
+
+def _devices(devices: int, topology: str) -> Sequence[Any] | None:
+    """Return the devices to compile for; None: those at hand."""
+    if not devices and not topology:
+        return None
+    simulate(devices or 1)
+    return ahead.topology(topology) if topology else jax.devices()[:devices]
 
 
 def simulate(devices: int) -> None:

@@ -188,9 +188,10 @@ class Model:
             return batch
         rows = len(inputs_of(batch))
         # Vectors that the method inserts and rows that it copies are counted later.
-        length = self.config.positions if 'pixels' in batch else hidden.shape[1]
         if 'input_ids' in batch:
             length = batch['input_ids'].shape[1]
+        else:
+            length = self.config.positions if 'pixels' in batch else hidden.shape[1]
         segments = jnp.ones((rows, length), jnp.int32)
         return {**batch, 'segments': segments, 'starts': jnp.zeros((rows, 1), jnp.int32)}
 

@@ -137,7 +137,7 @@ def _predict(
 
 
 def _beside(row: Mapping[str, Any], predicted: Mapping[str, Any]) -> dict[str, Any]:
-    """Return an object with its prediction; a label that it had is kept as `gold`."""
+    """Return an object with its prediction; a label that it had is kept as `gold`, where it can."""
     gold = {'gold': row['label']} if 'label' in row and 'label' in predicted else {}
     return {**gold, **row, **predicted}
 
@@ -148,7 +148,7 @@ def _tell_replaced(rows: Rows, result: Rows) -> None:
         name
         for row, found in zip(rows, result, strict=True)
         for name in row
-        if found[name] != row[name] and name != 'label'
+        if found[name] != row[name] and not (name == 'label' and found['gold'] == row[name])
     }
     if replaced:
         _LOG.warning(

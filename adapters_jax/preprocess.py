@@ -9,6 +9,7 @@ what the steps did to the whole training split.
 
 import collections
 import dataclasses
+import functools
 from collections.abc import Iterator, Sequence
 
 from absl import flags
@@ -37,7 +38,7 @@ class Preview:
     stages: list[Stage]
     prefix: str = ''  # before each text, after the steps
 
-    @property
+    @functools.cached_property
     def documents(self) -> list[Document]:
         """The texts after the last step, as the tokenizer gets them."""
         last = self.stages[-1].documents if self.stages else [Document(t) for t in self.texts]

@@ -349,6 +349,19 @@ def test_dropped_layers_are_the_plain_ones_and_get_no_gradient(packed, name):
     assert flops[0] > flops[1] > flops[2]
 
 
+@pytest.mark.parametrize('pooling', ['mean', 'cls', 'tokens'])
+def test_a_batch_of_nothing_but_tokens(pooling):
+    model = tiny.model(
+        registry.create('prompt_tuning[prompt_length=3]'), HeadConfig(pooling=pooling, layers=1)
+    )
+    params = tiny.params(model)
+    ids = np.arange(12, dtype=np.int32).reshape(2, 6) + 1
+    whole = {'input_ids': ids, 'segments': np.ones_like(ids), 'starts': np.zeros((2, 1), np.int32)}
+    found = model.apply(params, {'input_ids': ids})
+    assert found.shape[1] == (6 if pooling == 'tokens' else 1)
+    np.testing.assert_allclose(found, model.apply(params, whole), atol=1e-6)
+
+
 def gradient_flops(model, params, packed):
     def loss(adapters):
         return jnp.square(model.apply(params | {'adapters': adapters}, packed)).sum()

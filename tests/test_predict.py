@@ -214,6 +214,8 @@ def test_a_label_of_the_input_is_kept_and_other_fields_that_go_are_told(runs, ca
     caplog.clear()
     predict(runs / 'texts' / 'adapter', [{'text': 'the cat', 'label': 'snow'}])
     assert not caplog.text
+    (taken,) = predict(runs / 'texts' / 'adapter', [{'text': 'a', 'label': 'snow', 'gold': 'x'}])
+    assert taken['gold'] == 'x' and 'the input has label, which' in caplog.text
 
 
 def test_an_adapter_of_single_texts_wants_no_second_one(runs):

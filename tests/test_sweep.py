@@ -163,27 +163,6 @@ def test_those_that_diverge_are_told_of_and_left(swept):
     )
 
 
-def test_one_that_diverges_in_its_first_step_took_none(toys, tmp_path):
-    given = config(toys, 'optimizer.learning_rate=1e-3,1e38', optimizer__clip_norm=0.0)
-    given.optimizer.warmup, given.training.evaluate_every, given.training.steps = 0.0, 1, 4
-    result = sweep(given, tmp_path / 'w')
-    lost = result['members'][-1]
-    assert lost['state'].startswith('diverged: ') and lost['steps'] == 0
-    read = [
-        json.loads((tmp_path / 'w' / 'members' / row['name'] / 'summary.json').read_text())
-        for row in result['members']
-    ]
-    assert [summary['total_steps'] for summary in read] == [4, 4]
-    assert 0 < read[1]['seconds'] < read[0]['seconds']
-
-
-def test_a_schedule_that_the_steps_are_too_few_for_is_refused_before_any_step(toys, tmp_path):
-    given = config(toys, 'method=head,adalora[r=2,target_r=1,tinit=50]', training__steps=4)
-    with pytest.raises(ValueError, match='tinit=50'):
-        sweep(given, tmp_path / 'w')
-    assert not (tmp_path / 'w' / 'members').exists()
-
-
 def told_of(log, name):
     """Return what the log says of a member that diverged; it says it once."""
     (line,) = [line for line in log.splitlines() if f'{name} diverged: ' in line]

@@ -7,9 +7,8 @@ from typing import Any, ClassVar
 from adapters_jax.data import parallel, tokenize, written
 from adapters_jax.data.encoded import Encoded
 from adapters_jax.data.tokenize import Tokenizer
-from adapters_jax.tasks import text_metrics
 from adapters_jax.tasks.task import Encoding, Objects, Rows, register
-from adapters_jax.tasks.text_metrics import TEXT_METRICS
+from adapters_jax.tasks.text_metrics import TEXT_METRICS, bleu, check_tokenizer, tokenizer_for
 from adapters_jax.tasks.texts import text_rows
 from adapters_jax.tasks.writing import FORCED, Writing
 
@@ -45,9 +44,8 @@ class SequenceToSequence(Writing):
                 f'task.languages is {self.languages!r}; expected none, or those of the texts and '
                 "of what is written, as the tokenizer calls them: ('en_XX', 'de_DE')"
             )
-
         if self.bleu_tokenizer:
-            text_metrics.check_tokenizer(self.bleu_tokenizer)
+            check_tokenizer(self.bleu_tokenizer)
 
     @classmethod
     def settings(cls, given: Mapping[str, Any], train: Rows | None) -> dict[str, Any]:
@@ -100,8 +98,8 @@ class SequenceToSequence(Writing):
         if metric != 'bleu':
             return super().compared(metric, written, wanted)
         language = self.languages[1] if self.languages else ''
-        tokenizer = self.bleu_tokenizer or text_metrics.tokenizer_for(language)
-        return text_metrics.bleu(written, wanted, tokenizer)
+        tokenizer = self.bleu_tokenizer or tokenizer_for(language)
+        return bleu(written, wanted, tokenizer)
 
     @classmethod
     def read(cls, data: Mapping[str, Any]) -> dict[str, Rows]:

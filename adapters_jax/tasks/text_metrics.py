@@ -14,7 +14,7 @@ _LOG = logging.getLogger(__name__)
 # languages without spaces each character, for which no further package is needed.
 WORDS = '13a'
 _LATIN = re.compile('[a-z0-9]', re.IGNORECASE)
-_OF_LANGUAGES = {'zh': 'zh', **dict.fromkeys(('ja', 'ko', 'th', 'lo', 'my', 'km'), 'char')}
+_OF_LANGUAGES = {'zh': 'zh', **dict.fromkeys(('ja', 'th', 'lo', 'my', 'km'), 'char')}
 
 
 def tokenizer_for(language: str) -> str:

@@ -1,7 +1,7 @@
 """The run of a population: one loop, in which each member has its own progress, files and end.
 
-A member's folder is what `train` would have left of it. Members end one by one (early stopping, or
-numbers that are none); the population goes on until the last one has.
+A member's folder is what `train` would have left of it. Members end one by one; the population goes
+on until the last one has.
 """
 
 import contextlib
@@ -37,8 +37,6 @@ _LOG = logging.getLogger(__name__)
 SUMMARY, CONFIG = 'summary.json', 'config.json'
 # How much of a step may be computed twice for members to have devices of their own.
 _REPEATED = 0.1
-_FILES_OPEN = 4  # of a member: its lock, and what its monitor writes
-_FEWER = 'let sweep.size say how many members train together'
 # Of each member the steps of its evaluations and the scores there, where they are numbers.
 Scores = dict[str, list[tuple[int, float]]]
 # Who of the members alive ends after an evaluation, and why: of (scores, alive, steps of the run).
@@ -73,7 +71,6 @@ class PopulationRun(Run):
         `prune` is asked after every evaluation; what it says must follow from its arguments and
         from what is on the disk when the run begins, or a run that was killed would end others.
         """
-        files.check_descriptors(_FILES_OPEN * len(members), _FEWER)
         self.members, self.folder, self.prune = members, folder, prune
         self.ended: dict[str, str] = {}
         self.chunk = chunk or population.default_chunk()

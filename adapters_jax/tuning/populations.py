@@ -13,7 +13,7 @@ import jax
 import optax
 
 from adapters_jax import config as configs
-from adapters_jax import params, processes
+from adapters_jax import files, params, processes
 from adapters_jax.config import Config
 from adapters_jax.model import Model
 from adapters_jax.models.heads import HeadConfig
@@ -24,6 +24,8 @@ from adapters_jax.training.optimizer import OptimizerConfig
 from adapters_jax.training.population_run import SUMMARY, PopulationRun, Prune
 
 MEMBERS, POPULATIONS = 'members', 'populations'
+_FILES_OPEN = 4  # of a member: its lock, and what its monitor writes
+_FEWER = 'let sweep.size say how many members train together'
 
 # What an experiment is not built from: members that differ in these keys alone share one.
 _NOT_BUILT_FROM = ('seed', 'data.seed', 'optimizer.', 'training.', 'sweep.')
@@ -139,6 +141,11 @@ def common_task(found: Sequence[Task]) -> Task:
     return found[0]
 
 
+def check_files(members: Sequence[grid.Member]) -> None:
+    """Refuse more members than the system allows files for; see `files.check_descriptors`."""
+    files.check_descriptors(_FILES_OPEN * len(members), _FEWER)
+
+
 def train(
     build: Builder,
     group: Sequence[grid.Member],
@@ -156,6 +163,7 @@ def train(
     with processes.locked(own):
         if all_ended(group, workdir):
             return
+        check_files(group)
         try:
             built = build(group[0].config)
             run = PopulationRun(built, group, own, workdir / MEMBERS, chunk, prune)

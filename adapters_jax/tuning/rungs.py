@@ -39,6 +39,7 @@ def opened(
         runs = []
         for number, (group, built) in enumerate(zip(groups, experiments, strict=True)):
             own = workdir / populations.POPULATIONS / str(number)
+            populations.check_files(group)
             held.enter_context(processes.locked(own))
             runs.append(PopulationRun(built, group, own, workdir / populations.MEMBERS, chunk))
             runs[-1].share_backbone(known)

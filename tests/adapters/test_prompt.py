@@ -391,14 +391,3 @@ def test_words_to_start_from_are_as_large_as_those_of_the_text():
         for dimensions in (small_bert.DIMENSIONS, large)
     )
     np.testing.assert_allclose(scaled, 3 * plain, rtol=1e-6)
-
-
-@pytest.mark.parametrize('pooling', ['mean', 'cls', 'tokens'])
-def test_a_batch_of_nothing_but_tokens(pooling):
-    model = tiny.model(PromptTuning(prompt_length=3), HeadConfig(pooling=pooling, layers=1))
-    params = tiny.params(model)
-    ids = np.arange(12, dtype=np.int32).reshape(2, 6) + 1
-    whole = {'input_ids': ids, 'segments': np.ones_like(ids), 'starts': np.zeros((2, 1), np.int32)}
-    found = model.apply(params, {'input_ids': ids})
-    assert found.shape[1] == (6 if pooling == 'tokens' else 1)
-    np.testing.assert_allclose(found, model.apply(params, whole), atol=1e-6)
