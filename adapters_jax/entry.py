@@ -133,7 +133,8 @@ def run(define: Define, main: Callable[..., None]) -> None:
 
     def parse(argv: Sequence[str]) -> list[str]:
         with _told(lambda: '--traceback' in argv):
-            argv = config_first(argv)
+            # A config's flags look for the config there, not in what is parsed.
+            sys.argv[:] = argv = config_first(argv)
             check_overrides(argv)
             rest = flags.FLAGS(argv)
             if len(rest) > 1:

@@ -157,6 +157,17 @@ def test_the_config_comes_first(given, expected):
     assert entry.config_first(['train', *given]) == ['train', *expected]
 
 
+@pytest.mark.parametrize('config', [['--config=F'], ['--config', 'F']], ids=['equals', 'space'])
+def test_a_real_process_reads_the_config_wherever_it_stands(tmp_path, config):
+    """What is set before it arrives: the seed is the mistake, and the only one."""
+    file = [argument.replace('F', 'configs/quickstart.py') for argument in config]
+    given = ['--config.seed=-1', f'--workdir={tmp_path / "w"}', *file]
+    run = command.python_of('train', *given)
+    done = subprocess.run(run, capture_output=True, text=True, cwd=command.ROOT, check=False)
+    assert (done.returncode, done.stderr.count('\n')) == (2, 1), done.stderr
+    assert done.stderr.startswith('error: seed is -1; expected 0 or more')
+
+
 def test_an_unknown_key_is_refused_however_the_config_is_given():
     given = ['train', '--config.bogus=1', '--config', 'configs/quickstart.py']
     with pytest.raises(ValueError, match=r'unknown config key --config\.bogus'):
