@@ -1,29 +1,16 @@
-"""What the reports of papers say: rows, gaps and verdicts, from results that are made up."""
+"""What papers find: rows, gaps and verdicts, from results that are made up."""
 
 import dataclasses
 import json
 import re
-import shutil
 
 import numpy as np
 import pytest
-from all_papers import NAMES, paper
+from all_papers import NAMES, paper, row
 from scipy import stats
 
 from adapters_jax.training import grid
-from experiments.papers import __main__ as again
-from experiments.papers import report, summary
-from experiments.papers.study import Finding, MissingError, Results, Row, told_share
-
-STORED = sorted(summary.FOLDER.glob('*/*.json'))
-
-
-def row(task='cr', way='full', scores=(0.5, 0.7), validation=None, settings=None):
-    return Row(
-        task, way, settings or {}, {}, 'accuracy', 'test', list(range(len(scores))),
-        list(validation or scores), list(scores), [], 10, 1000, 60.0, 120.0, 0, ['a processor'],
-        ['abcdef0123'],
-    )  # fmt: skip
+from experiments.papers.study import Finding, MissingError, Results, told_share
 
 
 @pytest.mark.parametrize(
@@ -288,163 +275,3 @@ def test_a_claim_of_several_designs_is_confirmed_by_all_of_them(higher, parallel
     results = made_up(paper('he2022'), lambda way: 0.9 if way in higher else 0.8)
     found = {finding.where: finding.holds for finding in paper('he2022').findings(results)}
     assert (found['section 4.3'], found['section 4.4']) == (parallel, feed_forward)
-
-
-OTHERS = {
-    'source': 'paper',
-    'protocol': {'cr': ['full', 'lora']},
-    'tables': [{'head': ['a'], 'lines': [['1']], 'note': 'Of a.'}],
-    'unanswered': [],
-}
-
-
-def test_a_report_holds_scores_published_numbers_and_verdicts():
-    findings = [
-        Finding('a', 'table 1', '+1.0 points', True),
-        Finding('b', 'here', 'no', False, False),
-    ]
-    rows = [row(), row(way='lora', settings={'method.r': 8})]
-    result = {
-        'title': 'A paper',
-        'settings': '',
-        'scale': 'small',
-        'figures': ['sizes.png'],
-        'titles': {'full': 'full fine-tuning'},
-        'expected': {'source': 'table 1', 'rows': {'full': {'cr': 61.5}, 'lora': {'cr': 62.0}}},
-        'command': 'python -m experiments.none',
-        **OTHERS,
-        **report.to_json(Results(rows, {}, 'small'), findings),
-    }
-    text = report.render(json.loads(json.dumps(result)))
-    assert '| full fine-tuning | 10 (1 %) | 60.0 ± 14.1 [61.5] | 60.0 |' in text
-    assert '| lora, r=8 | 10 (1 %) | 60.0 ± 14.1 | 60.0 |' in text  # published for no such rank
-    assert '| a | table 1 | +1.0 points | confirmed |' in text
-    assert '| b | here | no | **not confirmed**, without a test |' in text
-    assert 'over seeds, of these tasks and these test texts' in text
-    assert '4 minutes of training on a processor; commits `abcdef0`' in text
-    assert 'Tasks: cr (all). All' in text and '| a |\n| --- |\n| 1 |\n\nOf a.' in text
-    assert text.endswith('![sizes](sizes.png)')
-    assert 'of the published code (`--source=code`)' in report.render(result | {'source': 'code'})
-
-
-def test_published_scores_of_the_best_size_stand_beside_ours():
-    own, size = paper('houlsby2019'), 'method.size'
-    expected = report.read_expected('houlsby2019')
-    tasks = list(dict.fromkeys(cell.task for cell in own.cells('full')))
-    rows = []
-    for place, task in enumerate(tasks):  # sizes in turn are best on validation, worst on test
-        for number, value in enumerate((8, 64, 256)):
-            best = number == place % 3
-            scores = ((0.6,), (0.9,)) if best else ((0.7,), (0.8,))
-            rows.append(row(task, 'adapters', *scores, settings={size: value}))
-        rows += [row(task, way, (0.5,)) for way in ('adapters64', 'full')]
-    result = {'titles': own.titles, 'expected': expected, 'scale': 'full'}
-    lines = report.scores(result | report.to_json(Results(rows, {}, 'full'), [])).splitlines()
-    named = {line.split(' | ')[0].removeprefix('| '): line for line in lines}
-    assert '[' not in named['Houlsby adapters, size=64']
-    best = named['Houlsby adapters, the best size in each task']
-    assert ' | 10 (1 %) [3.6 %] | 60.0 [59.5] | 60.0 [94.0] | ' in best
-    # Totals of GLUE's server are means of other tasks, too.
-    assert best.endswith(' | 60.0 [71.5] | 60.0 |') and 'adapters 80.0' in expected['others']
-    assert '[2.1 %] | 50.0 [56.9]' in named['Houlsby adapters, one size']
-    assert named['full fine-tuning'].endswith(' | 50.0 [70.1] | 50.0 |')
-
-
-def test_a_published_mean_stands_beside_ours_where_it_is_of_the_same_tasks():
-    own, expected = paper('hu2022'), report.read_expected('hu2022')
-    rows = [row(task, 'full', (0.5,)) for task in ('rte', *sorted({*expected['rows']['full']}))]
-    rows = [one for one in rows[1:] if one.task != 'mean']
-    result = {'titles': own.titles, 'expected': expected, 'scale': 'full'}
-    whole = report.scores(result | report.to_json(Results(rows, {}, 'full'), []))
-    assert whole.endswith(' | 50.0 [86.4] |')
-    fewer = report.to_json(Results(rows[1:], {}, 'full'), [])
-    assert '[86.4]' not in report.scores(result | fewer)
-
-
-@pytest.mark.parametrize('name', NAMES)
-def test_a_published_mean_is_that_of_the_tasks_beside_it(name):
-    for scores in report.read_expected(name)['rows'].values():
-        tasks = [score for task, score in scores.items() if task != 'mean']
-        if 'mean' in scores and tasks:
-            assert scores['mean'] == pytest.approx(np.mean(tasks), abs=0.06)
-
-
-def test_a_report_tells_how_often_the_last_value_of_a_grid_was_chosen(tmp_path, monkeypatch):
-    own, rate = paper('hu2022'), 'optimizer.learning_rate'
-    monkeypatch.setattr(type(own), 'draw', lambda *_: [])
-    rows = [row('cr', way) for way in ('lora', 'full', 'bitfit', 'adapter')]
-    for one, value in zip(rows, (3e-3, 3e-4, 1e-3, 1e-3), strict=True):
-        one.chosen[rate] = value
-    one_rate = row('cr', 'ranks', settings={'method.r': 1})
-    one_rate.chosen[rate] = 3e-3
-    results = Results([*rows, one_rate], {}, 'small')
-    said = f'Of 4 rows with a choice among 2 values of `{rate}`, the largest is that of 2 and the '
-    assert report.judged(own, results, tmp_path)['edges'].startswith(f'{said}smallest that of 2;')
-    options = [f'sweep.grid=["{rate}=1e-4,3e-4,1e-3,3e-3,1e-2"]']
-    found = report.judged(own, results, tmp_path, options=options)['edges']
-    assert 'Of 5 rows with a choice among 5 values' in found
-    assert 'largest is that of 0 and the smallest that of 0;' in found
-
-
-def test_options_are_told_of_all_runs():
-    stored = json.loads(STORED[0].read_text())
-    text = report.render(stored | {'options': ['seed=1', 'training.steps=2']})
-    assert ' All runs have `--option=seed=1 --option=training.steps=2`.' in text
-
-
-@pytest.mark.parametrize(
-    ('ways', 'told'),
-    [
-        ({'trec': 'ab', 'cr': 'ab'}, 'trec, cr (all)'),
-        ({'trec': 'ab'}, 'trec (of trec, cr)'),
-        ({'trec': 'a', 'cr': 'ab'}, 'cr; in part trec (of trec, cr)'),
-        ({'cr': 'b'}, 'in part cr (of trec, cr)'),
-    ],
-)
-def test_a_report_tells_which_tasks_of_its_protocol_it_has(ways, told):
-    rows = [{'task': task, 'way': way} for task, own in ways.items() for way in own]
-    protocol = {'trec': ['a', 'b'], 'cr': ['a', 'b']}
-    assert report.told_tasks({'rows': rows, 'protocol': protocol}) == told
-
-
-def test_the_table_of_protocols_counts_what_was_evaluated():
-    text = summary.render(summary.read())
-    stored = [json.loads(path.read_text()) for path in STORED]
-    assert all(
-        f'| {report.told_tasks(own)} | {own["findings"][0]["claim"]}' in text for own in stored
-    )
-    count = sum(len(own['findings']) for own in stored)
-    missing = sum(len(own['unanswered']) for own in stored)
-    assert f'Of {count} findings that these tasks could show' in text
-    means = [own for report in stored for own in report['findings'] if not own['tested']]
-    assert 0 < len(means) < count and f'{count - len(means)} are judged by an interval' in text
-    assert f'{len(means)} are of means or single timings, without a test' in text
-    assert text.count('confirmed, without a test |') == len(means)
-    assert f'{missing} more claims ask for rows that were not trained' in text
-
-
-@pytest.mark.parametrize('path', STORED, ids=lambda path: path.stem)
-def test_stored_reports_say_what_follows_from_their_rows(path, tmp_path, monkeypatch):
-    own = paper(path.stem)
-    monkeypatch.setattr(type(own), 'draw', lambda *_: [tmp_path / n for n in stored['figures']])
-    stored = json.loads(path.read_text())
-    results, _ = report.from_json(stored)
-    judged = report.judged(own, results, tmp_path, stored['source'], stored['options'])
-    assert json.loads(json.dumps(judged)) == {key: stored[key] for key in judged}
-    assert path.with_suffix('.md').read_text() == report.render(stored) + '\n'
-
-
-def test_a_report_is_judged_anew_without_training(tmp_path, capsys):
-    (path,) = (p for p in STORED if p.stem == 'mao2022')
-    shutil.copytree(path.parent, tmp_path / 'own')
-    before = json.loads(path.read_text())
-    later = ('tables', 'unanswered', 'protocol', 'edges', 'options')  # than the first reports
-    old = {key: before[key] for key in before if key not in later}
-    (tmp_path / 'own' / path.name).write_text(json.dumps(old | {'findings': []}))
-    again.main([str(tmp_path / 'own')])
-    assert json.loads((tmp_path / 'own' / path.name).read_text()) == before
-    assert 'mao2022.md' in capsys.readouterr().out
-    with pytest.raises(SystemExit, match='holds no report; expected the folder PAPER_SCALE'):
-        again.main([str(tmp_path)])
-    with pytest.raises(SystemExit, match='no folder is given'):
-        again.main([])
