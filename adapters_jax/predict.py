@@ -24,7 +24,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import datasets
 from absl import flags
 
 from adapters_jax import config as configs
@@ -32,12 +31,10 @@ from adapters_jax import files
 from adapters_jax.adapters import dropping
 from adapters_jax.adapters.dropping import Dropped
 from adapters_jax.config import Config
-from adapters_jax.data.encoded import Encoded
 from adapters_jax.interop import formats
 from adapters_jax.interop.adapter_folder import AdapterFolder
 from adapters_jax.interop.backbones import LoadedBackbone
-from adapters_jax.tasks.task import Encoding, Task
-from adapters_jax.training import dtypes, experiment, fitting, preprocessing, serving
+from adapters_jax.training import dtypes, experiment, fitting, serving
 
 Rows = list[dict[str, Any]]
 
@@ -120,7 +117,9 @@ def _predict(
         )
         for name, own in places.items()
     }
-    encoded = {name: _encode(texts[name], tasks[name], folders[name], loaded) for name in places}
+    encoded = {
+        name: serving.encode(texts[name], tasks[name], folders[name], loaded) for name in places
+    }
     config.data.max_length = max(folders[name].max_length for name in places)
     if len(places) > 1:
         config.data.batching = 'buckets'  # each row is one text, and one adapter's
@@ -156,16 +155,6 @@ def _tell_replaced(rows: Rows, result: Rows) -> None:
             'output; rename them to keep them',
             ' and '.join(sorted(replaced)),
         )
-
-
-def _encode(
-    texts: datasets.Dataset, task: Task, folder: AdapterFolder, loaded: LoadedBackbone
-) -> Encoded:
-    tokenizer = fitting.tokenizer_of(loaded)
-    model, chain = experiment.bind(folder, loaded), preprocessing.chain_of(folder)
-    preprocessing.check_tags(model.method, chain)
-    positions = model.text_positions
-    return task.encode(texts, Encoding(tokenizer, folder.max_length, positions, chain=chain))
 
 
 def read_lines(path: Path) -> dict[int, dict[str, Any]]:

@@ -183,7 +183,7 @@ def gather(value: Any) -> list[Any]:
 def _exchange(message: dict[str, Any]) -> tuple[int | None, list[dict[str, Any]]]:
     """Return the first process whose message is that it has failed, and all messages."""
     if _FAILED in message:
-        message = {_FAILED: message[_FAILED][: _LONGEST // 8]}  # a letter may take six bytes
+        message = _cut(message[_FAILED])
     text = json.dumps(message).encode()
     if len(text) > _LONGEST:
         raise ValueError(f'{len(text)} bytes are to be told to all processes, of {_LONGEST}')
@@ -191,6 +191,16 @@ def _exchange(message: dict[str, Any]) -> tuple[int | None, list[dict[str, Any]]
     messages = [json.loads(row.tobytes()) for row in rows]
     failed = (number for number, message in enumerate(messages) if _FAILED in message)
     return next(failed, None), messages
+
+
+def _cut(told: str) -> dict[str, str]:
+    """Return the message that this process has failed, cut to what can be told of it.
+
+    Outside of ASCII a letter takes six bytes, and some take twelve.
+    """
+    while len(json.dumps(message := {_FAILED: told})) > _LONGEST:
+        told = told[: len(told) * 3 // 4]
+    return message
 
 
 def _elsewhere(number: int, messages: Sequence[Mapping[str, Any]]) -> ElsewhereError:

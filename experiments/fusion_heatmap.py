@@ -4,8 +4,8 @@
 
 Pfeiffer et al. (2021, figure 5): the mean attention weight of each adapter (columns) at each place
 where the fusion acts (rows), over all tokens of the texts; several fusions stand side by side. DIR
-and the texts are those of `adapters_jax.predict`. The means over all places are printed, the
-largest first.
+and the lines are those of `adapters_jax.predict`, and are prepared as there. The means over all
+places are printed, the largest first.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,17 +26,18 @@ from adapters_jax import predict as prediction
 from adapters_jax.adapters import composition, pruning
 from adapters_jax.adapters.composed import Composed, blocks_of
 from adapters_jax.adapters.composition import Fuse
-from adapters_jax.data import pipeline, tokenize
+from adapters_jax.data import pipeline
+from adapters_jax.data.encoded import TAGS
 from adapters_jax.interop import formats
 from adapters_jax.model import Model
-from adapters_jax.tasks.texts import text_rows
-from adapters_jax.training import batching, experiment
+from adapters_jax.tasks.task import Task
+from adapters_jax.training import batching, experiment, serving
 
 _KINDS = ('.png', '.svg')
 _TITLE = 'Mean attention weight of the fused adapters'
 _CELL, _MARGIN = 0.5, 1.9  # inches
 _LETTERS = 30  # of an adapter's name; what is longer is shortened
-_COLUMNS = ('input_ids', 'token_type_ids', 'positions', 'segments', 'starts')
+_COLUMNS = ('input_ids', 'token_type_ids', 'positions', 'segments', 'starts', TAGS)
 
 Weights = dict[str, dict[str, Float[np.ndarray, 'N']]]
 
@@ -56,40 +57,50 @@ def fused(model: Model) -> dict[str, tuple[str, ...]]:
 
 
 def mean_weights(
-    adapter: str | Path, rows: Sequence[dict], backbone: str = ''
+    adapter: str | Path,
+    rows: Sequence[dict],
+    backbone: str = '',
+    lines: Sequence[int] | None = None,
 ) -> tuple[dict[str, tuple[str, ...]], Weights]:
     """Return the names of the N adapters of each fusion, and their mean weights by place.
 
-    A fusion that acts a second time is called '{fusion}#2'.
+    A fusion that acts a second time is called '{fusion}#2'. `lines` are the rows' numbers in their
+    file, for messages; else they are counted.
 
     Raises:
         FileNotFoundError: no adapter there.
-        ValueError: a row without text, or an adapter without a fusion.
+        ValueError: no rows, one without text, or an adapter that has no fusion or reads no texts.
     """
     folder, loaded = formats.load(Path(adapter), backbone)
     model = experiment.bind(folder, loaded)
     names = fused(model)
-    rows_of_text = text_rows(list(rows), range(1, len(rows) + 1), folder.pair)
-    encoded = tokenize.encode(
-        rows_of_text,
-        tokenize.load_tokenizer(loaded.directory),
-        folder.max_length,
-        positions=model.text_positions,
-        cache_dir=None,
-    )
+    task = experiment.served(folder, loaded).predicting()
+    _check_reads_texts(task)
+    lines = range(1, len(rows) + 1) if lines is None else lines
+    texts = task.rows_of(list(rows), lines, folder.pair)
+    encoded = serving.encode(texts, task, folder, loaded)
     params = folder.overlay(loaded.params, model.method.constants(loaded.config.dimensions))
-    policy = batching.choose(configs.base(), model, encoded.lengths, 1, training=False)
+    policy = batching.choose(configs.base(), model, encoded.sizes, 1, training=False)
     total, tokens = {}, 0
     weigh = jax.jit(lambda params, batch: _weights(model, params, batch))
-    for batch in pipeline.eval_batches(encoded, policy, loaded.config.pad_id):
+    pad_id = loaded.config.pad_id
+    for batch in pipeline.eval_batches(encoded, policy, pad_id, transform=task.transform):
         real = batch['segments'] > 0
-        found = weigh(params, {name: batch[name] for name in _COLUMNS})
+        found = weigh(params, {name: batch[name] for name in _COLUMNS if name in batch})
         for place, mean in pruning.importance(found, real).items():
             total[place] = total.get(place, 0.0) + mean * real.sum()
         tokens += real.sum()
     weights = pruning.by_fusion({place: x / tokens for place, x in total.items()})
     ordered = sorted(weights, key=lambda fusion: (list(names).index(_plain(fusion)), fusion))
     return {f: names[_plain(f)] for f in ordered}, {f: weights[f] for f in ordered}
+
+
+def _check_reads_texts(task: Task) -> None:
+    if task.reads != 'input_ids' or task.writes:
+        what = 'writes texts' if task.writes else f'reads {task.reads}'
+        raise ValueError(
+            f'the adapter {what}; a heat map is over the tokens of texts that an encoder reads'
+        )
 
 
 def _plain(fusion: str) -> str:
@@ -158,7 +169,10 @@ def main(adapter: str, input: str, output: str, backbone: str) -> None:
     kind = Path(output).suffix
     if kind not in _KINDS:
         raise ValueError(f'--output: {output} ends with {kind!r}; expected {" or ".join(_KINDS)}')
-    names, weights = mean_weights(adapter, prediction.read_lines(Path(input)).values(), backbone)
+    found = prediction.read_lines(Path(input))
+    if not found:
+        raise ValueError('the input holds no examples; expected one JSON object a line')
+    names, weights = mean_weights(adapter, list(found.values()), backbone, list(found))
     with files.atomic(output) as temporary:
         draw(names, weights).savefig(temporary, format=kind[1:])
     print(ranking(names, weights))

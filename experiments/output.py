@@ -7,6 +7,16 @@ from typing import Any
 from adapters_jax import files
 
 
+def where(result: dict[str, Any]) -> str:
+    """Say on which machine a result was measured, and with which commit of this repository."""
+    return f'{result["hardware"]}, commit `{shortened(result["commit"])}`'
+
+
+def shortened(commit: str) -> str:
+    """Return the first letters of a commit, with the + of one whose files had changed since."""
+    return commit[:7] + '+' * commit.endswith('+')
+
+
 def write(
     directory: Path | str, name: str, result: dict[str, Any], render: Callable[[Any], str]
 ) -> None:

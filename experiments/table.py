@@ -6,10 +6,12 @@ results get here by copying its JSON file into `results/bench/`.
 
 import importlib
 import json
+import statistics
 from pathlib import Path
 from typing import Any
 
 from adapters_jax import entry
+from experiments.output import shortened
 from experiments.papers import summary
 from experiments.text_tasks import RESULTS, TASKS
 
@@ -55,8 +57,10 @@ def render(results: list[dict[str, Any]]) -> str:
     commits = ', '.join(sorted({name for result in results for name in _commits(result)}))
     jax = ' and '.join(sorted({own['jax'] for result in results for own in _versions(result)}))
     note = (
-        f'Backbone `minilm`; minutes are those of training one seed, with compiling, on {hardware}.'
-        ' A row whose seeds were trained on both has none. Commits '
+        'Backbone `minilm`; minutes are of training, the median over the seeds, of which later '
+        f'ones may find programs that an earlier one has compiled, on {hardware}. '
+        'A row whose seeds were trained on both has none. Scores on a split `validation` are of '
+        'the step that is best there. Commits '
         f'{commits} (+: files had changed since), JAX {jax}. Made by `python -m '
         'experiments.text_tasks`; the command of each row is in `experiments/results/`.'
     )
@@ -69,7 +73,7 @@ def _row(result: dict[str, Any]) -> str:
     score = result['metrics'][metric]
     spread = f' ± {score["deviation"]:.3f}' if len(result['seeds']) > 1 else ''
     seconds, mixed = result['seconds'], len(_machines(result)) > 1
-    minutes = '–' if mixed else f'{sum(seconds) / len(seconds) / 60:.1f}'
+    minutes = '–' if mixed else f'{statistics.median(seconds) / 60:.1f}'
     cells = (
         TASKS[result['task']].title,
         f'`{result["method"]}`',
@@ -86,7 +90,7 @@ def _row(result: dict[str, Any]) -> str:
 
 def _commits(result: dict[str, Any]) -> list[str]:
     names = result.get('commits') or [result['commit']]  # as it was stored at first: of one seed
-    return [f'`{name[:7]}{"+" * name.endswith("+")}`' for name in names]
+    return [f'`{shortened(name)}`' for name in names]
 
 
 def _versions(result: dict[str, Any]) -> list[dict[str, str]]:

@@ -22,7 +22,7 @@ from absl import flags
 from adapters_jax import entry, files
 from adapters_jax.config import Config, assign
 from adapters_jax.evaluate import evaluate
-from adapters_jax.train import train
+from adapters_jax.train import check_same_run, train
 from configs import glue, question_answering, quickstart, tagging, text_classification, text_sets
 
 RESULTS = Path(__file__).parent / 'results'
@@ -117,6 +117,7 @@ def run(task: str, method: str, seeds: Sequence[int], data: Path, output: Path) 
         config.seed = seed
         workdir = output / f'{task}_{method}_{seed}'
         found = [workdir / 'summary.json', workdir / f'evaluation_{split}.json']
+        check_same_run(config, workdir)
         if not found[1].exists():  # which is written last
             train(config, workdir)
             evaluate(workdir, split)

@@ -43,6 +43,14 @@ def test_steps_with_a_vanishing_or_an_exploding_gradient_are_counted(tmp_path):
     found = runs.norms(path)
     assert (found['vanishing'], found['exploding']) == (1 / 20, 2 / 20)
     assert (found['median_norm'], found['largest_norm'], len(found['norms'])) == (1, 12, 20)
+    # A run that diverged in its first step has recorded none.
+    assert runs.norms(tmp_path / 'none.jsonl') == {}
+    path.write_text(json.dumps(lines[3]) + '\n')
+    assert runs.norms(path) == {}
+
+
+def test_memory_is_that_of_the_device_where_it_is_told():
+    assert runs._memory({'host': 9, 'device': 4}) == 4 and runs._memory({'host': 9}) == 9
 
 
 def test_the_rate_is_chosen_on_validation_among_those_that_never_diverge():

@@ -13,6 +13,7 @@ import toy
 
 from adapters_jax.interop.backbones import load_backbone
 from adapters_jax.models.heads import HeadConfig
+from adapters_jax.training.flops import product_flops
 from experiments.bench import __main__ as bench
 from experiments.bench import (
     chart,
@@ -32,7 +33,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def flops(function, *arguments):
-    return programs.product_flops(jax.jit(function).trace(*arguments).jaxpr)
+    return product_flops(jax.jit(function).trace(*arguments).jaxpr)
 
 
 def test_the_arithmetic_of_products_is_counted_wherever_they_stand():
@@ -306,3 +307,10 @@ def test_whole_commands_say_that_the_sweep_has_the_trunk_cached():
     told = population.render(stored)
     assert '| 1 x `sweep`, trunk cached |' in told and 'Whole commands were run once' in told
     assert 'run once' not in population.render(stored | {'commands': []})
+
+
+def test_a_command_that_fails_in_a_race_is_told_with_what_it_said():
+    with pytest.raises(
+        RuntimeError, match=r'`.*adapters_jax.train.*` ended with \d+:\n(.|\n)*error: '
+    ):
+        population.run('train', '--config=configs/quickstart.py', '--config.no_such_key=1')

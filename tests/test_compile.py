@@ -67,7 +67,7 @@ def compiled():
         if key not in found:
             # Dropout sends nothing, and doubles the program.
             of = plan(MESHES[mesh], METHODS[method], training__dropout=False, **changes)
-            text = ahead.lower_step(of).compile().as_text()
+            text = ahead.trace_step(of).lower().compile().as_text()
             found[key] = of, collectives.read(text)
         return found[key]
 

@@ -7,6 +7,7 @@ import shutil
 import pytest
 
 from adapters_jax.interop import adapter_folder
+from experiments.commands import Command, Finished
 from experiments.faults import __main__ as command
 from experiments.faults import injections, report, runs
 from experiments.faults.campaign import Campaign
@@ -77,11 +78,25 @@ def test_a_checkpoint_counts_as_spoilt_until_it_is_set_aside(tmp_path):
     assert not attempt.still_damaged()
 
 
+@pytest.mark.parametrize('fault', ['SIGKILL at any time', 'started twice', 'SIGSTOP and SIGCONT'])
+def test_a_run_that_fails_by_itself_is_a_surprise(tmp_path, fault):
+    class Failing:
+        running = False
+
+        def wait_for(self, *_):
+            return False
+
+        def finish(self, *_):
+            return Finished(2, '', 'error: something')
+
+    attempt = injections.Attempt(Failing, tmp_path, 1.0, random.Random(0))
+    ended = injections.FAULTS[fault](attempt)
+    assert not ended.hit and ended.surprises == ('exit status 2',)
+
+
 @pytest.fixture(scope='module')
 def toy_run(tmp_path_factory):
     """The workdir of a short run."""
-    from experiments.commands import Command
-
     folder = tmp_path_factory.mktemp('faults')
     toys = runs.write_toys(folder / 'toys')
     arguments = [*runs.KINDS[0].arguments(toys, folder), '--config.training.steps=14']
@@ -93,6 +108,7 @@ def test_the_command_fails_where_something_was_lost(tmp_path, monkeypatch):
     record = {'fault': 'SIGTERM', 'hit': True, 'status': 143, 'steps': 9, 'checkpoint': 9}
     trial = {'run': 'a', 'lost': False, 'wrong': [], 'faults': [record | {'surprises': []}]}
     result = {'seed': 0, 'minutes': 1.0, 'steps': 60, 'checkpoint_every': 7, 'runs': ['a']}
+    result['processes'] = 1
 
     def run(*spoilt):
         trials = [trial, *(trial | change for change in spoilt)]
@@ -102,7 +118,9 @@ def test_the_command_fails_where_something_was_lost(tmp_path, monkeypatch):
     run()
     assert json.loads((tmp_path / 'faults.json').read_text())['trials'] == [trial]
     surprise = {'faults': [record | {'surprises': ['a traceback']}]}
-    for change in ({'lost': True}, {'wrong': ['metrics.jsonl']}, surprise):
+    # One that crashed by itself, before its fault came, counts.
+    crashed = {'faults': [record | {'hit': False, 'surprises': ['exit status 2']}]}
+    for change in ({'lost': True}, {'wrong': ['metrics.jsonl']}, surprise, crashed):
         with pytest.raises(SystemExit) as caught:
             run(change)
         assert caught.value.code == 1

@@ -1,5 +1,6 @@
 """The heat map of fusions shows their mean weights over the tokens of the given texts."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -9,7 +10,8 @@ import untrained
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
-from adapters_jax.interop import formats
+from adapters_jax.data.preprocess import chain
+from adapters_jax.interop import adapter_folder, formats
 from adapters_jax.training import experiment
 from experiments import fusion_heatmap
 
@@ -86,11 +88,29 @@ def test_long_names_are_shortened_and_stay_inside():
     check_nothing_is_cut(figure)
 
 
+def test_texts_are_prepared_as_for_predictions(backbone, tmp_path):
+    folder = untrained.folder(backbone, 'fuse(a, b)')
+    adapter_folder.save(folder, tmp_path / 'plain')
+    steps = chain.create(['stop_words[language=en]'], lambda _: None).to_json()
+    adapter_folder.save(dataclasses.replace(folder, preprocess=steps), tmp_path / 'stepped')
+    texts = [{'text': 'the river of the day'}]
+    found, wanted, other = (
+        fusion_heatmap.mean_weights(tmp_path / name, rows)[1]['a,b']['layer_1/feed_forward']
+        for name, rows in (
+            ('stepped', texts),
+            ('plain', [{'text': 'river day'}]),
+            ('plain', texts),
+        )
+    )
+    np.testing.assert_array_equal(found, wanted)
+    assert np.abs(found - other).max() > 1e-4
+
+
 @pytest.mark.parametrize('kind', ['png', 'svg'])
 def test_the_command(backbone, tmp_path, capsys, kind):
     adapter = untrained.write(tmp_path / 'adapter', backbone, 'fuse(a, b)')
     lines = tmp_path / 'in.jsonl'
-    lines.write_text('\n'.join(map(json.dumps, ROWS)))
+    lines.write_text('\n\n'.join(map(json.dumps, ROWS)))
     fusion_heatmap.main(str(adapter), str(lines), str(tmp_path / f'map.{kind}'), '')
     said = capsys.readouterr().out.split('\n')
     assert said[0].startswith('a,b: ') and said[1] == f'wrote {tmp_path}/map.{kind}: 2 places'
@@ -101,6 +121,12 @@ def test_the_command(backbone, tmp_path, capsys, kind):
         assert '<svg' in (tmp_path / 'map.svg').read_text()
     with pytest.raises(ValueError, match=r"ends with '\.gif'; expected \.png or \.svg"):
         fusion_heatmap.main(str(adapter), str(lines), str(tmp_path / 'map.gif'), '')
+    lines.write_text(lines.read_text() + '\n\n{"txt": "no text"}\n')
+    with pytest.raises(ValueError, match='line 5'):
+        fusion_heatmap.main(str(adapter), str(lines), str(tmp_path / 'map.png'), '')
+    lines.write_text('\n')
+    with pytest.raises(ValueError, match='the input holds no examples'):
+        fusion_heatmap.main(str(adapter), str(lines), str(tmp_path / 'map.png'), '')
 
 
 def test_adapters_without_a_map(backbone):

@@ -332,3 +332,11 @@ def test_a_mistake_that_all_were_told_of_is_not_told_again(monkeypatch):
     with pytest.raises(ValueError, match='no such file'), inside[0], inside[1]:
         raise ValueError('no such file')
     assert told == [{'failed': 'no such file'}]
+
+
+@pytest.mark.parametrize('told', ['x' * 5000, 'é' * 2000, '\U0001f600' * 1000, '"\n\x1b' * 800])
+def test_a_failure_is_told_in_as_many_bytes_as_there_are(told):
+    message = processes._cut(told)
+    assert 1000 < len(json.dumps(message).encode()) <= processes._LONGEST
+    assert told.startswith(message[processes._FAILED])
+    assert processes._cut('a sentence') == {processes._FAILED: 'a sentence'}

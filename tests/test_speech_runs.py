@@ -138,8 +138,8 @@ def test_a_run_can_be_described_without_recordings(folder):
     plan = ahead.plan(given)
     assert plan.batch['sound'].shape == (16, 10, 40)
     assert 'input_ids' not in plan.batch
-    assert ahead.lower_step(plan).as_text()
-    assert ahead.lower_forward(plan).as_text()
+    assert ahead.trace_step(plan).lower().as_text()
+    assert ahead.trace_forward(plan).lower().as_text()
 
 
 def test_the_rules_are_the_checkpoint_s(folder):

@@ -246,7 +246,7 @@ def test_a_run_can_be_compiled_ahead(toys):
     plan = ahead.plan(config(toys), length=16, labels=5)
     assert plan.batch['label'].shape == plan.batch['input_ids'].shape
     assert plan.experiment.model.outputs == 5
-    assert 'stablehlo' in ahead.lower_step(plan).as_text()[:4000]
+    assert 'stablehlo' in ahead.trace_step(plan).lower().as_text()[:4000]
 
 
 def test_an_unseen_tag_is_told_with_its_line(toys, tmp_path):

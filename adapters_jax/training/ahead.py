@@ -21,7 +21,7 @@ from adapters_jax.config import Config
 from adapters_jax.data.encoded import TAGS
 from adapters_jax.interop.backbones import describe_backbone
 from adapters_jax.params import Tree
-from adapters_jax.training import batching, collectives, fitting, loop
+from adapters_jax.training import batching, collectives, fitting, flops, loop
 from adapters_jax.training.experiment import Experiment, check_numbers, make_model, make_task
 from adapters_jax.training.members import load as load_members
 from adapters_jax.training.placement import Described, make_mesh
@@ -172,19 +172,19 @@ def _batch(
     return sharding.describe(shapes, jax.tree.map(lambda _: where, shapes))
 
 
-def lower_step(plan: Plan) -> jax.stages.Lowered:
-    """Lower the step that training takes."""
+def trace_step(plan: Plan) -> jax.stages.Traced:
+    """Trace the step that training takes."""
     start, number = plan.start, jax.ShapeDtypeStruct((), jnp.int32)
     key = plan.placement.put(jax.eval_shape(lambda: start.key))
     number = plan.placement.put(number)
-    return start.train_step.lower(
+    return start.train_step.trace(
         start.trainable, start.opt_state, start.frozen, plan.batch, key, number
     )
 
 
-def lower_forward(plan: Plan) -> jax.stages.Lowered:
-    """Lower the forward pass of an evaluation, on a batch of training."""
-    return plan.start.forward.lower(plan.start.trainable, plan.start.frozen, plan.batch)
+def trace_forward(plan: Plan) -> jax.stages.Traced:
+    """Trace the forward pass of an evaluation, on a batch of training."""
+    return plan.start.forward.trace(plan.start.trainable, plan.start.frozen, plan.batch)
 
 
 # Simulated devices run nothing, so their programs need not be fast.
@@ -192,16 +192,18 @@ QUICK = {'xla_backend_optimization_level': 0, 'xla_llvm_disable_expensive_passes
 
 
 def measure(
-    lowered: jax.stages.Lowered, mesh: Mapping[str, int], other: str = 'update', quick: bool = False
+    traced: jax.stages.Traced, mesh: Mapping[str, int], other: str = 'update', quick: bool = False
 ) -> dict[str, Any]:
     """Compile a program and return what it costs a device, as JSON values.
 
-    `memory` is in bytes, `flops` are those of one device, `collectives` as `summarise` returns.
-    `quick` leaves out what the CPU's compiler does after everything is known that is returned here.
+    `memory` is in bytes, `collectives` as `summarise` returns. `flops` are those of one device, of
+    all passes of a loop; kernels of attention (on a GPU) count nothing. `quick` leaves out what the
+    CPU's compiler does after everything is known that is returned here.
     """
-    started = time.monotonic()
+    lowered, started = traced.lower(), time.monotonic()
     compiled = lowered.compile(compiler_options=QUICK if quick else None)
     seconds = time.monotonic() - started
+    counted = (compiled.cost_analysis() or {}).get('flops', 0.0)
     memory, found = compiled.memory_analysis(), collectives.read(compiled.as_text())
     return {
         'seconds': round(seconds, 2),
@@ -209,7 +211,7 @@ def measure(
             name: getattr(memory, f'{name}_size_in_bytes')
             for name in ('argument', 'output', 'alias', 'temp')
         },
-        'flops': (compiled.cost_analysis() or {}).get('flops', 0.0),
+        'flops': counted * flops.in_loops(traced.jaxpr),
         'sent': collectives.total(found),
         'collectives': collectives.summarise(found, mesh, other),
     }
@@ -231,8 +233,8 @@ def report(plan: Plan) -> dict[str, Any]:
         'length': length,
         'texts': texts,
         'held': {name: sharding.bytes_per_device(tree) for name, tree in plan.held.items()},
-        'step': measure(lower_step(plan), mesh, quick=quick),
-        'forward': measure(lower_forward(plan), mesh, 'forward pass', quick),
+        'step': measure(trace_step(plan), mesh, quick=quick),
+        'forward': measure(trace_forward(plan), mesh, 'forward pass', quick),
     }
 
 

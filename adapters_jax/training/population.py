@@ -258,6 +258,6 @@ def default_chunk() -> int:
     """Return how many members are best computed at a time on this kind of device.
 
     One on a CPU, where members gain nothing from each other's company but larger arrays miss the
-    processor's caches (experiments/bench/population.py); all of them elsewhere.
+    processor's caches; all of them elsewhere.
     """
     return 1 if jax.default_backend() == 'cpu' else 0

@@ -8,6 +8,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import datasets
 import jax
 import numpy as np
 
@@ -22,8 +23,16 @@ from adapters_jax.interop.adapter_folder import AdapterFolder
 from adapters_jax.interop.backbones import LoadedBackbone
 from adapters_jax.model import Model
 from adapters_jax.models.heads import HeadBank, HeadConfig
-from adapters_jax.tasks.task import Task
-from adapters_jax.training import batching, dtypes, evaluation, experiment, inference
+from adapters_jax.tasks.task import Encoding, Task
+from adapters_jax.training import (
+    batching,
+    dtypes,
+    evaluation,
+    experiment,
+    fitting,
+    inference,
+    preprocessing,
+)
 from adapters_jax.training.placement import Placement
 from adapters_jax.training.step import jit_outputs
 
@@ -42,6 +51,20 @@ def check_same_backbone(adapters: Mapping[str, tuple[AdapterFolder, LoadedBackbo
                 f'({own.describe()["name"]} and {loaded.describe()["name"]}); predict for each '
                 'backbone by itself'
             )
+
+
+def encode(
+    rows: datasets.Dataset, task: Task, folder: AdapterFolder, loaded: LoadedBackbone
+) -> Encoded:
+    """Encode the rows of a task as a finished adapter was trained on them.
+
+    Raises:
+        ValueError: preprocessing that gives other tags than the adapter knows.
+    """
+    model, chain = experiment.bind(folder, loaded), preprocessing.chain_of(folder)
+    preprocessing.check_tags(model.method, chain)
+    tokenizer, positions = fitting.tokenizer_of(loaded), model.text_positions
+    return task.encode(rows, Encoding(tokenizer, folder.max_length, positions, chain=chain))
 
 
 def outputs(

@@ -89,7 +89,7 @@ def train(row: Row, rate: float, seed: int, setting: Setting, workdir: Path) -> 
         'test': scores['metrics'][summary['primary']],
         'examples': scores['examples'],
         'seconds': summary['seconds'],
-        'memory': max(summary['peak_memory_bytes'].values()),
+        'memory': _memory(summary['peak_memory_bytes']),
         'trainable_parameters': summary['trainable_parameters'],
         'total_parameters': summary['total_parameters'],
         'adapter_bytes': sum(path.stat().st_size for path in (workdir / 'adapter').iterdir()),
@@ -121,14 +121,22 @@ def _command(name: str, given: Sequence[str]) -> str:
     raise RuntimeError(f'{" ".join(command)} ended with {done.returncode}:\n{done.stderr}')
 
 
+def _memory(peak: Mapping[str, int]) -> int:
+    """Return the peak where training has its arrays: on the device, where that tells its own."""
+    return peak.get('device', peak['host'])
+
+
 def norms(path: Path) -> dict[str, Any]:
     """Return the norms of the gradient at each step of a metrics.jsonl, and how they spread.
 
+    Nothing where no step is recorded: a run that diverged in its first one.
     `vanishing` is the share of steps with a norm below a hundredth of the median, `exploding` that
     with one above ten times the median.
     """
-    lines = map(json.loads, path.read_text().splitlines())
+    lines = map(json.loads, path.read_text().splitlines() if path.exists() else [])
     found = [line['values']['gradient_norm'] for line in lines if line['split'] == 'train']
+    if not found:
+        return {}
     middle = statistics.median(found)
     return {
         'norms': [float(f'{norm:.4g}') for norm in found],

@@ -19,7 +19,7 @@ from adapters_jax.interop.backbones import LoadedBackbone, load_backbone
 from adapters_jax.training.provenance import describe
 from experiments.bench import programs
 from experiments.bench.timing import Ratio, Times, compare
-from experiments.output import write
+from experiments.output import where, write
 
 MODES = {'inference': 'inference', 'training': 'training step'}
 
@@ -65,7 +65,7 @@ def render(result: dict[str, Any]) -> str:
     note = (
         f'Times and FLOPs as parts of those with no layer dropped; in brackets the middle half of '
         f'{result["repeats"]} rounds in turns. Backbone `{result["backbone"]}`, {result["rows"]} '
-        f'texts of {result["length"]} tokens, a head on first tokens, on {result["hardware"]}.'
+        f'texts of {result["length"]} tokens, a head on first tokens, on {where(result)}.'
     )
     return '\n'.join([*lines, '', note])
 

@@ -29,7 +29,8 @@ from experiments.bench.race import Race
 from experiments.bench.steps import PAUSE
 from experiments.bench.timing import compare
 
-# Shapes of opus-mt, T5 (small) and BART (base), by the classes of transformers.
+# Shapes of opus-mt and T5 (small), and a BART of the base width and depth, whose heads and
+# feed-forward networks are those that the classes of transformers come with (of the large one).
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     'marian': (
         'Marian',

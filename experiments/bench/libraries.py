@@ -46,7 +46,10 @@ def prepare() -> str:
     logging.getLogger('transformers').setLevel(logging.ERROR)
     torch.manual_seed(0)
     torch.set_num_threads(len(os.sched_getaffinity(0)))
-    return 'cuda' if torch.cuda.is_available() else 'cpu'
+    if not torch.cuda.is_available():
+        return 'cpu'
+    torch.set_float32_matmul_precision('high')  # TF32, as XLA multiplies there
+    return 'cuda'
 
 
 def adapters_model(folder: Path, places: str, size: int, classes: int) -> Any:

@@ -29,7 +29,7 @@ from adapters_jax.training.optimizer import OptimizerConfig, make_optimizer
 from adapters_jax.training.provenance import describe
 from adapters_jax.training.step import jit_train_step
 from experiments.bench.backbones import SHAPES
-from experiments.output import write
+from experiments.output import where, write
 
 TASK = tasks.create('classification', labels=('a', 'b'))
 
@@ -161,7 +161,7 @@ def render(result: dict[str, Any]) -> str:
         f'MiB of one step, {result["rows"]} rows of {result["tokens"]} tokens, by the '
         '`memory_analysis` of the program that JAX compiled; peak is arguments (weights and '
         'moments, given away to the outputs), new outputs and temporaries; in brackets, of full '
-        f'fine-tuning. Compiled for {result["hardware"]}, with the schedule that saves memory. A '
+        f'fine-tuning. Compiled for {where(result)}, with the schedule that saves memory. A '
         'CPU multiplies narrower numbers as 32-bit copies. It also leaves gradients of weights for '
         'the end of a step, and keeps until then what they are computed from, so that remat '
         'saves full fine-tuning little there.'

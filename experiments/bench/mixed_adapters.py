@@ -30,7 +30,7 @@ from adapters_jax.training import provenance
 from experiments.bench import libraries, timing
 from experiments.bench.race import Race
 from experiments.bench.steps import PAUSE
-from experiments.output import write
+from experiments.output import where, write
 
 ROWS, ADAPTERS, CLASSES = 64, 16, 4
 METHODS = {
@@ -163,7 +163,7 @@ def measure(lengths: list[int], repeats: int) -> list[dict[str, Any]]:
                 named = {name: run for name, run in own.items() if name.endswith(kind)}
                 times |= timing.compare(named, repeats=repeats)
             beside = theirs(loaded.directory, text, length) | {'ours': own['mixed forward']}
-            times |= timing.compare(beside, repeats=repeats)
+            times |= timing.compare(beside, repeats, pause=PAUSE)
             row: dict[str, Any] = {'method': name, 'length': length}
             library = 'peft' if text.startswith('lora') else 'adapters'
             pairs = {
@@ -208,13 +208,13 @@ def render(result: dict[str, Any]) -> str:
     for row in result['rows']:
         library = 'peft' if 'peft' in row else 'adapters'
         shown = [str(timing.Ratio(*row[c].values())) for c in columns]
-        shown.append(f'{library} {row[library]["ratio"]:.2f}')
-        shown.append(f'{row[f"{library} mixed / ours mixed"]["ratio"]:.2f}')
+        shown.append(f'{library} {timing.Ratio(*row[library].values())}')
+        shown.append(str(timing.Ratio(*row[f'{library} mixed / ours mixed'].values())))
         lines.append(f'| {row["method"]} | {row["length"]} | {" | ".join(shown)} |')
     note = (
         f'64 rows over {len(NAMES)} adapters as parts of the same rows with one; in brackets the '
         f'middle half of {result["repeats"]} rounds in turns. The last two columns are forward '
-        f'passes. Backbone `minilm`, on {result["hardware"]}. Made by `{_command(result)}`. The '
+        f'passes. Backbone `minilm`, on {where(result)}. Made by `{_command(result)}`. The '
         'race of this name among those against the libraries measures it once more, on its own.'
     )
     return '\n'.join([*lines, '', note])

@@ -14,6 +14,7 @@ On a GPU: `--backbone=base --dtype=bfloat16 --layers=12`, random weights in the 
 import dataclasses
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -34,7 +35,7 @@ from adapters_jax.training.run import Run
 from configs import quickstart
 from experiments.bench import backbones
 from experiments.bench.timing import Ratio, Times, compare
-from experiments.output import write
+from experiments.output import where, write
 
 KEPT = {'computed': 'none', 'cached': 'float32'}  # training.trunk_cache
 _ONCE = (
@@ -107,7 +108,10 @@ def gains(times: dict[str, Times]) -> dict[str, dict[str, float]]:
 def measure_commands(
     config: Config, layers: int, depth: int, members: int, epochs: int, folder: Path
 ) -> dict[str, Any]:
-    """Return the seconds of `members` runs of `train` and of one `sweep`, start to end."""
+    """Return the seconds of `members` runs of `train` and of one `sweep`, start to end.
+
+    `folder` is empty: a run that is finished there already would end at once.
+    """
     method = f'method=pfeiffer[leave_out={list(range(depth - layers))}]'
     common = [f'--config=configs/quickstart.py:{method}', f'--config.training.epochs={epochs}']
     common += [f'--config.backbone={config.backbone}']
@@ -126,15 +130,18 @@ def measure_commands(
 
 
 def run(command: str, *arguments: str) -> float:
-    """Run a command in a process of its own; return its seconds."""
+    """Run a command in a process of its own; return its seconds.
+
+    Raises:
+        RuntimeError: it failed; what it said is told.
+    """
     started = time.perf_counter()
-    subprocess.run(
-        [sys.executable, '-m', f'adapters_jax.{command}', *arguments],
-        check=True,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    return time.perf_counter() - started
+    line = [sys.executable, '-m', f'adapters_jax.{command}', *arguments]
+    done = subprocess.run(line, check=False, capture_output=True, encoding='utf-8')
+    seconds = time.perf_counter() - started
+    if done.returncode:
+        raise RuntimeError(f'`{" ".join(line)}` ended with {done.returncode}:\n{done.stderr}')
+    return seconds
 
 
 def render(result: dict[str, Any]) -> str:
@@ -158,7 +165,7 @@ def render(result: dict[str, Any]) -> str:
         f'nothing cached; in brackets the middle half of {result["repeats"]} rounds in turns. '
         f'{_ONCE * bool(result["commands"])}'
         f'Backbone `{result["backbone"]}` in {result["dtype"]}, {result["examples"]:,} texts, on '
-        f'{result["hardware"]}.'
+        f'{where(result)}.'
     )
     return '\n'.join([*lines, '', note])
 
@@ -238,11 +245,11 @@ def main(
     counts = [int(count) for count in layers]
     result = {'backbone': backbone, **benchmark(config, counts, members, repeats, directory)}
     depth = load_backbone(config.backbone).config.depth
-    result['commands'] = [
-        measure_commands(config, count, depth, members, epochs, directory / f'commands{count}')
-        for count in counts
-        if epochs
-    ]
+    result['commands'] = []
+    for count in counts if epochs else []:
+        with tempfile.TemporaryDirectory(prefix='commands', dir=directory) as folder:
+            own = measure_commands(config, count, depth, members, epochs, Path(folder))
+        result['commands'].append(own)
     write(directory, 'population', result, render)
 
 

@@ -23,7 +23,7 @@ from adapters_jax.interop.backbones import load_backbone
 from adapters_jax.training.provenance import describe
 from experiments.bench import libraries, programs
 from experiments.bench.timing import Ratio, compare
-from experiments.output import write
+from experiments.output import where, write
 
 SHAPES = ((4096, 384, 384), (4096, 384, 1536), (4096, 1536, 384), (4096, 768, 3072))
 # Rows, and the kernel: a batch of TREC in MiniLM; small batches in BERT-base and BERT-large.
@@ -107,12 +107,17 @@ def measure(rounds: int) -> dict[str, Any]:
     for mode in ('inference', 'training'):
         made = both(mode)
         calls = {name: program.call for name, program in made.items()}
-        times = compare(calls, max(3, rounds // 3), pause=PAUSE)
+        times = compare(calls, _rounds_of_programs(rounds), pause=PAUSE)
         ratio = times['default'].over(times['ours'])
         temporary = {name: program.temporary for name, program in made.items()}
         whole[mode] = {'ratio': ratio.value, 'spread': [ratio.low, ratio.high]}
         whole[mode]['temporary'] = temporary
     return {'products': rated, 'gradients': gradients, 'programs': whole}
+
+
+def _rounds_of_programs(rounds: int) -> int:
+    """Return how many rounds whole programs run, which take longer than products do."""
+    return max(3, rounds // 3)
 
 
 def _rates(calls: Calls, shape: tuple[int, int, int], rounds: int) -> dict[str, Any]:
@@ -138,8 +143,9 @@ def render(result: dict[str, Any]) -> str:
     less = result['programs']['training']['temporary']
     note = (
         f'GFLOP/s in float32, medians of {result["rounds"]} rounds in turns, on '
-        f'{result["hardware"]}. Time of MiniLM on 32 x 128 tokens as XLA comes over that with our '
-        f'options: {", ".join(ratios)}; temporaries of the training step: '
+        f'{where(result)}. Time of MiniLM on 32 x 128 tokens as XLA comes over that with our '
+        f'options: {", ".join(ratios)}, of {_rounds_of_programs(result["rounds"])} rounds; '
+        'temporaries of the training step: '
         f'{less["default"] / 2**20:,.0f} MiB, {less["ours"] / 2**20:,.0f} MiB with our options.'
     )
     return '\n'.join([*lines, '', note])

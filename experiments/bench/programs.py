@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import math
 import statistics
 import time
 from collections.abc import Callable
@@ -20,6 +19,7 @@ from adapters_jax.models.heads import HeadConfig
 from adapters_jax.params import Tree, partition
 from adapters_jax.tasks.classification import Classification
 from adapters_jax.training.dtypes import DTYPES
+from adapters_jax.training.flops import product_flops
 from adapters_jax.training.optimizer import OptimizerConfig, make_optimizer
 from adapters_jax.training.step import jit_outputs, jit_train_step
 
@@ -92,9 +92,8 @@ def inference(model: Model, params: Tree, batch: Batch, devices: int = 1) -> Pro
     """Compile the forward pass without dropout, its rows spread over the devices."""
     mesh = sharding.make_mesh(devices)
     everywhere = sharding.replicated(mesh)
-    dtypes = np.float32, model.dtype  # of what is trained, and of the rest
-    parts = zip(partition(params, model.rules), dtypes, strict=True)
-    trees = [sharding.place(tree, dtype, everywhere) for tree, dtype in parts]
+    # Stored in float32 whatever is computed in, as by default and as autocast has it.
+    trees = [sharding.place(t, np.float32, everywhere) for t in partition(params, model.rules)]
     batch = sharding.put_batch(batch, mesh)
     program, flops = _compiled(functools.partial(jit_outputs, model), (*trees, batch))
     return Program(lambda: program(*trees, batch), flops, program)
@@ -108,7 +107,7 @@ def training(model: Model, params: Tree, batch: Batch, parts: int = 1, devices: 
     trainable, frozen = partition(params, model.rules)
     state = [sharding.place(trainable, np.float32, everywhere)]
     state.append(jax.jit(optimizer.init, out_shardings=everywhere)(state[0]))
-    frozen = sharding.place(frozen, model.dtype, everywhere)
+    frozen = sharding.place(frozen, np.float32, everywhere)
     batch = sharding.put_batch(batch, mesh)
     rest = (frozen, batch, jax.device_put(jax.random.key(1), everywhere), np.int32(0))
     make_step = functools.partial(
@@ -131,27 +130,6 @@ def _compiled(make: Callable[[], Any], given: tuple[Any, ...]) -> tuple[Any, flo
         with attention.written_out():
             traced = make().trace(*given)
     return program, product_flops(traced.jaxpr)
-
-
-def product_flops(jaxpr: Any) -> float:
-    """Return the additions and multiplications of all matrix products of a traced program."""
-    total = 0.0
-    for equation in jaxpr.eqns:
-        inner = [part for value in equation.params.values() for part in _programs_in(value)]
-        times = equation.params.get('length', 1) if equation.primitive.name == 'scan' else 1
-        total += times * sum(map(product_flops, inner))
-        if equation.primitive.name == 'dot_general':
-            (contracted, _), _ = equation.params['dimension_numbers']
-            left = equation.invars[0].aval.shape
-            summed = math.prod(left[axis] for axis in contracted)
-            total += 2.0 * summed * math.prod(equation.outvars[0].aval.shape)
-    return total
-
-
-def _programs_in(value: Any) -> list[Any]:
-    if isinstance(value, tuple | list):
-        return [part for item in value for part in _programs_in(item)]
-    return [value] if hasattr(value, 'eqns') or hasattr(value, 'jaxpr') else []
 
 
 def product_rate(dtype: str = 'float32', size: int = 0, repeats: int = 9) -> float:

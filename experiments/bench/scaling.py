@@ -30,7 +30,7 @@ from adapters_jax.training.placement import Placement, make_mesh
 from adapters_jax.training.provenance import describe
 from adapters_jax.training.state import prepare
 from experiments.bench.timing import Ratio, compare
-from experiments.output import write
+from experiments.output import where, write
 
 DEVICES = 8
 MESHES = {
@@ -180,7 +180,7 @@ def program(config: Config, mesh: tuple[int, int, int]) -> dict[str, Any]:
     plan = ahead.plan(changed, jax.devices())
     shape = dict(plan.placement.mesh.shape)
     held = {name: sharding.bytes_per_device(tree) for name, tree in plan.held.items()}
-    return {'held': held} | ahead.measure(ahead.lower_step(plan), shape, quick=True)
+    return {'held': held} | ahead.measure(ahead.trace_step(plan), shape, quick=True)
 
 
 def estimate(found: Mapping[str, Any], pod: Pod, chips: int) -> dict[str, Any]:
@@ -229,7 +229,7 @@ def _times(result: Mapping[str, Any]) -> list[str]:
     note = (
         f'The same {result["rows"]} rows of {LENGTH} tokens, `{result["timed"]["method"]}` on '
         f'{result["timed"]["size"]} without dropout, over devices simulated on '
-        f'{result["hardware"]} (all of which one device uses, too), so that 1 is ideal and '
+        f'{where(result)} (all of which one device uses, too), so that 1 is ideal and '
         f'the rest is overhead; in brackets the middle half of {result["repeats"]} rounds in turns.'
     )
     return [*lines, '', note]
@@ -304,6 +304,7 @@ def main(output: str, repeats: int, size: str, rows: int, timing: bool, programs
         result |= benchmark(config, repeats, size, rows, directory)
     if programs_:
         result['programs'] = programs(config, ('BERT-base', 'BERT-large'), directory)
+        result['compiled'] = describe()  # times may be of another commit and machine
     write(directory, 'scaling', result, render)
 
 

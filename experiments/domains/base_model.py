@@ -15,7 +15,7 @@ import tokenizers
 from safetensors.numpy import save_file
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
-from adapters_jax import params
+from adapters_jax import files, params
 from adapters_jax.interop import hub, language_heads
 from adapters_jax.interop.backbones import load_backbone
 from adapters_jax.models import families
@@ -39,7 +39,6 @@ def write(
     config = _config(json.loads((source / hub.CONFIG).read_text('utf-8')), tokenizer, layers)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / hub.CONFIG).write_text(json.dumps(config, indent=2))
-    _write_tensors(folder, config, params.flatten(load_backbone(encoder).params), seed)
     for name in _FILES:
         if (source / name).is_file():
             shutil.copyfile(source / name, folder / name)
@@ -49,6 +48,8 @@ def write(
     settings = {'tokenizer_class': 'PreTrainedTokenizerFast', 'pad_token': PAD}
     settings |= {'bos_token': START, 'eos_token': END, 'clean_up_tokenization_spaces': False}
     (own / 'tokenizer_config.json').write_text(json.dumps(settings))
+    # Last: the weights tell that the model is whole.
+    _write_tensors(folder, config, params.flatten(load_backbone(encoder).params), seed)
 
 
 def _train_tokenizer(texts: Iterable[str], words: int) -> tokenizers.Tokenizer:
@@ -121,7 +122,8 @@ def _write_tensors(
         'words/bias': (own.written,),
     }
     fresh = params.unflatten({path: leaf(path, shape) for path, shape in head.items()})
-    save_file(tensors | language_heads.write(fresh, own.family), folder / 'model.safetensors')
+    with files.atomic(folder / 'model.safetensors') as temporary:
+        save_file(tensors | language_heads.write(fresh, own.family), temporary)
 
 
 def _of_encoder(path: str, layers: int) -> bool:

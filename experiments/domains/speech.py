@@ -16,7 +16,6 @@ untrained_WINDOW.json.
 import itertools
 import json
 import statistics
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,7 +33,7 @@ from adapters_jax.training.placement import Placement
 from adapters_jax.training.provenance import describe
 from adapters_jax.training.step import jit_outputs
 from configs import speech
-from experiments.output import write
+from experiments.output import where, write
 
 WORDS = ('zero', 'one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight', 'nine')
 # One learning rate each, as is usual for its kind; none was chosen by its scores here.
@@ -128,7 +127,6 @@ def untrained(config: Config, path: Path) -> dict[str, Any]:
     encoded = run.splits['test']
     policy = batching.choose(config, run.model, encoded.sizes, placement.row_parts, training=False)
     placed = placement.trainable(trainable), placement.frozen(frozen, np.float32)
-    started = time.monotonic()
     outputs = evaluation.outputs(
         jit_outputs(run.model, run.task),
         *placed,
@@ -141,7 +139,6 @@ def untrained(config: Config, path: Path) -> dict[str, Any]:
     result = {
         'test': run.task.score(outputs, encoded, run.texts['test']),
         'total_parameters': sum(leaf.size for leaf in jax.tree.leaves(run.backbone.params)),
-        'seconds_each': (time.monotonic() - started) / len(encoded),
     }
     files.write_json(path, result)
     return result
@@ -182,8 +179,9 @@ def _note(result: Mapping[str, Any]) -> str:
         'heard by no run that is tested with it, neither to train on nor to look at. Words after '
         f"Whisper's normaliser, greedy search. {epochs} of a window of {WINDOW:g} s; "
         f'{spread}{over}; one learning rate each. Seconds are of training, with compiling, on '
-        f'{result["hardware"]}. '
-        'Made by `python -m experiments.domains.speech`.'
+        f'{where(result)}. '
+        'Made by `python -m experiments.domains.speech --data=DATA --output=DIR'
+        f'{" --whole_window" * (len(result["untrained"]) > 1)}`.'
     )
 
 

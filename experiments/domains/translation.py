@@ -33,8 +33,9 @@ from adapters_jax.tasks.text_metrics import TEXT_METRICS
 from adapters_jax.train import train
 from adapters_jax.training.provenance import describe
 from configs import seq2seq
+from experiments import edges
 from experiments.domains import base_model, interface_texts
-from experiments.output import write
+from experiments.output import where, write
 
 LAYERS, WORDS, BEAMS = 3, 8000, 5
 CAPTIONS, STRINGS, FRENCH = 'captions', 'strings', 'captions in French'
@@ -235,8 +236,8 @@ def render(result: Mapping[str, Any]) -> str:
         f'{result["base_seconds"] / 60:.0f} minutes; then {result["tuning_epochs"]:g} epochs of '
         f'{result["sizes"]["train"]} strings{_of_french(result)}. Learning rates are the better of '
         f'two by the validation strings after {result["trial_epochs"]:g} epochs: '
-        f'{_of_rates(result["trials"])}. One seed. On '
-        f'{result["hardware"]}. Made by `python -m experiments.domains.translation`.'
+        f'{_of_rates(result["trials"])}. {_of_edges(result["trials"])} One seed. On '
+        f'{where(result)}. Made by `{_of_command(result)}`.'
     )
     return '\n'.join([*lines, '', note])
 
@@ -254,6 +255,20 @@ def _of_rates(trials: Mapping[str, Any]) -> str:
         values = ' or '.join(f'{float(rate):g} ({value:.2f})' for rate, value in rates)
         told.append(f'`{name}` {values}')
     return ', '.join(told)
+
+
+def _of_edges(trials: Mapping[str, Any]) -> str:
+    """Say how often the largest rate was chosen."""
+    choices = [(trial['rate'], [float(rate) for rate in trial['nll']]) for trial in trials.values()]
+    return edges.told(choices, 'the learning rate')
+
+
+def _of_command(result: Mapping[str, Any]) -> str:
+    methods = ','.join(name for name in METHODS if name in result['rows'])
+    names = ('epochs', 'tuning_epochs', 'trial_epochs', 'language_epochs')
+    options = ' '.join(f'--{name}={result[name]:g}' for name in names)
+    start = 'python -m experiments.domains.translation --data=DATA --output=DIR'
+    return f'{start} {options} --methods={methods}'
 
 
 def _define() -> dict[str, flags.FlagHolder]:

@@ -18,6 +18,7 @@ from adapters_jax import files
 from experiments.commands import Command, Finished
 from experiments.faults import runs
 from experiments.faults.injections import FAULTS, Attempt, Ended
+from experiments.faults.report import counts
 
 PER_TRIAL = 5  # faults that one run has to survive
 TRIES = 4  # at a fault that came too late, before another takes its place
@@ -64,7 +65,7 @@ class Campaign:
         }
 
     def _plan(self) -> list[tuple[runs.Kind, list[str]]]:
-        """Return for each trial its kind of run and its faults; each fault comes equally often."""
+        """Return for each trial its kind of run and its faults, all as often or one time less."""
         chance = random.Random(self.seed)
         order: list[str] = []
         while len(order) < self.count:
@@ -112,7 +113,7 @@ class Campaign:
                 if record['status'] == 0:
                     wrong += trial.conclude()
                     trial = Trial(self, kind, next(folders), calm, chance)
-                if record['hit']:
+                if counts(record):
                     break
             records.append(record)
             print(f'{kind.name}: {record}', flush=True)

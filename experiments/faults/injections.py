@@ -66,13 +66,18 @@ class Attempt:
 class Ended:
     """How a disturbed attempt ended: whether the fault came in time, and what was not as it ought.
 
-    `steps` and `newest` are those after the end: steps recorded, and the newest sound checkpoint.
+    `told` is what else the record of the attempt tells of the fault.
     """
 
     hit: bool
     finished: Finished
     surprises: tuple[str, ...] = ()
     told: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def _unless(done: Finished, *statuses: int) -> tuple[str, ...]:
+    """Return the exit status as a surprise unless it is one of these."""
+    return () if done.status in statuses else (f'exit status {done.status}',)
 
 
 def kill(*moments: str) -> Callable[[Attempt], Ended]:
@@ -83,7 +88,7 @@ def kill(*moments: str) -> Callable[[Attempt], Ended]:
         if attempt.wait(command, moments):
             command.signal(signal.SIGKILL)
         done = command.finish(_LONGEST)
-        return Ended(done.status == -signal.SIGKILL, done)
+        return Ended(done.status == -signal.SIGKILL, done, _unless(done, 0, -signal.SIGKILL))
 
     return inject
 
@@ -109,7 +114,7 @@ def _unlike_a_stop(done: Finished, numbers: tuple[int, ...]) -> list[str]:
     # Before the program has begun, the system ends the process; it has no state by then.
     allowed = [0, -numbers[0], 128 + numbers[0]]
     allowed += [-signal.SIGKILL] if signal.SIGKILL in numbers else []
-    found = [] if done.status in allowed else [f'exit status {done.status}']
+    found = [*_unless(done, *allowed)]
     if done.status == 128 + numbers[0] and not STOPPED.search(done.err):
         found.append('no word of the signal')
     return found
@@ -168,7 +173,7 @@ def fill_disk(attempt: Attempt) -> Ended:
     done = attempt.start(file_size=size).finish(_LONGEST)
     if done.status == 0:
         return Ended(False, done)
-    surprises = [] if done.status == 2 else [f'exit status {done.status}']
+    surprises = [*_unless(done, 2)]
     if 'no room to write' not in done.err or 'free some space' not in done.err:
         surprises.append('no word of the disk')
     return Ended(True, done, tuple(surprises))
@@ -178,7 +183,8 @@ def start_twice(attempt: Attempt) -> Ended:
     """Start the command again while it runs: the second is refused, the first goes on."""
     command = attempt.start()
     if not attempt.wait(command, ('step', 'checkpoint')):
-        return Ended(False, command.finish(_LONGEST))
+        done = command.finish(_LONGEST)
+        return Ended(False, done, _unless(done, 0))
     command.signal(signal.SIGSTOP)
     try:
         second = attempt.start().finish(_LONGEST)
@@ -187,7 +193,8 @@ def start_twice(attempt: Attempt) -> Ended:
     surprises = [] if second.status == 2 else [f'the second had exit status {second.status}']
     if 'is in use by another run' not in second.err:
         surprises.append('the second was not told of the first')
-    return Ended(True, command.finish(_LONGEST), tuple(surprises))
+    first = command.finish(_LONGEST)
+    return Ended(True, first, (*surprises, *_unless(first, 0)))
 
 
 def pause(attempt: Attempt) -> Ended:
@@ -198,7 +205,8 @@ def pause(attempt: Attempt) -> Ended:
         command.signal(signal.SIGSTOP)
         time.sleep(attempt.random.uniform(0, 1))
         command.signal(signal.SIGCONT)
-    return Ended(hit, command.finish(_LONGEST))
+    done = command.finish(_LONGEST)
+    return Ended(hit, done, _unless(done, 0))
 
 
 FAULTS: dict[str, Callable[[Attempt], Ended]] = {

@@ -4,8 +4,14 @@ from collections import Counter
 from typing import Any
 
 from experiments.faults.injections import FAULTS
+from experiments.output import where
 
 COLUMNS = ('fault', 'injected', 'ended as it must', 'most steps taken again', 'lost', 'wrong')
+
+
+def counts(record: dict[str, Any]) -> bool:
+    """Tell whether an attempt counts: its fault came in time, or it went wrong by itself."""
+    return record['hit'] or bool(record['surprises'])
 
 
 def rows(result: dict[str, Any]) -> list[dict[str, Any]]:
@@ -16,7 +22,7 @@ def rows(result: dict[str, Any]) -> list[dict[str, Any]]:
             (trial, record)
             for trial in result['trials']
             for record in trial['faults']
-            if record['fault'] == fault and record['hit']
+            if record['fault'] == fault and counts(record)
         ]
         again = [r['steps'] - r['checkpoint'] for _, r in hits if r['status']]
         found.append(
@@ -34,7 +40,7 @@ def rows(result: dict[str, Any]) -> list[dict[str, Any]]:
 
 def totals(result: dict[str, Any]) -> Counter:
     """Return the sums over all faults; lost and wrong are of runs."""
-    records = [r for trial in result['trials'] for r in trial['faults'] if r['hit']]
+    records = [r for trial in result['trials'] for r in trial['faults'] if counts(r)]
     return Counter(
         {
             'injected': len(records),
@@ -52,12 +58,15 @@ def render(result: dict[str, Any]) -> str:
     whole = {'fault': 'all', 'most steps taken again': '', **sums}
     for row in [*rows(result), whole]:
         lines.append(f'| {" | ".join(str(row[column]) for column in COLUMNS)} |')
+    faults = sum(len(trial['faults']) for trial in result['trials'])
     note = (
         f'{len(result["trials"])} runs of {result["steps"]} steps, a checkpoint every '
         f'{result["checkpoint_every"]}, of {len(result["runs"])} kinds ({", ".join(result["runs"])}'
         '), each disturbed up to five times at random moments, started again each time, and '
         'compared in the end with one that nothing disturbed: adapters, metrics and scores are '
-        f'the same to the bit. Seed {result["seed"]}, {result["minutes"]:.0f} minutes on '
-        f'{result["hardware"]}.'
+        f'the same to the bit. Seed {result["seed"]}, {result["minutes"]:.0f} minutes, '
+        f'{result["processes"]} at a time, on {where(result)}. Made by '
+        f'`python -m experiments.faults --output=DIR --faults={faults} '
+        f'--seed={result["seed"]} --processes={result["processes"]}`.'
     )
     return '\n'.join([*lines, '', note])
