@@ -12,7 +12,7 @@ from adapters_jax.sweep import sweep
 from configs import choose as shipped
 
 STEPS = 16
-METHODS = ('pfeiffer[size=2]', 'pfeiffer[size=8]', 'ia3', 'head')
+METHODS = ('pfeiffer[size=2]', 'pfeiffer[size=8]', 'pfeiffer[size=4]', 'head')
 GRID = (f'method={",".join(METHODS)}', 'optimizer.learning_rate=1e-4,2e-2')
 REPORTED = ('best', 'members', 'recommended', 'reason', 'frontier', 'candidates')
 

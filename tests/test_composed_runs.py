@@ -7,6 +7,7 @@ import command
 import numpy as np
 import pytest
 import toy
+import untrained
 
 from adapters_jax.evaluate import evaluate
 from adapters_jax.interop import adapter_folder
@@ -19,14 +20,12 @@ pytestmark = pytest.mark.usefixtures('compiled_once')
 
 @pytest.fixture(scope='module')
 def sources(tmp_path_factory):
-    """A backbone of two layers, texts, and two finished adapters 'a' and 'b' on it."""
+    """A backbone, texts, and two adapters 'a' and 'b' on it that nobody trained."""
     folder = tmp_path_factory.mktemp('composed')
-    backbone = toy.write_backbone(folder / 'bert', layers=2)
+    backbone = toy.write_backbone(folder / 'bert')
     texts = toy.write_texts(folder / 'texts.csv', 60)
     for seed, name in enumerate('ab'):
-        config = toy.config(backbone, texts, training__epochs=1.0, seed=seed)
-        config.method = 'pfeiffer[size=4]'
-        train(config, folder / name)
+        untrained.run(toy.config(backbone, texts, method='pfeiffer[size=4]'), folder / name, seed)
     return folder, backbone, texts
 
 
@@ -68,12 +67,20 @@ def test_a_run_over_finished_adapters(sources, tmp_path, method, adapters, train
         np.testing.assert_allclose(ours['logits'], theirs['logits'], atol=1e-5)
 
 
-def test_a_finished_run_needs_neither_its_members_nor_its_devices(sources, tmp_path, caplog):
+def test_a_run_goes_on_over_no_other_members_and_once_finished_needs_none(
+    sources, tmp_path, caplog
+):
+    """Nor does it need its devices."""
     for name in 'ab':
         shutil.copytree(sources[0] / name / 'adapter', tmp_path / name)
     run = config(sources, 'fuse(a, b)', f'a={tmp_path / "a"},b={tmp_path / "b"}')
     train(run, tmp_path / 'run')
     first = evaluate(tmp_path / 'run', 'test')
+    (tmp_path / 'run' / 'summary.json').unlink()
+    shutil.rmtree(tmp_path / 'b')
+    shutil.copytree(tmp_path / 'a', tmp_path / 'b')
+    with pytest.raises(ValueError, match='belongs to another run: adapters_fingerprint is'):
+        train(run, tmp_path / 'run')
     for name in 'ab':
         shutil.rmtree(tmp_path / name)
     path = tmp_path / 'run' / 'config.json'
@@ -83,18 +90,6 @@ def test_a_finished_run_needs_neither_its_members_nor_its_devices(sources, tmp_p
     again = evaluate(tmp_path / 'run', 'test')
     assert 'mesh.data is 16' in caplog.text and 'all devices that there are' in caplog.text
     assert again['metrics'] == first['metrics']
-
-
-def test_a_run_does_not_go_on_over_other_members(sources, tmp_path):
-    for name in 'ab':
-        shutil.copytree(sources[0] / name / 'adapter', tmp_path / name)
-    run = config(sources, 'fuse(a, b)', f'a={tmp_path / "a"},b={tmp_path / "b"}')
-    train(run, tmp_path / 'run')
-    (tmp_path / 'run' / 'summary.json').unlink()
-    shutil.rmtree(tmp_path / 'b')
-    shutil.copytree(tmp_path / 'a', tmp_path / 'b')
-    with pytest.raises(ValueError, match='belongs to another run: adapters_fingerprint is'):
-        train(run, tmp_path / 'run')
 
 
 @pytest.mark.parametrize(
@@ -113,8 +108,8 @@ def test_mistakes_in_expressions(sources, tmp_path, method, adapters, said):
 
 
 def test_robust_training_drops_layers_anew_in_each_step(sources, tmp_path):
-    _, backbone, texts = sources
-    made = toy.config(backbone, texts, training__epochs=3.0)
+    backbone = toy.write_backbone(tmp_path / 'bert', layers=2)
+    made = toy.config(backbone, sources[2], training__epochs=3.0)
     made.method, made.training.adapter_drop = 'pfeiffer[size=4]', 'robust'
     summary = train(made, tmp_path / 'run')
     assert summary['compilations'] == 2  # none and one of two layers
@@ -123,20 +118,29 @@ def test_robust_training_drops_layers_anew_in_each_step(sources, tmp_path):
         train(made, tmp_path / 'other')
 
 
-def test_a_config_on_the_command_line(sources, tmp_path):
+def arguments(sources, workdir, method):
     folder, backbone, texts = sources
-    done = command.run(
-        'train',
+    return [
         '--config=configs/text_classification.py',
         f'--config.backbone={backbone}',
         f'--config.data.train={texts}',
         f'--config.adapters=a={folder}/a/adapter,b={folder}/b/adapter',
-        '--config.method=fuse(a, b)',
+        f'--config.method={method}',
         '--config.training.epochs=1.0',
         '--config.data.cache_dir=none',
-        f'--workdir={tmp_path / "run"}',
-        folder=tmp_path,
-    )
+        f'--workdir={workdir}',
+    ]
+
+
+def test_an_expression_on_the_command_line_is_read(sources, tmp_path):
+    given = arguments(sources, tmp_path / 'run', 'fuse(a, average(b))')
+    assert 'may not hold average' in command.refused('train', *given, folder=tmp_path)
+
+
+@pytest.mark.slow
+def test_a_config_on_the_command_line(sources, tmp_path):
+    given = arguments(sources, tmp_path / 'run', 'fuse(a, b)')
+    done = command.run('train', *given, folder=tmp_path)
     assert done.status == 0, done.err
     method = json.loads((tmp_path / 'run' / 'adapter' / 'adapter_config.json').read_text())[
         'method'

@@ -1,6 +1,7 @@
 """Every shipped config on the toy backbone: what changes in three steps, and what cannot."""
 
 import dataclasses
+import functools
 import importlib.util
 import re
 from pathlib import Path
@@ -14,9 +15,12 @@ import toy_images
 
 from adapters_jax import entry, params
 from adapters_jax.adapters import registry
+from adapters_jax.adapters.fusion import FusionConfig
 from adapters_jax.config import base
 from adapters_jax.data import builtin, glue
+from adapters_jax.models.heads import HeadConfig
 from adapters_jax.training import experiment, loop
+from adapters_jax.training.optimizer import OptimizerConfig
 
 ROOT = Path(__file__).parents[1]
 KEYS = 'config.py', 'defaults.py'
@@ -49,7 +53,8 @@ PAIRED = [
 ONLY_SLOW = {
     *(f'glue:task={task}' for task in glue.TASKS if task != 'rte'),
     *('text_sets:task=cr', 'text_classification:task=regression', 'text_classification'),
-    *('text_classification:task=multi_label', 'question_answering', 'images'),
+    *('text_classification:task=multi_label', 'question_answering', 'images', 'tagging'),
+    *('text_sets:task=clinc150', 'multiple_choice', 'masked_lm'),
 }
 
 
@@ -105,6 +110,12 @@ def untouched(config, trained):
     return r'' if pooled else r'backbone/pooler/bias'
 
 
+def backbone_for(name, method, backbones):
+    wanted = 2 if name == 'quickstart' or 'layers' in method else 1
+    own = {'question_answering': 'long', 'images': 'images'}
+    return backbones[own.get(name, wanted)]
+
+
 @pytest.mark.parametrize(
     ('name', 'method'),
     [
@@ -115,9 +126,7 @@ def untouched(config, trained):
 def test_three_steps_change_what_the_rules_match_and_nothing_else(
     name, method, backbones, tmp_path, monkeypatch
 ):
-    wanted = 2 if name == 'quickstart' or 'layers' in method else 1
-    own = {'question_answering': 'long', 'images': 'images'}
-    backbone = backbones[own.get(name, wanted)]
+    backbone = backbone_for(name, method, backbones)
     config = shipped(name, method, backbone, tmp_path, monkeypatch)
     built = experiment.build(config)
     before = toy.bits(built.init_params())
@@ -142,6 +151,23 @@ def test_three_steps_change_what_the_rules_match_and_nothing_else(
     assert summary['compilations'] <= (1 if packed else 6)
     assert set(summary['metrics']) == set(built.validation_splits) != set()
     check_saved(tmp_path / 'adapter', trainer)
+
+
+# One config of each file that has some which are trained in the slow tests only.
+BUILT = {name.partition(':')[0]: (name, method) for name, method in PAIRED if name in ONLY_SLOW}
+
+
+@pytest.mark.parametrize(('name', 'method'), BUILT.values())
+def test_every_file_gives_an_experiment_with_something_to_train(
+    name, method, backbones, tmp_path, monkeypatch
+):
+    backbone = backbone_for(name, method, backbones)
+    built = experiment.build(shipped(name, method, backbone, tmp_path, monkeypatch))
+    shapes = jax.eval_shape(built.init_params)
+    rules = params.decide(params.flatten(shapes), built.model.rules)
+    trained = {path for path, rule in rules.items() if rule.train}
+    assert trained and trained < set(rules)
+    assert set(built.validation_splits) != set()
 
 
 def check_optimizer_state(trainer):
@@ -198,18 +224,23 @@ ONE_OF_EACH = {
 }
 
 
+@functools.cache
+def without_adapter():
+    """Return a head, a batch, and the logits of the backbone alone under the head."""
+    plain = tiny.model(registry.create('head'))
+    tree, batch = tiny.params(plain), tiny.batch([(7, 9, 4), (20,), (3, 16)], 24)
+    return tree['heads'], batch, np.asarray(jax.jit(plain.apply)(tree, batch))
+
+
 @pytest.mark.parametrize(
     'method',
     [pytest.param(m, marks=[] if m in ONE_OF_EACH else pytest.mark.slow) for m in ZERO_AT_FIRST],
 )
 def test_a_zero_adapter_leaves_every_logit_as_it_is_bit_for_bit(method):
-    plain = tiny.model(registry.create('head'))
+    heads, batch, expected = without_adapter()
     adapted = tiny.model(registry.create(method))
-    before, with_adapter = tiny.params(plain), tiny.params(adapted)
+    with_adapter = tiny.params(adapted) | {'heads': heads}
     assert params.count(with_adapter['adapters']) > 0
-    with_adapter['heads'] = before['heads']
-    batch = tiny.batch([(7, 9, 4), (20,), (3, 16)], 24)
-    expected = np.asarray(jax.jit(plain.apply)(before, batch))
     found = np.asarray(jax.jit(adapted.apply)(with_adapter, batch))
     assert np.ptp(expected[batch['example_mask']]) > 0.1
     assert found.tobytes() == expected.tobytes()
@@ -230,25 +261,40 @@ def leaf_keys(node, prefix=()):
             yield (*prefix, key)
 
 
-def read_by_name(name):
-    """Return the files, those where keys are defined aside, that read an attribute of this name."""
-    patterns = [rf'\.{name}\b(?!\s*\()', rf"\[['\"]{name}['\"]\]", rf"['\"]{name}['\"]"]
-    files = (p for p in (ROOT / 'adapters_jax').rglob('*.py') if p.name not in KEYS)
-    return [p for p in files if any(re.search(x, p.read_text('utf-8')) for x in patterns)]
+@functools.cache
+def texts(room=''):
+    """Return the text of the files of a room, but of those where keys are defined."""
+    files = (p for p in (ROOT / 'adapters_jax' / room).rglob('*.py') if p.name not in KEYS)
+    return '\n'.join(path.read_text('utf-8') for path in files)
 
 
-@pytest.mark.parametrize('path', list(leaf_keys(base())), ids='.'.join)
+def is_read(path):
+    """Whether a key is read of its section: as an attribute, or by its name on the same line."""
+    *sections, name = path
+    section = (sections or ['config'])[-1]
+    quoted = rf"['\"]{name}['\"]"
+    found = re.search(rf'\b{section}(\.{name}\b(?!\s*\()|\b[^\n]*{quoted})', texts())
+    # Each kind of task names those that it takes.
+    return bool(found or (section == 'task' and re.search(quoted, texts('tasks'))))
+
+
+# What is built of a whole section: each key is a field of it.
+WHOLE = {'fusion': FusionConfig, 'head': HeadConfig, 'optimizer': OptimizerConfig}
+
+
+@pytest.mark.parametrize('path', [p for p in leaf_keys(base()) if p[0] not in WHOLE], ids='.'.join)
 def test_every_key_of_the_config_is_read_somewhere(path):
-    assert read_by_name(path[-1]), f'{".".join(path)} is read by nothing'
+    assert is_read(path), f'{".".join(path)} is read by nothing'
 
 
-def test_sections_handed_on_whole_have_the_fields_of_what_takes_them():
-    """Heads and optimizers are built from their whole section: each key is a field of theirs."""
-    from adapters_jax.models.heads import HeadConfig
-    from adapters_jax.training.optimizer import OptimizerConfig
+def test_a_key_that_is_read_of_nothing_is_found():
+    # Known to other sections, or to nobody.
+    assert not any(map(is_read, [('mesh', 'beams'), ('sweep', 'limit'), ('task', 'nothing')]))
 
-    for section, taker in (('head', HeadConfig), ('optimizer', OptimizerConfig)):
-        assert set(base()[section]) == {field.name for field in dataclasses.fields(taker)}
+
+@pytest.mark.parametrize('section', WHOLE)
+def test_sections_handed_on_whole_have_the_fields_of_what_takes_them(section):
+    assert set(base()[section]) == {field.name for field in dataclasses.fields(WHOLE[section])}
 
 
 @pytest.mark.parametrize('name', ['RTE', 'STS-B', 'sts_b', 'mrpc'])

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import toy
 import transformers
+import untrained
 from safetensors.numpy import load_file, save_file
 
 from adapters_jax.convert import convert
 from adapters_jax.interop import formats
 from adapters_jax.predict import predict
-from adapters_jax.train import train
 from adapters_jax.training import experiment
 
 TEXTS = [{'text': text} for text in ('the cat', 'bread and soup and rice', 'a storm very near .')]
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.usefixtures('compiled_once')
 
 @pytest.fixture(scope='module')
 def runs(tmp_path_factory):
-    """Runs of three steps: 'mean' with our own head, the others with a pooler's."""
+    """Adapters that nobody trained: 'mean' with our own head, the others with a pooler's."""
     folder = tmp_path_factory.mktemp('convert')
     backbone = toy.write_backbone(folder / 'bert')
     data = toy.write_texts(folder / 'texts.csv', 60)
@@ -38,8 +38,7 @@ def runs(tmp_path_factory):
         'mean': (lora, {}),
     }
     for name, (method, head) in made.items():
-        options = {'method': method, 'training__steps': 3, 'optimizer__learning_rate': 0.05}
-        train(toy.config(backbone, data, **options, **head), folder / name)
+        untrained.run(toy.config(backbone, data, method=method, **head), folder / name)
     return folder
 
 
@@ -150,8 +149,18 @@ def test_a_foreign_folder_needs_its_backbone(runs, tmp_path):
         predict(tmp_path / 'hub', TEXTS, other)
 
 
-@pytest.mark.parametrize('text', ['[]', '{}', '3', '{"config": 3}', '{"peft_type": 7}', '{'])
-def test_a_config_of_no_kind_is_refused(runs, tmp_path, text):
+@pytest.mark.parametrize(
+    ('text', 'message'),
+    [
+        ('[]', r'is of no known kind \(it holds: list\)'),
+        ('{}', r'is of no known kind \(it holds: \)'),
+        ('3', r'is of no known kind \(it holds: int\)'),
+        ('{"config": 3}', 'has name=None; expected text'),
+        ('{"peft_type": 7}', 'has the peft_type 7, which is not supported; expected one of ADA'),
+        ('{', 'is not JSON .Expecting property name'),
+    ],
+)
+def test_a_config_of_no_kind_is_refused(runs, tmp_path, text, message):
     (tmp_path / 'adapter_config.json').write_text(text)
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match=message):
         predict(tmp_path, TEXTS, str(runs / 'bert'))

@@ -89,7 +89,9 @@ def test_a_fusion_alone_is_joined_with_its_adapters(hub, tmp_path):
     assert '--members=a=DIR' in sentence
 
 
-@pytest.mark.parametrize('format', ['adapters_jax', 'adapterhub'])
+@pytest.mark.parametrize(
+    'format', ['adapters_jax', pytest.param('adapterhub', marks=pytest.mark.slow)]
+)
 def test_keep_leaves_the_other_adapters_out(hub, tmp_path, format):
     folder, backbone, _ = hub
     target = tmp_path / 'pruned'

@@ -8,27 +8,25 @@ import jax
 import numpy as np
 import pytest
 import toy
+import untrained
 
 from adapters_jax.evaluate import evaluate
 from adapters_jax.interop import adapter_folder
 from adapters_jax.predict import predict
-from adapters_jax.train import train
 
 pytestmark = pytest.mark.usefixtures('compiled_once')
 
 ROWS = [{'text': text} for text in ('the cat', 'bread and soup and rice', 'snow')]
-# Strong enough that one layer more or less is seen in the logits.
-OPTIONS = {'training__epochs': 2.0, 'optimizer__learning_rate': 3e-2}
 
 
 @pytest.fixture(scope='module')
 def runs(tmp_path_factory):
-    """Finished runs over a backbone of two layers: bottlenecks of two sizes, and biases."""
+    """Adapters that nobody trained, of two layers: bottlenecks of two sizes, and biases."""
     folder = tmp_path_factory.mktemp('drop')
     backbone = toy.write_backbone(folder / 'bert', layers=2)
     texts = toy.write_texts(folder / 'texts.csv', 60)
     for name in ('pfeiffer', 'pfeiffer[reduction_factor=8]', 'bitfit'):
-        train(toy.config(backbone, texts, method=name, **OPTIONS), folder / name[:12])
+        untrained.run(toy.config(backbone, texts, method=name), folder / name[:12])
     return folder
 
 

@@ -116,6 +116,7 @@ def test_numbers_are_learned(toys, tmp_path):
     assert summary['primary'] == 'pearson' and summary['metrics']['validation']['mse'] < 0.1
 
 
+@pytest.mark.slow
 def test_pairs_are_learned(toys, tmp_path):
     summary = train(config(toys, 'pairs.tsv', **LEARNED), tmp_path / 'w')
     assert summary['metrics']['validation']['accuracy'] > 0.9
@@ -183,7 +184,12 @@ def trained_on(devices, toys, folder, **changes):
 SMALL = {'training__batch_size': 24, 'data__limit': 300}
 
 
-@pytest.mark.parametrize(('batching', 'devices'), [('packed', 8), ('buckets', 2)], ids=str)
+# Buckets over two devices are below, with accumulation.
+@pytest.mark.parametrize(
+    ('batching', 'devices'),
+    [('packed', 8), pytest.param('buckets', 2, marks=pytest.mark.slow)],
+    ids=str,
+)
 def test_one_device_and_several_give_the_same_losses(toys, tmp_path, batching, devices):
     length = 16 if batching == 'packed' else 8
     changes = SMALL | {'data__batching': batching, 'data__max_length': length}
@@ -231,6 +237,7 @@ def test_accumulation_and_remat_change_no_number(toys, tmp_path):
     np.testing.assert_allclose([x for _, x in other], [x for _, x in plain], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_half_precision_learns_too(toys, tmp_path):
     changes = {'training__dtype': 'bfloat16', 'training__frozen_dtype': 'bfloat16'}
     summary = train(config(toys, **LEARNED, **changes), tmp_path / 'w')
@@ -243,7 +250,11 @@ def test_half_precision_learns_too(toys, tmp_path):
 
 @pytest.mark.parametrize(
     ('key', 'splits'),
-    [('rte', ['test']), ('mnli', ['test_matched', 'test_mismatched']), ('stsb', ['test'])],
+    [
+        pytest.param('rte', ['test'], marks=pytest.mark.slow),
+        ('mnli', ['test_matched', 'test_mismatched']),
+        ('stsb', ['test']),
+    ],
 )
 def test_the_unlabelled_tests_of_glue_get_predictions_only(toys, tmp_path, key, splits):
     given = config(toys, method='head')

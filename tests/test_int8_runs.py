@@ -51,6 +51,7 @@ def exact(place):
     return losses(place / 'exact')
 
 
+@pytest.mark.slow
 def test_it_learns_nearly_what_float32_does(run, exact):
     assert not np.array_equal(losses(run[0]), exact)
     np.testing.assert_allclose(losses(run[0]), exact, rtol=0.02)

@@ -11,7 +11,7 @@ import command
 import pytest
 import toy
 
-STEPS, EVERY = 66, 9
+STEPS, EVERY = 48, 9
 
 
 pytestmark = pytest.mark.usefixtures('compiled_once')
@@ -116,10 +116,17 @@ def at_step(workdir, step):
     return lambda: steps_taken(workdir) >= step
 
 
-def test_killed_at_any_step_and_while_a_checkpoint_is_written(toys, tmp_path):
+@pytest.mark.parametrize(
+    'kills',
+    [
+        [writing_a_checkpoint],
+        pytest.param([at_step, writing_a_checkpoint, at_step], marks=pytest.mark.slow),
+    ],
+    ids=len,
+)
+def test_killed_at_any_step_and_while_a_checkpoint_is_written(toys, tmp_path, kills):
     rng = random.Random(0)
-    kills = [at_step, writing_a_checkpoint, at_step]
-    places = sorted(rng.sample(range(5, STEPS - 15), len(kills)))
+    places = sorted(rng.sample(range(10, STEPS - 15), len(kills)))
     seen = []
     for number, (when, step) in enumerate(zip(kills, places, strict=True)):
         process, workdir, record = start(toys, tmp_path, number)

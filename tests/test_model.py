@@ -293,7 +293,17 @@ TRUNKS = {
 }
 
 
-@pytest.mark.parametrize('name', TRUNKS)
+# The others end at the same place.
+REPEATED = {
+    'prefix_tuning_flat[leave_out=[0]]',
+    'layer_norm[leave_out=[0],embedding_norm=False]',
+    'lora[leave_out=[0]]|pfeiffer[leave_out=[0]]',
+}
+
+
+@pytest.mark.parametrize(
+    'name', [pytest.param(t, marks=pytest.mark.slow if t in REPEATED else ()) for t in TRUNKS]
+)
 def test_a_run_may_begin_where_the_trunk_ends(packed, name):
     model = tiny.model(registry.create(name))
     params = tiny.params(model)
@@ -335,7 +345,13 @@ def test_there_is_no_trunk_to_store_where_the_lowest_layer_is_adapted(packed):
         model.trunk_outputs(tiny.params(model), packed)
 
 
-@pytest.mark.parametrize('name', ['pfeiffer', 'lora', 'prefix_tuning_flat', 'lora|pfeiffer'])
+@pytest.mark.parametrize(
+    'name',
+    [
+        'prefix_tuning_flat',
+        *(pytest.param(m, marks=pytest.mark.slow) for m in ('pfeiffer', 'lora', 'lora|pfeiffer')),
+    ],
+)
 def test_dropped_layers_are_the_plain_ones_and_get_no_gradient(packed, name):
     whole = tiny.model(registry.create(name))
     params = tiny.params(whole)

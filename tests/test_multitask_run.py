@@ -206,11 +206,12 @@ def test_the_loss_of_each_task_is_noted_where_a_batch_has_the_task(learned):
 
 
 def test_a_step_without_one_of_the_tasks_notes_the_other_ones(toys, tmp_path):
-    given = config(toys, training__steps=3, training__batch_size=1)
+    given = config(toys, method='head', training__steps=3, training__batch_size=1)
     train(given, tmp_path / 'w')
     lines = toy.read_lines(tmp_path / 'w' / 'metrics.jsonl')
     names = [sorted(x['values']) for x in lines if x['split'] == 'train']
     common = ['examples', 'gradient_norm', 'learning_rate', 'loss']
+    assert len(names) == 3
     for found in names:
         (own,) = set(found) - set(common)
         assert own in ('loss/topic', 'loss/stars')

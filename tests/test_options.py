@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import toy
 
-from adapters_jax.train import train
+from adapters_jax.training import experiment, loop
 
 pytestmark = pytest.mark.usefixtures('compiled_once')
 
@@ -25,10 +25,9 @@ def losses_of(place):
     def run(**options):
         key = tuple(sorted(options.items()))
         if key not in known:
-            config = toy.config(backbone, data, training__steps=4, **options)
-            workdir = folder / f'run_{len(known)}'
-            train(config, workdir)
-            known[key] = np.array([loss for _, loss in toy.losses(workdir)])
+            built = experiment.build(toy.config(backbone, data, training__steps=4, **options))
+            trainer = loop.Trainer(built, folder / f'run_{len(known)}')
+            known[key] = np.array([float(trainer.take_step()['loss']) for _ in range(4)])
         return known[key]
 
     return run
@@ -39,7 +38,12 @@ STILL = {'training__dropout': False}
 
 @pytest.mark.parametrize(
     'options',
-    [{'training__remat': 'full'}, {'training__remat': 'dots'}, {'training__accumulate': 2}],
+    [
+        # Whole runs of the others are compared in test_end_to_end.
+        pytest.param({'training__remat': 'full'}, marks=pytest.mark.slow),
+        {'training__remat': 'dots'},
+        pytest.param({'training__accumulate': 2}, marks=pytest.mark.slow),
+    ],
     ids=['remat', 'dots', 'accumulation'],
 )
 def test_memory_savers_change_no_loss(losses_of, options):
@@ -56,18 +60,21 @@ def test_bfloat16_stays_close(losses_of, key):
 
 
 def test_the_seed_decides_everything(losses_of):
-    assert np.array_equal(losses_of(seed=3), losses_of(seed=3, training__log_every=2))
-    assert not np.array_equal(losses_of(seed=3), losses_of(seed=4))
+    one, same, other = (
+        losses_of(training__dropout=True, **options)
+        for options in ({'seed': 3}, {'seed': 3, 'training__log_every': 2}, {'seed': 4})
+    )
+    assert np.array_equal(one, same) and not np.array_equal(one, other)
 
 
 @pytest.mark.parametrize(
     'options',
     [
-        {'optimizer__schedule': 'cosine'},
-        {'optimizer__bias_correction': False},
+        pytest.param({'optimizer__schedule': 'cosine'}, marks=pytest.mark.slow),
+        pytest.param({'optimizer__bias_correction': False}, marks=pytest.mark.slow),
         {'optimizer__clip_norm': 1e-3, 'optimizer__epsilon': 1.0},
         {'training__label_smoothing': 0.2},
-        {'head__pooling': 'cls'},
+        pytest.param({'head__pooling': 'cls'}, marks=pytest.mark.slow),
         {'head__layers': 2},
         {'training__dropout': True},
     ],

@@ -31,6 +31,7 @@ pytestmark = pytest.mark.usefixtures('compiled_once')
 def toys(tmp_path_factory):
     folder = tmp_path_factory.mktemp('processes')
     toy.write_backbone(folder / 'bert', layers=2)
+    toy.write_backbone(folder / 'shallow')
     # 47 of the held-out texts: a number that divides over nothing.
     toy.write_texts(folder / 'texts.csv', 240)
     toy.write_texts(folder / 'held_out.csv', 47, seed=1)
@@ -167,8 +168,23 @@ def check(toys, folder, alone, mesh, method):
     assert len(lines) == exact['examples'] == 47
 
 
-def test_two_processes_of_four_devices_are_one_device(toys, tmp_path, alone):
-    check(toys, tmp_path, alone, MESHES['mixed'], PFEIFFER)
+def test_two_processes_of_four_devices_are_one_device(toys, tmp_path):
+    """The tests below evaluate by two processes, too."""
+    changes = {'backbone': toys / 'shallow', 'training.steps': 12}
+    changes |= {'training.checkpoint_every': 5, 'training.evaluate_every': 6}
+    given = arguments(toys, tmp_path / 'one', **changes)
+    done = command.run('train', *given, folder=tmp_path / 'alone')
+    assert done.status == 0, done.err
+    given = arguments(toys, tmp_path / 'two', MESHES['mixed'], **changes)
+    done = finish(start('train', given, tmp_path))
+    assert [d.status for d in done] == [0, 0], [d.err for d in done]
+    assert 'best on validation' in done[0].out
+    assert not ours(done[1].out) and not ours(done[1].err), done[1]
+    found, expected = (toy.losses(tmp_path / name) for name in ('two', 'one'))
+    assert [step for step, _ in found] == list(range(1, 13))
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    read = [json.loads((tmp_path / w / 'summary.json').read_text()) for w in ('two', 'one')]
+    assert read[0]['metrics'] == read[1]['metrics']
 
 
 @pytest.mark.slow

@@ -32,7 +32,14 @@ def compiled_dots(function, *arguments):
 
 
 @pytest.mark.parametrize('product', BOTH)
-@pytest.mark.parametrize(('inputs', 'outputs'), [(12, 3), (3, 12), (5, 5), (12, 8), (8, 12)])
+@pytest.mark.parametrize(
+    ('inputs', 'outputs'),
+    [
+        (12, 3),
+        (8, 12),
+        *(pytest.param(*sizes, marks=pytest.mark.slow) for sizes in ((3, 12), (5, 5), (12, 8))),
+    ],
+)
 @pytest.mark.parametrize('lead', LEADS)
 def test_they_differ_from_a_product_in_no_number(product, inputs, outputs, lead):
     x, kernel, weights = normals((*lead, inputs), (inputs, outputs), (*lead, outputs))

@@ -7,6 +7,7 @@ import command
 import numpy as np
 import pytest
 import toy
+import untrained
 from transformers.data.metrics import squad_metrics
 
 from adapters_jax.config import add_task
@@ -115,7 +116,7 @@ def test_predict_answers_as_evaluate_does_packed_or_alone(run, folder):
 
 def test_lines_of_questions_and_of_texts_to_predict_for_together(run, folder):
     texts = toy.write_texts(folder / 'texts.csv', 40)
-    train(toy.config(str(folder / 'bert'), texts, training__steps=1), folder / 'texts')
+    untrained.run(toy.config(str(folder / 'bert'), texts), folder / 'texts')
     adapters = {'asked': run / 'adapter', 'topic': folder / 'texts' / 'adapter'}
     rows = [
         {'question': 'this ?', 'context': 'the cat', 'adapter': 'asked'},
@@ -149,6 +150,7 @@ def test_a_population_over_a_stored_trunk(folder):
             assert found['metrics'][key] == pytest.approx(value, abs=1e-5), key
 
 
+@pytest.mark.slow
 def test_two_tasks_of_questions_in_one_run(folder):
     config = toy.config(str(folder / 'bert'), training__steps=12, optimizer__learning_rate=1e-2)
     config.data.max_length = 40
@@ -175,8 +177,13 @@ def test_two_tasks_of_questions_in_one_run(folder):
         (['--config.task.stride=40'], r'data.max_length is 40, .* task.stride = 40: raise the fi'),
         (['--config.data.max_length=200'], 'max_length is 200, but the model has 128 positions'),
         (['--config.task.threshold=low'], "task.threshold is 'low'; expected a number"),
-        (['--config.training.label_smoothing=0.1'], 'question_answering has no classes or words'),
-        (['--config.data.validation=texts.csv'], 'there is no file'),
+        pytest.param(
+            *(['--config.training.label_smoothing=0.1'], 'question_answering has no classes or'),
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            *(['--config.data.validation=texts.csv'], 'there is no file'), marks=pytest.mark.slow
+        ),
     ],
 )
 def test_mistakes_are_one_sentence(folder, changes, message, tmp_path):

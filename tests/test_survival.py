@@ -13,6 +13,9 @@ import command
 import pytest
 import toy
 
+from adapters_jax import entry
+from adapters_jax.data.pipeline import HungWorkerError, WorkerError
+
 STEPS = 24
 
 pytestmark = pytest.mark.usefixtures('compiled_once')
@@ -78,10 +81,19 @@ def hang():
     threading.Event().wait()
 
 
+@pytest.mark.parametrize('kind', [WorkerError, HungWorkerError])
+def test_what_befalls_a_worker_is_told_as_a_mistake_is(kind):
+    assert issubclass(kind, entry.MISTAKES)
+
+
 @pytest.mark.parametrize(
     'how, told',
     [
-        (fail, r'a data worker failed \(MemoryError: no memory left\); the same command goes on'),
+        pytest.param(
+            fail,
+            r'a data worker failed \(MemoryError: no memory left\); the same command goes on',
+            marks=pytest.mark.slow,
+        ),
         pytest.param(
             hang,
             r'no data worker made a batch in 3 s; the same command goes on from the last',

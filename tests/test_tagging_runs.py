@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 import toy
+import untrained
 
 from adapters_jax import evaluate as evaluation
 from adapters_jax.config import add_task
@@ -140,7 +141,10 @@ def test_windows_say_of_words_in_the_middle_what_they_would_say_alone(toys, lear
     ('method', 'changes'),
     [
         ('prompt_tuning[prompt_length=3]', {}),  # vectors stand before the words
-        ('pfeiffer[reduction_factor=2,leave_out=[0]]', {'trunk': 'float32'}),
+        pytest.param(
+            *('pfeiffer[reduction_factor=2,leave_out=[0]]', {'trunk': 'float32'}),
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_other_methods_and_paths_train_and_predict(toys, tmp_path, method, changes):
@@ -203,8 +207,7 @@ def test_two_tagging_tasks_are_learned_in_one_run(both):
 
 def test_adapters_of_words_and_of_texts_are_served_together(toys, both):
     workdir, _ = both
-    texts = toy.config(str(toys / 'bert'), str(toys / 'texts.csv'), training__steps=2)
-    train(texts, toys / 'texts')
+    untrained.run(toy.config(str(toys / 'bert'), str(toys / 'texts.csv')), toys / 'texts')
     adapters = {name: workdir / 'adapter' / name for name in ('spans', 'kinds')}
     adapters |= {'texts': toys / 'texts' / 'adapter'}
     given = [
@@ -230,16 +233,26 @@ def test_words_and_texts_are_not_mixed_in_one_run(toys, tmp_path):
         train(made, tmp_path / 'w')
 
 
+@pytest.mark.slow
 def test_a_population_tags_as_its_members_do(toys, tmp_path):
     made = config(toys, training__steps=4)
     made.sweep.grid = ('optimizer.learning_rate=2e-2,1e-3',)
     sweep(made, tmp_path / 'sweep')
-    members = sorted((tmp_path / 'sweep' / 'members').iterdir())
-    assert len(members) == 2
-    rate = json.loads((members[0] / 'config.json').read_text())['optimizer']['learning_rate']
-    alone = train(config(toys, training__steps=4, optimizer__learning_rate=rate), tmp_path / 'w')
-    found = json.loads((members[0] / 'summary.json').read_text())['metrics']['validation']
-    assert found == pytest.approx(alone['metrics']['validation'], abs=0.02)
+    train(config(toys, training__steps=4, optimizer__learning_rate=2e-2), tmp_path / 'w')
+    members = [
+        tmp_path / 'sweep' / 'members' / f'learning_rate-{rate}' for rate in ('2e-2', '1e-3')
+    ]
+    own, other, alone = (
+        np.array([loss for _, loss in toy.losses(run)]) for run in (*members, tmp_path / 'w')
+    )
+    assert len(alone) == 4
+    np.testing.assert_allclose(own, alone, atol=1e-5)
+    assert np.abs(own - other).max() > 1e-3
+    own, alone = (
+        json.loads((run / 'summary.json').read_text())['metrics']['validation']
+        for run in (members[0], tmp_path / 'w')
+    )
+    assert own == pytest.approx(alone, abs=0.02)
 
 
 def test_a_run_can_be_compiled_ahead(toys):

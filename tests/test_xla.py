@@ -44,7 +44,7 @@ def test_accelerators_get_none_wherever_the_command_runs():
     assert xla.options([jnp.ones(1)]) == xla.EIGEN_PRODUCTS
 
 
-@pytest.mark.parametrize('norm_first', [False, True])
+@pytest.mark.parametrize('norm_first', [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_the_gradient_along_residual_connections_is_written_down_in_each_layer(norm_first):
     """Else a layer's gradient is computed again from those of all layers above, for each reader."""
 

@@ -148,10 +148,9 @@ CASES = {
 VARIANTS = ('roberta', 'mbart', 'marian', 't5-gated', 'deit', 'electra-even')
 
 
-def marks(family: str, core: bool) -> list[pytest.MarkDecorator]:
-    """Return the marks of a comparison of a method: quick over T5, if `core` over most families."""
-    quick = family == 't5' or (core and family not in VARIANTS)
-    return [] if quick else [pytest.mark.slow]
+def marks(family: str, quick: bool) -> list[pytest.MarkDecorator]:
+    """Return the marks of a comparison of a method: those over variants are slow tests."""
+    return [] if quick and family not in VARIANTS else [pytest.mark.slow]
 
 
 @functools.cache

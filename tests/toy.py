@@ -201,7 +201,7 @@ def _write_layout(path: Path, layout: str, rows: Rows, named: bool) -> None:
 
 
 def config(backbone: str, train: str = '', **changes: object) -> Config:
-    """Return a config for the toy data: no cache, one device, one epoch.
+    """Return a config for the toy data: no cache, one device, one epoch, no dropout.
 
     `changes` are keys with '__' between their levels: `training__steps=3`.
     """
@@ -211,6 +211,7 @@ def config(backbone: str, train: str = '', **changes: object) -> Config:
     made.data.train = train
     settle(made)
     made.training.epochs = 1.0
+    made.training.dropout = False
     return change(made, **changes)
 
 

@@ -53,9 +53,9 @@ class SplitTokens(Stack):
 
     def close(self, layer, name, end, output, otherwise=SubLayer.finish):
         """Let each member end its part of a sub-layer."""
-        pieces = self._parts(output.shape[1])
+        pieces, rest = self._parts(output.shape[1]), otherwise(end, output)
         ended = [
-            m.close(layer, name, _tokens(end, part), output[:, part], otherwise)
+            m.close(layer, name, _tokens(end, part), output[:, part], _given(rest[:, part]))
             for m, part in pieces
         ]
         return jnp.concatenate(ended, axis=1)
@@ -162,9 +162,10 @@ class SplitRows(Stack):
 
     def close(self, layer, name, end, output, otherwise=SubLayer.finish):
         """Let each member end its rows of a sub-layer."""
-        pieces = self._parts(len(output))
+        pieces, rest = self._parts(len(output)), otherwise(end, output)
         ended = [
-            m.close(layer, name, _cut(end, part), output[part], otherwise) for m, part in pieces
+            m.close(layer, name, _cut(end, part), output[part], _given(rest[part]))
+            for m, part in pieces
         ]
         return jnp.concatenate(ended)
 
@@ -241,6 +242,14 @@ class Tiled(Sites):
     def output(self, stream):
         """Hand on to the adapters."""
         return self.inner.output(stream)
+
+
+def _given(ended: Array) -> Callable[..., Array]:
+    """Return how a part ends that no member ends: as the whole was ended, which is not divided.
+
+    What lies below in a stack may divide the batch, too, by sizes of the whole.
+    """
+    return lambda *_: ended
 
 
 def _slices(sizes: Sequence[int]) -> list[slice]:

@@ -1,5 +1,6 @@
 """A small random BERT of our own for tests of adapters: no torch, no files."""
 
+import dataclasses
 import functools
 
 import jax
@@ -23,6 +24,8 @@ CONFIG = BackboneConfig(
     pooler=True,
 )
 DIMENSIONS = CONFIG.dimensions
+# Its lower layers: parameters of the ones above are not read.
+SHALLOW = {count: Backbone(dataclasses.replace(CONFIG, layers=count)) for count in (1, 2)}
 
 
 @functools.cache
@@ -49,9 +52,10 @@ def perturb(tree, seed, sigma):
     )
 
 
-def fresh(method, seed=0, sigma=0.0):
+def fresh(method, seed=0, sigma=0.0, layers=CONFIG.layers):
     """Return parameters of the method, as initialised or with noise on every leaf."""
-    tree = method.init(jax.random.key(seed), DIMENSIONS, {})
+    dimensions = dataclasses.replace(DIMENSIONS, layers=layers)
+    tree = method.init(jax.random.key(seed), dimensions, {})
     return perturb(tree, seed, sigma) if sigma else tree
 
 
@@ -108,12 +112,13 @@ def packed(items, length):
 
 
 def hidden_by_layout(method, tree, weights, items, length=32):
-    """Return each text's last hidden states three times: alone, padded, packed."""
-    alone = [run(method, tree, weights, text[None]) for text in items]
+    """Return each text's hidden states after two layers, three times: alone, padded, packed."""
+    states = functools.partial(run, method, tree, weights, model=SHALLOW[2])
+    alone = [states(text[None]) for text in items]
     ids, inputs = padded(items, length)
-    rows = run(method, tree, weights, ids, **inputs)
+    rows = states(ids, **inputs)
     ids, inputs = packed(items, length)
-    row = run(method, tree, weights, ids, **inputs)
+    row = states(ids, **inputs)
     ends = np.cumsum([len(text) for text in items])
     return [
         (one[0], rows[i, : len(text)], row[0, ends[i] - len(text) : ends[i]])

@@ -1,6 +1,7 @@
 """The bottleneck family beyond parity: initialisation, randomness, refusals, banks, layouts."""
 
 import dataclasses
+import functools
 import re
 
 import jax
@@ -37,16 +38,23 @@ def end_of_sub_layer(seed=0, batch=2, length=5, mask=None):
     return SubLayer(output=output, residual=residual, norm=jnp.tanh, stream=stream)
 
 
+@functools.cache
+def plain():
+    """Return texts, and the last hidden states of the backbone alone."""
+    ids, inputs = small.padded(small.texts([9, 4]), 12)
+    run = jax.jit(lambda w: Backbone(small.CONFIG).apply({'params': w}, ids, **inputs))
+    return ids, inputs, run(small.backbone())
+
+
 @pytest.mark.parametrize('name', DISTINCT)
 def test_zero_start_is_the_plain_backbone_to_the_bit(name):
     method = registry.create(f'{name}[init_weights=zero]')
-    weights, (ids, inputs) = small.backbone(), small.padded(small.texts([9, 4]), 12)
+    ids, inputs, expected = plain()
     tree = small.fresh(method)
-    plain = jax.jit(lambda w: Backbone(small.CONFIG).apply({'params': w}, ids, **inputs))(weights)
-    ours = jax.jit(lambda w, t: small.forward(method, t, w, ids, **inputs))(weights, tree)
-    np.testing.assert_array_equal(ours, plain)
-    moved = small.run(method, small.perturb(tree, 1, 0.1), weights, ids, **inputs)
-    assert np.abs(moved - plain).max() > 0.01
+    run = jax.jit(lambda w, t: small.forward(method, t, w, ids, **inputs))
+    np.testing.assert_array_equal(run(small.backbone(), tree), expected)
+    moved = run(small.backbone(), small.perturb(tree, 1, 0.1))
+    assert np.abs(moved - expected).max() > 0.01
 
 
 def test_left_out_layers_have_no_parameters():
@@ -131,9 +139,10 @@ def test_a_bank_is_a_vmap(name):
     trees = [small.fresh(method, seed, sigma=0.3)['layer_1']['feed_forward'] for seed in range(3)]
     bank = jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
     end, at = end_of_sub_layer(), At(layer=1, name='feed_forward', shared={}, key=None)
-    together = jax.vmap(lambda tree: method.sub_layer(tree, end, at))(bank)
+    run = jax.jit(lambda tree: method.sub_layer(tree, end, at))
+    together = jax.jit(jax.vmap(run))(bank)
     for tree, found in zip(trees, together, strict=True):
-        np.testing.assert_allclose(found, method.sub_layer(tree, end, at), atol=2e-6)
+        np.testing.assert_allclose(found, run(tree), atol=2e-6)
 
 
 def dropped(method, key, layer, name='feed_forward'):
@@ -190,7 +199,10 @@ def test_stochastic_depth_skips_the_adapter_alone():
     np.testing.assert_allclose(change[~skipped], 2 * whole[~skipped], atol=1e-5)
 
 
-@pytest.mark.parametrize('name', DISTINCT)
+@pytest.mark.parametrize(
+    'name',
+    [pytest.param(x, marks=[pytest.mark.slow] * (x != 'houlsby')) for x in DISTINCT],
+)
 def test_bfloat16(name):
     method = registry.create(f'{name}[use_gating=True]')
     weights, tree = small.backbone(), small.fresh(method, sigma=0.1)
@@ -224,7 +236,10 @@ def test_remat_changes_no_gradient():
         np.testing.assert_allclose(again[path], leaf, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize('name', DISTINCT)
+@pytest.mark.parametrize(
+    'name',
+    [pytest.param(x, marks=[pytest.mark.slow] * (x == 'pfeiffer')) for x in DISTINCT],
+)
 def test_padding_and_packing_change_nothing(name):
     method = registry.create(f'{name}[use_gating=True]')
     tree = small.fresh(method, sigma=0.3)

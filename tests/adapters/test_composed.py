@@ -27,8 +27,8 @@ DEEP = {
     'batch_split': 'batch_split(stack(c, a), a, b, batch_sizes=[1, 1, 1])',
 }  # fmt: skip
 COPIES = 'stack(a, parallel(b, stack(c, a)))'
-# One of each kind of site.
-SITES = {'adapter_plus', 'pfeiffer', 'lora', 'prefix_tuning_flat', 'loreft', 'attention_side'}
+# One of each kind of site; for those beside the layers there are tests of their own.
+SITES = {'adapter_plus', 'lora', 'prefix_tuning_flat', 'loreft'}
 METHODS = [m for m in cases.METHODS if supported(cases.method(m)) and m != 'prompt_tuning']
 
 
@@ -70,8 +70,11 @@ def test_each_row_computes_what_it_computes_alone(preset):
 @pytest.mark.parametrize(
     'preset',
     [
-        *('lora', 'prefix_tuning_flat', 'loreft'),
-        *(pytest.param(p, marks=pytest.mark.slow) for p in ('pfeiffer', 'attention_side', 'mam')),
+        *('lora', 'loreft'),
+        *(
+            pytest.param(preset, marks=pytest.mark.slow)
+            for preset in ('prefix_tuning_flat', 'pfeiffer', 'attention_side', 'mam')
+        ),
     ],
 )
 def test_parallel_adapters_have_a_copy_of_the_batch_each(preset):
@@ -146,12 +149,32 @@ def test_tokens_and_means_end_a_sub_layer_as_their_own_adapters_do():
         np.testing.assert_allclose(mean, one / 4 + other * 3 / 4, atol=1e-5)
 
 
-@pytest.mark.parametrize('preset', ['pfeiffer', 'adapter_plus', 'lora', 'ia3', 'loreft'])
+@pytest.mark.parametrize(
+    'preset',
+    [
+        *('pfeiffer', 'lora', 'ia3', 'loreft', 'attention_side'),
+        pytest.param('adapter_plus', marks=pytest.mark.slow),
+    ],
+)
 def test_the_average_of_an_adapter_with_itself_is_the_adapter(preset):
     alone = of('stack(a)', a=member(preset, 'a'))
     tree = plain.trained(alone)
     found = plain.composed(dataclasses.replace(alone, expression='average(a, a)'), tree)
     np.testing.assert_allclose(found, plain.composed(alone, tree), atol=1e-6)
+
+
+def test_rows_have_their_own_adapters_beside_the_layers():
+    members = {name: member('attention_side', name) for name in 'ab'}
+    method = of('batch_split(a, b, batch_sizes=[1, 2])', **members)
+    tree = plain.trained(method)
+    found = plain.composed(method, tree)
+    alone = {
+        name: plain.composed(of(f'stack({name})', **{name: members[name]}), {name: tree[name]})
+        for name in members
+    }
+    assert np.abs(alone['a'] - alone['b']).max() > 0.01
+    np.testing.assert_allclose(found[:1], alone['a'][:1], atol=1e-5)
+    np.testing.assert_allclose(found[1:], alone['b'][1:], atol=1e-5)
 
 
 def test_json_keeps_everything():
@@ -237,3 +260,18 @@ def test_fusions_tell_adapters_apart_in_16_bits():
     exact = fusion.mix({}, *wide, config, None).weights
     assert narrow.dtype == jnp.float32
     np.testing.assert_allclose(narrow, exact, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    'expression',
+    [
+        'stack(batch_split(a, b, batch_sizes=[1, 2]), batch_split(c, c, batch_sizes=[2, 1]))',
+        'stack(split(a, b, splits=[4, 5]), split(c, c, splits=[5, 4]))',
+    ],
+)
+@pytest.mark.parametrize('preset', ['adapter_plus', 'pfeiffer'])
+def test_a_batch_may_be_divided_twice(expression, preset):
+    """Where the upper part does not act, what lies below ends the sub-layer for the whole batch."""
+    members = {name: member(preset, name) for name in 'abc'}
+    members['a'] = dataclasses.replace(members['a'], leave_out=(0,))
+    check(of(expression, **members))

@@ -28,6 +28,11 @@ NAMES = [
 ]
 
 
+def slow_but(*quick):
+    """Return all names as a test's parameters; those that others repeat are for the slow tests."""
+    return [pytest.param(n, marks=[] if n in quick else pytest.mark.slow) for n in NAMES]
+
+
 def build(name, **options):
     return tiny.model(registry.create(name), **options)
 
@@ -72,7 +77,7 @@ def test_members_lose_the_same_layers_however_deep_they_lie():
     assert drop_layers(tree, 1) == {'a': kept, 'b': {'invertible': {}, 'bottleneck': kept}}
 
 
-@pytest.mark.parametrize('name', NAMES)
+@pytest.mark.parametrize('name', slow_but(*NAMES[0::2], NAMES[-1]))
 def test_to_drop_layers_is_to_have_left_them_out(packed, name):
     model, params = build(name, dropped=1), noisy(build(name))
     methods = [method.replace(']', ',leave_out=[0]]') for method in name.split('|')]
@@ -108,7 +113,7 @@ def test_what_has_layers_is_not(name):
     check_droppable(model.method, tiny.params(model)['adapters']['default'], 'none')
 
 
-@pytest.mark.parametrize('name', NAMES)
+@pytest.mark.parametrize('name', slow_but(NAMES[-1]))
 def test_to_drop_layers_in_the_middle_is_to_have_left_them_out(packed, name):
     last = range(LAYERS - 1, LAYERS)
     model, params = build(name, dropped=last), noisy(build(name))
@@ -170,7 +175,7 @@ def gradient(model, packed):
     return jax.grad(loss)
 
 
-@pytest.mark.parametrize('name', [NAMES[0], NAMES[-1]])
+@pytest.mark.parametrize('name', [NAMES[0], pytest.param(NAMES[-1], marks=pytest.mark.slow)])
 def test_each_dropped_layer_makes_the_program_shorter_and_leaves_no_gradient(packed, name):
     params = noisy(build(name))
     forward, backward = [], []

@@ -26,21 +26,25 @@ DORA_OF_ADAPTERS = {'scale_bias': True, 'scale_norm': False, 'detach_norm': Fals
 
 SINGLY = [
     {},
-    {'r': 1},
-    {'r': 8, 'alpha': 8},
-    {'alpha': 1},
-    *({'attn_matrices': letters} for letters in (['q'], ['k'], ['v'], ['q', 'k', 'v'])),
+    {'attn_matrices': ['q', 'k', 'v']},
     {'selfattn_lora': False, 'intermediate_lora': True},
     {'intermediate_lora': True},
     {'output_lora': True},
-    {'dropout': 0.5},
-    {'init_weights': 'bert', 'init_weights_seed': 3},
     {'leave_out': [0]},
     {'use_gating': True},
     {'use_dora': True},
-    {'use_dora': True, 'alpha': 4},
     {'use_dora': True, 'use_gating': True},
     {'use_dora': True, 'intermediate_lora': True, 'output_lora': True},
+]
+# Which are in the random combinations, or in those above.
+REPEATED = [
+    {'r': 1},
+    {'r': 8, 'alpha': 8},
+    {'alpha': 1},
+    *({'attn_matrices': [letter]} for letter in 'qkv'),
+    {'dropout': 0.5},
+    {'init_weights': 'bert', 'init_weights_seed': 3},
+    {'use_dora': True, 'alpha': 4},
 ]
 
 
@@ -60,7 +64,9 @@ def difference_to_adapters(options, seed=0):
     return live.difference(ours(options), live.tree_of(model), model, padded)
 
 
-@pytest.mark.parametrize('options', SINGLY, ids=str)
+@pytest.mark.parametrize(
+    'options', [*SINGLY, *(pytest.param(x, marks=pytest.mark.slow) for x in REPEATED)], ids=str
+)
 def test_each_option_of_adapters(options):
     assert difference_to_adapters(BASE | options) <= 2e-5
 
@@ -141,14 +147,20 @@ def fresh(method, seed=0, sigma=0.0):
 IDS = small_bert.texts([9])[0][None]
 
 
-@pytest.mark.parametrize('method', [LoRA(**EVERY), LoRA(use_gating=True)], ids=['every', 'gated'])
+@pytest.mark.parametrize(
+    'method',
+    [
+        pytest.param(LoRA(use_gating=True), id='gated'),
+        pytest.param(LoRA(**EVERY), id='every', marks=pytest.mark.slow),
+    ],
+)
 def test_fresh_lora_is_the_plain_model(method):
     plain = small_bert.run(LoRA(), {}, small_bert.backbone(), IDS)
     found = small_bert.run(method, fresh(method), small_bert.backbone(), IDS)
     np.testing.assert_array_equal(found, plain)
 
 
-@pytest.mark.parametrize('scale_bias', [False, True])
+@pytest.mark.parametrize('scale_bias', [pytest.param(False, marks=pytest.mark.slow), True])
 def test_fresh_dora_is_the_plain_model_to_rounding(scale_bias):
     method = DoRA(**EVERY, scale_bias=scale_bias)
     plain = small_bert.run(LoRA(), {}, small_bert.backbone(), IDS)
@@ -190,10 +202,9 @@ def test_equal_seeds_give_equal_weights(cls):
 @pytest.mark.parametrize(
     'method',
     [
-        LoRA(**EVERY, alpha=20, use_gating=True),
-        DoRA(),
+        pytest.param(LoRA(alpha=20, use_gating=True, output_lora=True), id='lora'),
+        pytest.param(DoRA(), id='dora', marks=pytest.mark.slow),
     ],
-    ids=['lora', 'dora'],
 )
 def test_alone_padded_and_packed_texts_agree(method):
     tree = fresh(method, sigma=0.2)
@@ -207,15 +218,18 @@ def test_alone_padded_and_packed_texts_agree(method):
 
 @pytest.mark.parametrize(
     'method',
-    [LoRA(use_gating=True, output_lora=True), DoRA(**EVERY, scale_bias=True)],
-    ids=['lora', 'dora'],
+    [
+        pytest.param(LoRA(use_gating=True, output_lora=True), id='lora'),
+        pytest.param(DoRA(**EVERY, scale_bias=True), id='dora', marks=pytest.mark.slow),
+    ],
 )
 def test_a_stack_of_adapters_equals_one_at_a_time(method):
     trees = [fresh(method, seed, 0.3) for seed in range(3)]
     stack = jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
-    run = jax.vmap(lambda tree: small_bert.forward(method, tree, small_bert.backbone(), IDS))
+    given = {'weights': small_bert.backbone(), 'ids': IDS, 'model': small_bert.SHALLOW[1]}
+    run = jax.vmap(lambda tree: small_bert.forward(method, tree, **given))
     for one, tree in zip(jax.jit(run)(stack), trees, strict=True):
-        alone = small_bert.run(method, tree, small_bert.backbone(), IDS)
+        alone = small_bert.run(method, tree, **given)
         np.testing.assert_allclose(one, alone, atol=1e-5)
 
 

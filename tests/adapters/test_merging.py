@@ -64,7 +64,17 @@ def hidden(method, tree, backbone):
     return jnp.stack(model.apply({'params': backbone}, IDS, sites=sites, all_hidden=True))
 
 
-@pytest.mark.parametrize('method', MERGEABLE.values(), ids=MERGEABLE)
+# Whose path others repeat, and `tests/conformance` merges them too.
+REPEATED = ('lora_stabilised', 'dora', 'vera', 'ia3')
+
+
+@pytest.mark.parametrize(
+    'method',
+    [
+        pytest.param(method, id=name, marks=[pytest.mark.slow] * (name in REPEATED))
+        for name, method in MERGEABLE.items()
+    ],
+)
 def test_merged_equals_unmerged(method):
     backbone, tree = small_bert.backbone(), noisy(method)
     merged = merging.merge(method, tree, backbone)

@@ -202,7 +202,18 @@ def test_random_numbers_to_start_from():
     assert (small_bert_init(PromptTuning()) != small_bert_init(PromptTuning(), seed=1)).all()
 
 
+def crossed(**quick):
+    """Return each name with both ways to combine; that which is not given is for slow tests."""
+    return [
+        pytest.param(name, how, marks=[pytest.mark.slow] * (how != first))
+        for name, first in quick.items()
+        for how in ('prefix', 'prefix_after_bos')
+    ]
+
+
 COUNT = 4
+LAYOUTS = crossed(alone='prefix', row='prefix', square='prefix_after_bos')
+SITES = crossed(embeddings='prefix', words='prefix_after_bos')
 
 
 def as_words(backbone, prompt):
@@ -219,17 +230,15 @@ def prompted(combine):
     return text, tags, np.insert(text, index, own), np.insert(tags, index, none)
 
 
-@pytest.mark.parametrize('combine', ['prefix', 'prefix_after_bos'])
-@pytest.mark.parametrize('layout', ['alone', 'row', 'square'])
+@pytest.mark.parametrize(('layout', 'combine'), LAYOUTS)
 def test_at_words_it_is_what_more_words_would_be(combine, layout):
     """Whatever the mask's layout, and with another adapter that looks at words and tags."""
     method = PromptTuning(prompt_length=COUNT, combine=combine, site='words')
     other = AttentionAdapter(size=8, heads=2, tags=3)
     union = Union(members=(method, other))
     backbone = small_bert.backbone()
-    tree = small_bert.perturb(
-        union.init(jax.random.key(0), small_bert.DIMENSIONS, backbone), 0, 0.3
-    )
+    tree = union.init(jax.random.key(0), small_bert.DIMENSIONS, backbone)
+    tree = small_bert.perturb(tree, 0, 0.3)
     wide = as_words(backbone, tree['prompt_tuning']['embeddings']['prompt'])
     config = dataclasses.replace(small_bert.CONFIG, vocabulary=50 + COUNT)
     text, tags, long, long_tags = prompted(combine)
@@ -253,7 +262,9 @@ def run(method, tree, backbone, ids, mask, tags=None, config=small_bert.CONFIG):
     return Backbone(config).apply({'params': backbone}, ids, mask=mask, tags=tags, sites=sites)
 
 
-@pytest.mark.parametrize('combine', ['prefix', 'prefix_after_bos'])
+@pytest.mark.parametrize(
+    'combine', [pytest.param('prefix', marks=pytest.mark.slow), 'prefix_after_bos']
+)
 def test_after_the_norm_a_padded_text_has_the_states_it_has_alone(combine):
     method = PromptTuning(prompt_length=COUNT, combine=combine)
     other = AttentionAdapter(size=8, heads=2, tags=3)
@@ -273,11 +284,8 @@ def test_after_the_norm_a_padded_text_has_the_states_it_has_alone(combine):
 @pytest.mark.parametrize('other', [AttentionAdapter(), SideAttentionAdapter()])
 def test_after_the_norm_it_must_come_before_who_looks_at_the_text(other):
     prompt = PromptTuning(prompt_length=COUNT)
-    tree = jax.eval_shape(
-        lambda: Union(members=(other, prompt)).init(
-            jax.random.key(0), small_bert.DIMENSIONS, small_bert.backbone()
-        )
-    )
+    given = jax.random.key(0), small_bert.DIMENSIONS, small_bert.backbone()
+    tree = jax.eval_shape(lambda: Union(members=(other, prompt)).init(*given))
 
     def states(tree, members):
         return run(Union(members=members), tree, small_bert.backbone(), np.ones((1, 3), int), None)
@@ -288,8 +296,7 @@ def test_after_the_norm_it_must_come_before_who_looks_at_the_text(other):
     assert found.shape == (1, 3 + COUNT, 24)
 
 
-@pytest.mark.parametrize('site', ['embeddings', 'words'])
-@pytest.mark.parametrize('combine', ['prefix', 'prefix_after_bos'])
+@pytest.mark.parametrize(('site', 'combine'), SITES)
 def test_heads_take_the_first_vector_or_the_mean_of_the_text(site, combine):
     method = PromptTuning(prompt_length=COUNT, combine=combine, site=site)
     columns = tiny.batch([[3], [6]], 8)
@@ -323,9 +330,8 @@ def test_only_the_prompt_is_trained_and_all_layers_serve_it():
     assert not model.method.packable
     params = tiny.params(model)
     assert model.trunk(params).layer == 0
-    assert jax.tree.map(jnp.shape, params['adapters']['default']) == {
-        'embeddings': {'prompt': (COUNT, 16)}
-    }
+    shapes = jax.tree.map(jnp.shape, params['adapters']['default'])
+    assert shapes == {'embeddings': {'prompt': (COUNT, 16)}}
     columns = tiny.batch([[3], [6]], 8)
     gradient = jax.jit(jax.grad(lambda p: jnp.square(model.apply(p, columns)).sum()))(params)
     prompt = gradient['adapters']['default']['embeddings']['prompt']

@@ -21,7 +21,7 @@ MEMBERS = {
 DIVIDING = {'parallel', 'batch_split'}
 ROWS = len(plain.LENGTHS)
 BOUNDED = settings(
-    max_examples=5,
+    max_examples=3,
     deadline=None,
     derandomize=True,
     database=None,
@@ -73,6 +73,17 @@ def parts(whole, count):
 @BOUNDED
 @given(trees())
 def test_a_batch_computes_what_each_row_computes_alone(tree):
+    check(tree)
+
+
+@pytest.mark.slow
+@settings(BOUNDED, max_examples=20)
+@given(trees())
+def test_many_batches_compute_what_each_row_computes_alone(tree):
+    check(tree)
+
+
+def check(tree):
     method = Composed(expression=str(tree), members={name: MEMBERS[name] for name in tree.names})
     own = plain.trained(method)
     found = np.asarray(plain.hidden(bind(method, own, None), *plain.texts()))

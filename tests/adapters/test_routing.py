@@ -63,7 +63,11 @@ def plain():
     return batch, hidden(None, {}, batch, ROWS)
 
 
-@pytest.mark.parametrize('preset', cases.quick())
+# One of each way in which an adapter's leaves meet the rows.
+KINDS = {'attention_side', 'compacter', 'ia3', 'loreft', 'prompt_tuning', 'unipelt'}
+
+
+@pytest.mark.parametrize('preset', cases.quick(families=KINDS))
 def test_rows_without_an_adapter_are_the_plain_backbone(preset):
     bank, tree = noisy_bank([cases.method(preset)] * 2)
     batch, expected = plain()
@@ -74,7 +78,13 @@ def test_rows_without_an_adapter_are_the_plain_backbone(preset):
     assert changed > 1e-2
 
 
-@pytest.mark.parametrize('preset', ['bitfit', 'houlsby', 'loreft', 'prefix_tuning', 'mam'])
+@pytest.mark.parametrize(
+    'preset',
+    [
+        *('bitfit', 'loreft', 'mam'),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ('houlsby', 'prefix_tuning')),
+    ],
+)
 def test_a_number_may_stand_for_rows_on_end(preset):
     bank, tree = noisy_bank([cases.method(preset)] * 2)
     batch, _ = plain()
@@ -111,13 +121,20 @@ def test_only_members_in_the_batch_get_gradients(name):
 def test_groups_draw_their_own_dropout():
     method = registry.create('lora[r=4,dropout=0.5]')
     bank, tree = noisy_bank([method] * 2)
+    tree['m1'] = tree['m0']
     row = {k: np.repeat(v[:1], 6, axis=0) for k, v in tiny.batch([[12]], TOKENS).items()}
-    sites = bind(bank, tree, jax.random.key(0), rows=np.array([0, 0, 0, 1, -1, -1], np.int32))
-    found = Backbone(tiny.CONFIG).apply(
-        {'params': tiny.backbone()},
-        *(row[name] for name in ('input_ids', 'token_type_ids', 'positions')),
-        mask=attention_mask(row['segments'], 1),
-        sites=sites,
-    )
-    assert np.abs(found[0] - found[1]).max() > 1e-3
+    rows = np.array([0, 0, 0, 1, -1, -1], np.int32)
+
+    @jax.jit
+    def run(tree, key):
+        return Backbone(tiny.CONFIG).apply(
+            {'params': tiny.backbone()},
+            *(row[name] for name in ('input_ids', 'token_type_ids', 'positions')),
+            mask=attention_mask(row['segments'], 1),
+            sites=bind(bank, tree, key, rows=rows),
+        )
+
+    found = run(tree, jax.random.key(0))
+    for one, other in ((0, 1), (0, 3)):
+        assert np.abs(found[one] - found[other]).max() > 1e-3
     np.testing.assert_allclose(found[4], found[5], atol=1e-6)

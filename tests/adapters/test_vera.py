@@ -148,7 +148,13 @@ def test_gates_are_drawn_from_the_key():
     assert bits(1, init_weights_seed=7) == bits(2, init_weights_seed=7) != bits(1)
 
 
-@pytest.mark.parametrize('method', [VeRA(**EVERY), DVoRA()], ids=['vera', 'dvora'])
+@pytest.mark.parametrize(
+    'method',
+    [
+        pytest.param(VeRA(**EVERY), id='vera'),
+        pytest.param(DVoRA(), id='dvora', marks=pytest.mark.slow),
+    ],
+)
 def test_a_stack_of_adapters_equals_one_at_a_time(method):
     trees = [fresh(method, seed, 0.3) for seed in range(3)]
     stack = jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
@@ -161,7 +167,7 @@ def test_a_stack_of_adapters_equals_one_at_a_time(method):
 
 
 def test_alone_padded_and_packed_texts_agree():
-    method = VeRA(**EVERY, use_gating=True)
+    method = VeRA(use_gating=True)
     tree = fresh(method, sigma=0.3)
     items = small_bert.texts([5, 9])
     for alone, row, packed in small_bert.hidden_by_layout(

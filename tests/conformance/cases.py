@@ -5,10 +5,12 @@ A case is a preset with options that suit sixteen hidden units. What is compiled
 that the tests of one method share it.
 """
 
+import dataclasses
 import functools
 import re
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -17,6 +19,8 @@ import tiny
 from adapters_jax import params as trees
 from adapters_jax import sharding, tasks
 from adapters_jax.adapters import registry
+from adapters_jax.interop.adapter_folder import AdapterFolder
+from adapters_jax.models.backbone import Backbone
 from adapters_jax.models.heads import HeadConfig
 from adapters_jax.training import step as steps
 
@@ -24,6 +28,7 @@ NAME = 'mine'
 TASK = tasks.Classification(labels=('a', 'b', 'c'))
 ROWS = [[3, 9], [12], [4, 5, 3], [7], [6, 6], [10], [5, 7], [8, 4]]
 WIDTH = 12
+BACKBONE = {'name': 'org/name', 'family': 'bert', 'layers': 2, 'hidden': 16, 'fingerprint': 'f00d'}
 
 # Preset: options for the tiny model. A preset that is not listed needs none.
 OPTIONS = {
@@ -53,12 +58,14 @@ FAMILIES = {
     'adalora', 'adapter_plus', 'attention_side', 'compacter', 'ia3', 'lora', 'loreft', 'pfeiffer',
     'prefix_tuning_flat', 'prompt_tuning', 'unipelt',
 }  # fmt: skip
+# Fewer, for what compiles a step or a gradient: one of each kind of site.
+SITES = {'adalora', 'attention_side', 'ia3', 'loreft', 'pfeiffer', 'prompt_tuning', 'unipelt'}
 
 
 def quick(presets=METHODS, families=FAMILIES):
     """Return the presets as a test's parameters; those of no new kind are for the slow tests.
 
-    For what compiles long: a minute or more over all presets.
+    For what would take long over all presets.
     """
     return [pytest.param(p, marks=[] if p in families else pytest.mark.slow) for p in presets]
 
@@ -155,12 +162,56 @@ def run(preset, devices=1, count=8):
         trainable, state, model=of, task=TASK, optimizer=optimizer, dropout=False
     )
     batch, losses = sharding.put_batch(even(layout(preset)), mesh), []
+    parts = [len(shard.data) for shard in batch['segments'].addressable_shards]
+    assert parts == [len(batch['segments']) // devices] * devices
     key = sharding.put_replicated(jax.random.key(0), mesh)
     for number in range(count):
         trainable, state, metrics = step(trainable, state, frozen, batch, key, np.int32(number))
         losses.append(float(metrics['loss']))
     after = jax.device_get((trainable, frozen))
     return before, after, losses, step, jax.device_get(state)
+
+
+@functools.cache
+def bert_base():
+    """Return the config of BERT-base, and the shapes of its parameters."""
+    config = dataclasses.replace(
+        tiny.CONFIG,
+        layers=12,
+        vocabulary=30522,
+        positions=512,
+        block=dataclasses.replace(tiny.CONFIG.block, hidden=768, feed_forward=3072, heads=12),
+    )
+    ids = jnp.ones((1, 1), jnp.int32)
+    key = jax.random.key(0)
+    return config, jax.eval_shape(lambda: Backbone(config).init(key, ids, method='initialise'))
+
+
+@functools.cache
+def shapes_at_bert_base(method):
+    """Return the shapes of what the method trains at the size of BERT-base."""
+    config, backbone = bert_base()
+    model = tiny.model(method, config=config, name=NAME)
+    params = jax.eval_shape(lambda tree: model.init(jax.random.key(0), tree), backbone['params'])
+    trainable, _ = trees.partition(params, model.rules)
+    return {name: tree for name, tree in trainable.items() if name != 'heads'}
+
+
+def described(preset, trainable):
+    """Return the folder of what has been trained."""
+    of = model(preset)
+    return AdapterFolder(
+        name=NAME,
+        method=of.method.to_json(),
+        head=of.head_config.to_json(),
+        task=TASK.to_json(),
+        backbone=BACKBONE,
+        max_length=WIDTH,
+        pair=False,
+        adapter_params=trainable.get('adapters', {}).get(NAME, {}),
+        head_params=trainable['heads'][NAME],
+        backbone_params=trainable.get('backbone', {}),
+    )
 
 
 def even(batch):

@@ -11,8 +11,8 @@ from adapters_jax import params as trees
 from adapters_jax import quantize
 from adapters_jax.models.backbone import CHANNELS
 
-# They read kernels' norms, kernels, keys, values and outputs.
-FAST = {'dora', 'ia3', 'unipelt'}
+# They read kernels' norms, kernels, and outputs of projections.
+FAST = {'dora', 'ia3'}
 
 
 def in_8_bits(path, leaf):

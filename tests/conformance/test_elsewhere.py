@@ -3,6 +3,8 @@
 The numbers are other tests' business: each format's own file compares them with its library's.
 """
 
+import functools
+
 import cases
 import jax
 import numpy as np
@@ -44,7 +46,13 @@ def loaded(tmp_path_factory):
     return load_backbone(toy.write_backbone(folder, layers=2))
 
 
-def fresh(preset, loaded):
+@pytest.fixture(scope='module')
+def fresh(loaded):
+    """Return a function from a preset to its folder, which its formats share."""
+    return functools.cache(lambda preset: folder_of(preset, loaded))
+
+
+def folder_of(preset, loaded):
     """Return a folder of ours with the preset, of a size that suits a small backbone."""
     options = f'[{cases.OPTIONS[preset]}]' if preset in cases.OPTIONS else ''
     model = Model(
@@ -75,15 +83,15 @@ def pairs(written):
 
 
 @pytest.mark.parametrize(('format', 'preset'), pairs(True))
-def test_it_is_written_as_it_is(loaded, tmp_path, record_property, format, preset):
-    formats.save(fresh(preset, loaded), tmp_path / 'there', loaded, format)
+def test_it_is_written_as_it_is(loaded, fresh, tmp_path, record_property, format, preset):
+    formats.save(fresh(preset), tmp_path / 'there', loaded, format)
     assert list((tmp_path / 'there').glob('*.safetensors'))
     if format in conformance.FORMATS:
         record_property('conformance', [preset, conformance.as_it_is(format)])
 
 
 @pytest.mark.parametrize(('format', 'preset'), pairs(False))
-def test_it_has_no_place_there(loaded, tmp_path, format, preset):
+def test_it_has_no_place_there(loaded, fresh, tmp_path, format, preset):
     with pytest.raises(ValueError, match=SAID[format]):
-        formats.save(fresh(preset, loaded), tmp_path / 'there', loaded, format)
+        formats.save(fresh(preset), tmp_path / 'there', loaded, format)
     assert not list(tmp_path.iterdir())

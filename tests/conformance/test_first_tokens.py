@@ -10,6 +10,7 @@ import test_families
 import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch_families import VARIANTS
 
 from adapters_jax import params as trees
 from adapters_jax.model import Model, attention_mask
@@ -17,7 +18,7 @@ from adapters_jax.models.backbone import Backbone
 from adapters_jax.models.heads import FIRST_TOKEN, HeadConfig
 
 CLOSE = {'atol': 2e-5, 'rtol': 0}
-QUICK = {'attention_side', 'ia3', 'lora', 'pfeiffer', 'prefix_tuning_flat', 'prompt_tuning'}
+QUICK = {'attention_side', 'lora', 'prefix_tuning_flat', 'prompt_tuning'}
 
 
 def model_of(preset, pooling='cls'):
@@ -75,13 +76,19 @@ def test_a_method_that_brings_tokens_together_needs_the_whole_layer(monkeypatch)
     """What `stepwise` is for: computed for first tokens alone, UniPELT's gates see no others."""
     model, params = model_of('unipelt'), cases.trained('unipelt')
     batch = tiny.batch(rows_of(model.method), cases.WIDTH)
-    expected, _, _ = found(model, params, batch)
+    expected = compiled(model)(params, batch)
     monkeypatch.setattr(type(model.method), 'stepwise', True)
-    outputs, _, _ = found(model, params, batch)
-    assert np.abs(outputs - expected).max() > 1e-2
+    outputs = jax.jit(lambda *given: model.apply(*given))(params, batch)
+    assert np.abs(outputs - expected)[batch['example_mask']].max() > 1e-2
 
 
-@pytest.mark.parametrize('pooling', ['mean', *FIRST_TOKEN])
+@pytest.mark.parametrize(
+    'pooling',
+    [
+        pytest.param(name, marks=[pytest.mark.slow] * (name == 'cls'))  # as above
+        for name in ('mean', *FIRST_TOKEN)
+    ],
+)
 def test_a_head_that_reads_all_tokens_gets_them(pooling, monkeypatch):
     model, batch = model_of('pfeiffer', pooling), tiny.batch(cases.ROWS, cases.WIDTH)
     params = cases.trained('pfeiffer')
@@ -92,7 +99,7 @@ def test_a_head_that_reads_all_tokens_gets_them(pooling, monkeypatch):
     assert (operations < all_operations) == (pooling in FIRST_TOKEN)
 
 
-@pytest.mark.parametrize('remat', ['dots', 'full'])
+@pytest.mark.parametrize('remat', [pytest.param('dots', marks=pytest.mark.slow), 'full'])
 def test_what_is_computed_again_is_the_same(remat):
     batch, params = tiny.batch(cases.ROWS, cases.WIDTH), cases.trained('lora')
     model = model_of('lora')
@@ -112,14 +119,20 @@ def test_what_was_stored_of_a_trunk_goes_on_to_first_tokens(leave_out, monkeypat
     head = HeadConfig(pooling='cls', dropout=0.0)
     model = tiny.model(cases.registry.create(text), head, config=deep)
     params, batch = tiny.params(model), tiny.batch(cases.ROWS, cases.WIDTH)
-    stored = batch | {'trunk': np.asarray(model.trunk_outputs(params, batch))}
-    outputs = np.asarray(model.apply(params, stored))[batch['example_mask']]
+    stored = batch | {'trunk': np.asarray(jax.jit(model.trunk_outputs)(params, batch))}
+    outputs = np.asarray(jax.jit(model.apply)(params, stored))[batch['example_mask']]
     whole(monkeypatch)
-    expected = np.asarray(model.apply(params, batch))[batch['example_mask']]
+    expected = np.asarray(jax.jit(model.apply)(params, batch))[batch['example_mask']]
     np.testing.assert_allclose(outputs, expected, **CLOSE)
 
 
-@pytest.mark.parametrize('family', ['bert', 'roberta', 'distilbert', 'electra', 'vit', 'deit'])
+@pytest.mark.parametrize(
+    'family',
+    [
+        pytest.param(name, marks=[pytest.mark.slow] * (name in VARIANTS))
+        for name in ('bert', 'roberta', 'distilbert', 'electra', 'vit', 'deit')
+    ],
+)
 def test_every_encoder_has_the_same_states_there(family):
     config, params = (getattr(test_families.backbone(family)[0], n) for n in ('config', 'params'))
     batch = test_families.batch_of(family)

@@ -1,8 +1,9 @@
 """What every method must hold, method by method: the conformance suite.
 
 It covers what the test suites of `adapters` and `peft` check of each method, and what neither does:
-merging with non-zero weights and biases, exact unmerging, equality of configs field by field, size
-on disk, per-row adapters, other backbones refused, number of compilations, any number of devices.
+merging with non-zero weights and biases, exact unmerging, equality of configs field by field,
+per-row adapters, number of compilations, any number of devices; and in `test_handed_on.py` size on
+disk and other backbones refused.
 `pytest tests/conformance --conformance=FILE` writes what the table of docs/methods.md is made of.
 """
 
@@ -19,38 +20,11 @@ import tiny
 from cases import METHODS, NAME
 
 from adapters_jax import params as trees
-from adapters_jax.adapters import arithmetic, merging, registry
-from adapters_jax.interop import adapter_folder
-from adapters_jax.interop.adapter_folder import AdapterFolder
-from adapters_jax.models.backbone import Backbone
-from adapters_jax.sites import Dimensions
+from adapters_jax.adapters import merging, registry
 
-BACKBONE = {'name': 'org/name', 'family': 'bert', 'layers': 2, 'hidden': 16, 'fingerprint': 'f00d'}
 each = pytest.mark.parametrize('preset', METHODS)
 one_of_each_kind = pytest.mark.parametrize('preset', cases.quick())
-BERT_BASE = Dimensions(
-    layers=12, hidden=768, feed_forward=3072, heads=12, word=768, vocabulary=30522, positions=512
-)
-
-
-def shapes_at_bert_base(method):
-    """Return the shapes of what the method trains at the size of BERT-base."""
-    config = dataclasses.replace(
-        tiny.CONFIG,
-        layers=12,
-        vocabulary=30522,
-        positions=512,
-        block=dataclasses.replace(tiny.CONFIG.block, hidden=768, feed_forward=3072, heads=12),
-    )
-    model = tiny.model(method, config=config, name=NAME)
-
-    def init():
-        ids = jnp.ones((1, 1), jnp.int32)
-        backbone = Backbone(config).init(jax.random.key(0), ids, method='initialise')['params']
-        return model.init(jax.random.key(0), backbone)
-
-    trainable, _ = trees.partition(jax.eval_shape(init), model.rules)
-    return {name: tree for name, tree in trainable.items() if name != 'heads'}
+one_of_each_site = pytest.mark.parametrize('preset', cases.quick(families=cases.SITES))
 
 
 # ---- the value
@@ -108,14 +82,14 @@ COUNTS = {  # of the libraries, by running them, at BERT-base; of the papers whe
 @pytest.mark.shows('count')
 @pytest.mark.parametrize('preset', sorted(COUNTS))
 def test_parameter_count_at_bert_base(preset):
-    assert trees.count(shapes_at_bert_base(registry.create(preset))) == COUNTS[preset]
+    assert trees.count(cases.shapes_at_bert_base(registry.create(preset))) == COUNTS[preset]
 
 
 # ---- initialisation
 
 
 @pytest.mark.shows('deterministic')
-@each
+@one_of_each_kind
 def test_a_seed_gives_the_same_weights(preset):
     method, backbone = cases.method(preset), tiny.backbone()
     keys = [jax.random.key(seed) for seed in (3, 3, 4)]
@@ -142,7 +116,7 @@ def test_starts_as_the_plain_backbone_up_to_rounding(preset):
 
 
 @pytest.mark.shows('acts')
-@each
+@one_of_each_site
 def test_changes_the_output_where_it_is_trained(preset):
     params = cases.trained(preset)
     plain = cases.fresh('head') | {'heads': params['heads']}
@@ -154,7 +128,7 @@ def test_changes_the_output_where_it_is_trained(preset):
 
 
 @pytest.mark.shows('trains')
-@one_of_each_kind
+@one_of_each_site
 def test_the_loss_falls_and_only_its_leaves_change(preset):
     (trainable, frozen), (after, still), losses, step, state = cases.run(preset)
     assert losses[-1] < 0.95 * losses[0], losses
@@ -185,14 +159,14 @@ def test_another_adapter_and_its_head_stay_frozen(preset):
 
 
 @pytest.mark.shows('devices')
-@one_of_each_kind
+@pytest.mark.parametrize('preset', cases.quick(families={'adalora', 'loreft', 'prompt_tuning'}))
 def test_one_device_or_eight(preset):
     one, eight = cases.run(preset), cases.run(preset, devices=8)
     np.testing.assert_allclose(eight[2], one[2], rtol=1e-4)
 
 
 @pytest.mark.shows('remat')
-@one_of_each_kind
+@pytest.mark.parametrize('preset', cases.quick(families={'loreft', 'prompt_tuning', 'unipelt'}))
 def test_recomputing_activations_changes_no_gradient(preset):
     params, batch = cases.trained(preset), cases.layout(preset)
 
@@ -216,7 +190,7 @@ def test_recomputing_activations_changes_no_gradient(preset):
 
 
 @pytest.mark.shows('packing')
-@pytest.mark.parametrize('preset', [p for p in METHODS if cases.method(p).packable])
+@pytest.mark.parametrize('preset', cases.quick(p for p in METHODS if cases.method(p).packable))
 def test_texts_that_share_a_row_do_not_meet(preset):
     params = cases.trained(preset)
     alone = cases.logits(preset, params, cases.one_each())
@@ -246,7 +220,7 @@ def test_one_row_one_adapter(preset):
 
 
 @pytest.mark.shows('bfloat16')
-@one_of_each_kind
+@one_of_each_site
 def test_bfloat16_stays_close(preset):
     params, batch = cases.trained(preset), cases.layout(preset)
     model = dataclasses.replace(cases.model(preset), dtype=jnp.bfloat16)
@@ -258,7 +232,8 @@ def test_bfloat16_stays_close(preset):
 
 @pytest.mark.shows('leave_out')
 @pytest.mark.parametrize(
-    'preset', [p for p in METHODS if all(hasattr(m, 'leave_out') for m in parts(cases.method(p)))]
+    'preset',
+    cases.quick(p for p in METHODS if all(hasattr(m, 'leave_out') for m in parts(cases.method(p)))),
 )
 def test_layers_left_out_have_no_weights(preset):
     members = [dataclasses.replace(m, leave_out=(0,)) for m in parts(cases.method(preset))]
@@ -278,37 +253,24 @@ def test_layers_left_out_have_no_weights(preset):
 # ---- trees
 
 
-@pytest.mark.shows('average')
-@each
-def test_the_average_of_one_with_itself(preset):
-    tree = cases.trained(preset).get('adapters', {}).get(NAME, {})
-    assert cases.bits(arithmetic.average([tree, tree])) == cases.bits(tree)
-
-
-@pytest.mark.shows('average')
-@each
-def test_a_weighted_sum_is_the_sum_of_each_leaf(preset):
-    own = [cases.trained(preset, seed).get('adapters', {}).get(NAME, {}) for seed in range(3)]
-    weights = (-0.2, 0.9, 0.3)
-    found = trees.flatten(arithmetic.average(own, weights))
-    for path, leaf in found.items():
-        each_leaf = [
-            weight * trees.flatten(tree)[path] for weight, tree in zip(weights, own, strict=True)
-        ]
-        np.testing.assert_allclose(leaf, sum(each_leaf), atol=1e-6, err_msg=path)
-
-
 @pytest.mark.shows('merges')
 @pytest.mark.parametrize('preset', sorted(cases.MERGEABLE))
 def test_merged_is_the_same_and_the_original_comes_back(preset):
-    params, model = cases.trained(preset), cases.model(preset)
-    before = cases.bits(params['backbone'])
-    adapter = params.get('adapters', {}).get(NAME, {})
-    merged = merging.merge(model.method, adapter, params['backbone'])
-    assert cases.bits(params['backbone']) == before
-    plain = {'backbone': merged, 'heads': params['heads']}
-    found = cases.logits('head', plain, cases.packed())
+    """From the plain backbone and what a folder holds, as the adapter is handed on."""
+    params, method = cases.trained(preset), cases.method(preset)
+    trainable, _ = trees.partition(params, cases.model(preset).rules)
+    plain, constants = cases.fresh(preset)['backbone'], method.constants(tiny.CONFIG.dimensions)
+    whole = cases.described(preset, trainable).overlay(plain, constants)
+    before, as_before = cases.bits(plain), cases.bits(whole['backbone'])
+    adapter = whole.get('adapters', {}).get(NAME, {})
+    merged = merging.merge(method, adapter, whole['backbone'])
+    assert (cases.bits(plain), cases.bits(whole['backbone'])) == (before, as_before)
+    found, unchanged = (
+        cases.logits('head', {'backbone': tree, 'heads': params['heads']}, cases.packed())
+        for tree in (merged, plain)
+    )
     np.testing.assert_allclose(found, cases.logits(preset, params), atol=2e-5)
+    assert np.abs(found - unchanged).max() > 1e-2
 
 
 @pytest.mark.parametrize('preset', sorted(set(METHODS) - cases.MERGEABLE))
@@ -316,79 +278,3 @@ def test_what_no_weights_compute_is_not_merged(preset):
     params = cases.trained(preset)
     with pytest.raises(ValueError, match='cannot be merged'):
         merging.merge(cases.method(preset), params['adapters'][NAME], params['backbone'])
-
-
-# ---- files
-
-
-def described(preset, trainable):
-    model = cases.model(preset)
-    return AdapterFolder(
-        name=NAME,
-        method=model.method.to_json(),
-        head=model.head_config.to_json(),
-        task=cases.TASK.to_json(),
-        backbone=BACKBONE,
-        max_length=WIDTH,
-        pair=False,
-        adapter_params=trainable.get('adapters', {}).get(NAME, {}),
-        head_params=trainable['heads'][NAME],
-        backbone_params=trainable.get('backbone', {}),
-    )
-
-
-WIDTH = cases.WIDTH
-
-
-@pytest.mark.shows('saves')
-@each
-def test_saved_and_loaded_it_computes_the_same(preset, tmp_path):
-    params, model = cases.trained(preset), cases.model(preset)
-    trainable, frozen = trees.partition(params, model.rules)
-    adapter_folder.save(described(preset, trainable), tmp_path / 'adapter')
-    again = adapter_folder.load(tmp_path / 'adapter')
-    assert registry.from_json(again.method) == model.method
-    adapter_folder.check_leaves(again, trainable, frozen)
-    constants = model.method.constants(tiny.CONFIG.dimensions)
-    whole = again.overlay(cases.fresh(preset)['backbone'], constants)
-    assert cases.bits(whole) == cases.bits(params)
-
-
-@pytest.mark.shows('size')
-@one_of_each_kind
-def test_the_file_is_as_large_as_what_is_trained(preset, tmp_path):
-    method = registry.create(preset)
-    described_shapes = shapes_at_bert_base(method)
-    trainable = jax.tree.map(lambda x: np.zeros(x.shape, np.float32), described_shapes)
-    folder = described(preset, {**trainable, 'heads': {NAME: {'bias': np.zeros(2)}}})
-    path = adapter_folder.save(folder, tmp_path / 'adapter') / 'adapter.safetensors'
-    numbers = 4 * trees.count(trainable)
-    assert numbers <= path.stat().st_size <= 1.02 * numbers
-
-
-@pytest.mark.shows('refuses')
-@each
-def test_another_backbone_is_refused(preset):
-    trainable, _ = trees.partition(cases.trained(preset), cases.model(preset).rules)
-    folder = described(preset, trainable)
-    adapter_folder.check_backbone(folder, BACKBONE)
-    for key, value in (('layers', 3), ('hidden', 24), ('fingerprint', 'beef')):
-        with pytest.raises(ValueError, match=f'another backbone: its {key} is'):
-            adapter_folder.check_backbone(folder, BACKBONE | {key: value})
-    # A folder that does not say, as those of the other libraries: its leaves do not fit.
-    changes = {
-        'deeper': {'layers': 3},
-        'wider': {'block': dataclasses.replace(tiny.CONFIG.block, hidden=24, feed_forward=40)},
-    }
-    for change in changes.values():
-        model = tiny.model(
-            cases.method(preset),
-            config=dataclasses.replace(tiny.CONFIG, **change),
-            name=NAME,
-            head=cases.model(preset).head_config,
-        )
-        shapes = jax.eval_shape(lambda of=model: tiny.params(of))
-        if preset in cases.OUTSIDE_LAYERS and 'layers' in change:
-            continue
-        with pytest.raises(ValueError, match='does not hold what'):
-            adapter_folder.check_leaves(folder, *trees.partition(shapes, model.rules))

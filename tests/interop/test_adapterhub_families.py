@@ -21,10 +21,12 @@ from adapters_jax.interop.adapterhub import composed, places
 TOLERANCE = 5e-5
 FAMILIES = [name for name in library.CLASSES if name != 'bert']
 DECODERS = ['bart', 'mbart', 't5', 't5-gated', 'whisper']
-# One for each kind of place; all methods are compared over T5, and in the slow tests over all.
-CORE = {
-    'double_seq_bn_inv', 'lora_everywhere', 'prefix_tuning', 'unipelt', 'prefix_reft',
-    'prompt_tuning', 'cross_bn',
+# One for each kind of place, and over T5 one for each kind of tensor as well: the others repeat
+# their path, and all are compared over all families in the slow tests.
+CORE = {'double_seq_bn_inv', 'lora_everywhere', 'unipelt', 'prompt_tuning', 'cross_bn'}
+OF_T5 = CORE | {
+    'ia3', 'dora', 'cross_par_bn', 'cross_compacter', 'decoder_prefix', 'no_cross_prefix',
+    'whole_prefix', 'left_out_layers', 'prefix_reft', 'whole_decoder_prefix',
 }  # fmt: skip
 PROMPTS = ('prompt_tuning', 'prompt_after_bos')
 INVERTIBLE = ('seq_bn_inv', 'double_seq_bn_inv')
@@ -52,6 +54,10 @@ REFUSED = {
         for family in ('t5', 't5-gated')
     },
 }
+# Which are refused as one of the others is.
+REPEATED = {
+    ('whisper', 'double_seq_bn_inv'), ('whisper', 'tied_reft'), ('t5-gated', 'prefix_tuning_flat'),
+}  # fmt: skip
 # Their tensors are another form of the same numbers here: factors and reflections are multiplied.
 INEXACT = {
     'loreft', 'square_reft', 'prefix_reft', 'ia3_scaled', 'vera', 'vera_scaled', 'gated_ia3',
@@ -88,11 +94,15 @@ def source(tmp_path_factory):
     return functools.cache(lambda name: library.make(name, root / name))
 
 
+def _quick(family):
+    return OF_T5 if family == 't5' else CORE
+
+
 def pairs():
     """Return all pairs that the library computes; those of no new kind are slow tests."""
     left = {*NO_PLACE, *FAILS, *REFUSED}
     return [
-        pytest.param(family, name, marks=torch_families.marks(family, name in CORE))
+        pytest.param(family, name, marks=torch_families.marks(family, name in _quick(family)))
         for family in FAMILIES
         for name in library.METHODS
         if (family, name) not in left
@@ -152,6 +162,7 @@ def _check_bytes(directory, exact):
 
 
 @shows('lacks')
+@pytest.mark.slow  # of the library alone
 @pytest.mark.parametrize(('family', 'name'), NO_PLACE)
 def test_the_library_still_has_no_place_for(source, family, name):
     with pytest.raises(ValueError, match=NO_PLACE[family, name]):
@@ -159,6 +170,7 @@ def test_the_library_still_has_no_place_for(source, family, name):
 
 
 @shows('fails')
+@pytest.mark.slow  # of the library alone
 @pytest.mark.parametrize(('family', 'name'), FAILS)
 def test_the_library_still_fails_by_itself(source, family, name):
     of = source(family)
@@ -168,7 +180,10 @@ def test_the_library_still_fails_by_itself(source, family, name):
 
 
 @shows('differs')
-@pytest.mark.parametrize(('family', 'name'), REFUSED)
+@pytest.mark.parametrize(
+    ('family', 'name'),
+    [pytest.param(*pair, marks=[pytest.mark.slow] * (pair in REPEATED)) for pair in REFUSED],
+)
 def test_what_the_library_computes_otherwise_is_refused(
     source, tmp_path, monkeypatch, family, name
 ):
@@ -190,7 +205,10 @@ def test_a_family_that_the_library_lacks_is_named(tmp_path):
         adapterhub.save(lora, tmp_path / 'a', marian)
 
 
-@pytest.mark.parametrize('family', ['t5', 'bart', 'vit', 'distilbert'])
+@pytest.mark.parametrize(
+    'family',
+    ['t5', 'vit', *(pytest.param(name, marks=pytest.mark.slow) for name in ('bart', 'distilbert'))],
+)
 def test_fusion(source, tmp_path, family):
     """Two adapters and what mixes them, as a folder of the library and as one of ours."""
     of, x = source(family), inputs(source(family), 'seq_bn')

@@ -98,19 +98,27 @@ def test_kernels_are_transposed_and_nothing_else(tmp_path):
     np.testing.assert_array_equal(loaded['embeddings']['word']['embedding'], table)
 
 
+HEADED = {
+    transformers.BertForMaskedLM: 'bert',
+    transformers.BertForSequenceClassification: 'bert',
+    transformers.BertForQuestionAnswering: 'bert',
+    transformers.RobertaForMaskedLM: 'roberta',
+    transformers.RobertaForSequenceClassification: 'roberta',
+}
+FORMATS = {
+    'safetensors': {},
+    'bin': {'safe_serialization': False},
+    'shards': {'max_shard_size': '20KB'},
+}
+
+
 @pytest.mark.parametrize(
-    'options',
-    [{}, {'safe_serialization': False}, {'max_shard_size': '20KB'}],
-    ids=['safetensors', 'bin', 'shards'],
-)
-@pytest.mark.parametrize(
-    'with_head, prefix',
+    ('with_head', 'prefix', 'options'),
     [
-        (transformers.BertForMaskedLM, 'bert'),
-        (transformers.BertForSequenceClassification, 'bert'),
-        (transformers.BertForQuestionAnswering, 'bert'),
-        (transformers.RobertaForMaskedLM, 'roberta'),
-        (transformers.RobertaForSequenceClassification, 'roberta'),
+        pytest.param(cls, prefix, options, id=f'{cls.__name__}-{name}')
+        for cls, prefix in HEADED.items()
+        for name, options in FORMATS.items()
+        if not options or cls is transformers.BertForMaskedLM  # heads do not change with formats
     ],
 )
 def test_a_model_with_a_head_loads_as_its_bare_encoder(tmp_path, with_head, prefix, options):
@@ -214,8 +222,15 @@ def test_the_fingerprint_is_of_the_weights_and_not_of_how_they_are_kept(tmp_path
     assert load_backbone(str(tmp_path / 'c')).fingerprint != first.fingerprint
 
 
-@pytest.mark.parametrize('stored', [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize('wanted', [np.float32, jnp.bfloat16], ids=['float32', 'bfloat16'])
+@pytest.mark.parametrize(
+    ('stored', 'wanted'),
+    [
+        pytest.param(torch.bfloat16, np.float32, id='wider'),
+        pytest.param(torch.float32, jnp.bfloat16, id='narrower'),
+        pytest.param(torch.float32, np.float32, id='as-it-is', marks=pytest.mark.slow),
+        pytest.param(torch.bfloat16, jnp.bfloat16, id='as-narrow', marks=pytest.mark.slow),
+    ],
+)
 def test_leaves_are_read_slice_by_slice_into_their_shards(tmp_path, stored, wanted):
     """No leaf is whole on a device, and beside the shards there is little more than one leaf."""
     sizes = {'vocab_size': 4096, 'hidden_size': 256, 'intermediate_size': 1024}

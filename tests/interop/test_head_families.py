@@ -69,7 +69,10 @@ def our_outputs(folder, of, x, outputs):
 @pytest.mark.parametrize('biased', [False, True])
 @pytest.mark.parametrize(
     'name',
-    [pytest.param(name, marks=[pytest.mark.slow] * (name in VARIANTS)) for name in WRITERS],
+    [
+        pytest.param(name, marks=[pytest.mark.slow] * (name in (*VARIANTS, 'whisper')))
+        for name in WRITERS
+    ],
 )
 def test_scores_of_words(source, tmp_path, name, biased):
     of, x = source(name), library.given(source(name))
@@ -173,7 +176,9 @@ def logits(model, of, x):
     return library.outputs(model, of, x)[0].numpy()
 
 
-@pytest.mark.parametrize('name', CLASSES)
+@pytest.mark.parametrize(
+    'name', [pytest.param(x, marks=[pytest.mark.slow] * (x in VARIANTS)) for x in CLASSES]
+)
 def test_classifiers_as_hugging_face_models(source, tmp_path, name):
     loaded = models(name)[1] if name == 'deit' else source(name).loaded
     loaded = rewritten(name, tmp_path) if name == 'deit' else loaded
@@ -207,8 +212,18 @@ def from_pretrained(cls, directory):
     return model.eval()
 
 
-@pytest.mark.parametrize('headed', [False, True])
-@pytest.mark.parametrize('name', ['bart', 'mbart', 'marian', 't5', 't5-gated', 'whisper'])
+@pytest.mark.parametrize(
+    ('name', 'headed'),
+    [
+        pytest.param(
+            name,
+            headed,
+            marks=[pytest.mark.slow] * (name in VARIANTS or (headed and name != 't5')),
+        )
+        for name in ('bart', 'mbart', 'marian', 't5', 't5-gated', 'whisper')
+        for headed in (False, True)
+    ],
+)
 def test_writers_as_hugging_face_models(tmp_path, name, headed):
     theirs, _, head = models(name, headed=True)
     theirs.save_pretrained(tmp_path / 'base')

@@ -116,7 +116,18 @@ PRESETS = {
     'prefix network': ['prefix_tuning'],
     'prompt': ['prompt_tuning'],
 }
-FAMILIES = [(name, 'bert') for name in CASES] + [(name, 'roberta') for name in ROBERTA]
+FAMILIES = [
+    *((name, 'bert') for name in CASES),
+    # Those that store parts of the model itself; the others repeat their path.
+    *(
+        pytest.param(
+            name,
+            'roberta',
+            marks=[pytest.mark.slow] * (name not in ('lora bias all', 'dora dense')),
+        )
+        for name in ROBERTA
+    ),
+]
 
 
 @pytest.mark.shows('peft', parameter='name', presets=PRESETS)

@@ -15,7 +15,7 @@ import torch
 import torch_families
 import transformers
 from safetensors.numpy import save_file
-from torch_families import CASES
+from torch_families import CASES, VARIANTS
 
 from adapters_jax.interop import decoder_heads
 from adapters_jax.interop.backbones import load_backbone
@@ -52,8 +52,9 @@ METHODS = (
     'lora', 'lora everywhere', 'lora patterns', 'lora bias', 'dora', 'vera', 'adalora', 'ia3',
     'norms', 'prompt', 'prefix',
 )  # fmt: skip
-# One for each kind of place; all methods are compared over T5, and in the slow tests over all.
-CORE = {'lora everywhere', 'lora bias', 'adalora', 'norms', 'prompt', 'prefix'}
+# One for each kind of place; all methods are compared over all families in the slow tests.
+CORE = {'lora everywhere', 'norms', 'prompt', 'prefix'}
+OF_T5 = CORE | {'adalora', 'ia3'}
 PRESETS = {
     'lora bias': ['lora'],
     'lora everywhere': ['lora'],
@@ -138,13 +139,17 @@ def source(tmp_path_factory):
     return functools.cache(make)
 
 
+def _quick(name):
+    return OF_T5 if name == 't5' else CORE
+
+
 def pairs():
     """Return all pairs that the library computes; those of no new kind are slow tests."""
     left = {*FAILS, ('marian', 'prompt'), *((name, 'prefix') for name in DECODERS)}
     # Its projections have no biases, and so do not RMSNorms.
     left |= {(name, 'lora bias') for name in ('t5', 't5-gated')}
     return [
-        pytest.param(name, m, marks=torch_families.marks(name, m in CORE))
+        pytest.param(name, m, marks=torch_families.marks(name, m in _quick(name)))
         for name in FAMILIES
         for m in METHODS
         if (name, m) not in left
@@ -209,6 +214,7 @@ def reload(of, directory, method):
 
 
 @shows('fails')
+@pytest.mark.slow  # of the library alone
 @pytest.mark.parametrize(('name', 'method'), FAILS)
 def test_peft_still_fails_by_itself(source, name, method):
     of = source(name)
@@ -220,7 +226,14 @@ def test_peft_still_fails_by_itself(source, name, method):
 
 @shows('differs')
 @pytest.mark.parametrize('method', ['prefix'])
-@pytest.mark.parametrize('name', [name for name in DECODERS if name != 'whisper'])
+@pytest.mark.parametrize(
+    'name',
+    [
+        pytest.param(name, marks=[pytest.mark.slow] * (name in VARIANTS))
+        for name in DECODERS
+        if name != 'whisper'
+    ],
+)
 def test_a_prefix_of_a_decoder_is_refused(source, tmp_path, name, method):
     of = source(name)
     theirs.adapt(fresh(of), config_of(name, method)).save_pretrained(tmp_path / 'a')
@@ -254,8 +267,17 @@ def test_a_prompt_among_no_words_is_refused(source, tmp_path, name):
         ours.save(own, tmp_path / 'b', source(name).loaded)
 
 
-@pytest.mark.parametrize('kind', ['LORA', 'IA3', 'VERA', 'LN_TUNING', 'ADALORA'])
-@pytest.mark.parametrize('name', ['t5', 'bart'])
+CHOSEN = {'t5': ('LORA', 'IA3'), 'bart': ('ADALORA', 'VERA', 'LN_TUNING')}  # quick ones
+
+
+@pytest.mark.parametrize(
+    ('name', 'kind'),
+    [
+        pytest.param(name, kind, marks=[pytest.mark.slow] * (kind not in quick))
+        for name, quick in CHOSEN.items()
+        for kind in ('LORA', 'IA3', 'VERA', 'LN_TUNING', 'ADALORA')
+    ],
+)
 def test_what_peft_chooses_where_nobody_does(source, tmp_path, name, kind):
     """A config without target modules is one with those that PEFT itself resolves."""
     of = source(name)

@@ -233,7 +233,7 @@ def test_a_backbone_of_another_size(broken, tmp_path, loaded):
             ours.load(broken(kind), other)
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=60, deadline=None, derandomize=True)
 @given(data=st.data())
 def test_damage_is_never_read(data, root, loaded, tmp_path_factory):
     """Whatever happens to a file, the folder is read whole or refused with a sentence."""

@@ -3,6 +3,7 @@
 import io
 import json
 
+import jax
 import numpy as np
 import pytest
 import sentencepiece
@@ -196,7 +197,8 @@ def translated(folder, texts):
     batch = {'input_ids': ids['input_ids'], 'segments': real, 'starts': starts}
     model = Model(loaded.config, registry.create('head'), HeadConfig(), loaded.config.written)
     params = {'backbone': loaded.params, 'heads': {model.name: decoder_heads.read(loaded)}}
-    found = generate(model, params, batch, task.rules, task.search)
+    write = jax.jit(lambda params, batch: generate(model, params, batch, task.rules, task.search))
+    found = write(params, batch)
     return task.tokenizer.batch_decode(found.tokens[:, 0], skip_special_tokens=True)
 
 

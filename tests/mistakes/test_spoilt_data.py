@@ -7,6 +7,8 @@ import pytest
 import toy
 from command_lines import predict_line
 
+from adapters_jax.training import experiment
+
 pytestmark = pytest.mark.usefixtures('compiled_once')
 
 
@@ -43,14 +45,12 @@ def test_a_file_that_is_not_what_it_should_be(line, content, expected):
     assert re.search(expected, found)
 
 
-def test_texts_longer_than_allowed_are_cut_and_counted(line):
+def test_texts_longer_than_allowed_are_cut_and_counted(toys, tmp_path, caplog):
     rows = toy.texts(30) + [('the ' * 50 + word, topic) for word, topic in toy.texts(12, seed=1)]
-    data = toy.write_table(line.folder / 'long.csv', ('text', 'label'), rows)
-    changes = (f'--config.data.train={data}', '--config.data.max_length=20')
-    done = command.run('train', *line.arguments(*changes), folder=line.folder)
-    assert done.status == 0, done.err
+    data = toy.write_table(tmp_path / 'long.csv', ('text', 'label'), rows)
+    experiment.build(toy.config(str(toys / 'bert'), data, data__max_length=20))
     told = re.findall(
-        r'(\d+) of (\d+) examples \(.*\) are longer than max_length = 20 and were cut', done.err
+        r'(\d+) of (\d+) examples \(.*\) are longer than max_length = 20 and were cut', caplog.text
     )
     assert sum(int(cut) for cut, _ in told) >= 12
 

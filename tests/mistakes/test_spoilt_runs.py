@@ -14,10 +14,11 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 import toy
-from command_lines import Line
+from command_lines import Line, predict_line
 
 from adapters_jax import config as configs
-from adapters_jax import files
+from adapters_jax import entry, files
+from adapters_jax import predict as prediction
 from adapters_jax.evaluate import evaluate
 from adapters_jax.train import train
 from adapters_jax.training import loop
@@ -82,6 +83,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_state(to
     config = toy.config(bert, data, **STUCK)
     with pytest.raises(FloatingPointError) as caught:
         train(config, tmp_path / 'w')
+    assert issubclass(caught.type, entry.MISTAKES)  # so that a command says it in one sentence
     step = int(re.search(r'the loss of step (\d+) is (nan|inf)', str(caught.value))[1])
     last = int(re.search(r'the last good state, of step (\d+), is in', str(caught.value))[1])
     assert last == step - 1 and str(tmp_path / 'w' / 'checkpoints') in str(caught.value)
@@ -105,17 +107,21 @@ def test_parameters_that_are_no_numbers_are_never_saved(toys, tmp_path):
     assert not list((tmp_path / 'w' / 'checkpoints').glob('[0-9]*'))
 
 
+@pytest.mark.slow
 def test_the_command_says_so_too(line):
     changes = [f'--config.{k.replace("__", ".")}={v}' for k, v in STUCK.items()]
     found = command.refused('train', *line.arguments(*changes), folder=line.folder)
     assert re.search(r'step \d+ .*: stopped; .*state, of step \d+, .*lower optimizer', found)
 
 
-def half_run(toys, folder, **changes):
-    """Train four of eight steps with a checkpoint for each, stopped as by SIGTERM."""
+@pytest.fixture(scope='module')
+def begun(toys, tmp_path_factory):
+    """A run's whole workdir, and one of four of eight steps, stopped as by SIGTERM; its config."""
+    folder = tmp_path_factory.mktemp('begun')
     given = {'method': 'head', 'training__steps': 8, 'training__checkpoint_every': 2}
-    config = toy.config(str(toys / 'bert'), str(toys / 'texts.csv'), **given | changes)
-    full = train(config, folder / 'whole')
+    data = toy.write_texts(folder / 'data.csv', 60)
+    config = toy.config(str(toys / 'bert'), data, training__dropout=True, **given)
+    train(config, folder / 'whole')
     taken = loop.Trainer._record
 
     def stopping(self, pending):
@@ -130,7 +136,16 @@ def half_run(toys, folder, **changes):
     finally:
         loop.Trainer._record = taken
     assert caught.value.code == 143
-    return config, full
+    return folder, config
+
+
+@pytest.fixture
+def half_run(begun, tmp_path):
+    """The config of a run whose workdirs, 'whole' and 'half', are in the test's own folder."""
+    folder, config = begun
+    toy.write_texts(folder / 'data.csv', 60)
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    return config.copy_and_resolve_references()
 
 
 def in_order(workdir):
@@ -147,15 +162,14 @@ def int_name(path):
     return int(path.name)
 
 
-def test_a_corrupt_newest_checkpoint_falls_back_and_says_so(toys, tmp_path):
-    config, _ = half_run(toys, tmp_path)
+def test_a_corrupt_newest_checkpoint_falls_back_and_says_so(half_run, tmp_path):
     *_, before, latest = in_order(tmp_path / 'half')
     assert int_name(latest) >= 4
     victim = max((p for p in latest.rglob('*') if p.is_file()), key=lambda p: p.stat().st_size)
     content = bytearray(victim.read_bytes())
     content[len(content) // 2] ^= 1
     victim.write_bytes(content)
-    train(config, tmp_path / 'half')
+    train(half_run, tmp_path / 'half')
     said = (tmp_path / 'half' / 'log.txt').read_text()
     expected = f'the checkpoint of step {latest.name} is damaged .*falling back to an earlier one'
     assert re.search(expected, said)
@@ -166,13 +180,12 @@ def test_a_corrupt_newest_checkpoint_falls_back_and_says_so(toys, tmp_path):
         assert ours.read_bytes() == theirs.read_bytes()
 
 
-def test_the_checkpoint_of_another_run_is_refused(toys, tmp_path):
-    data = toy.write_texts(tmp_path / 'data.csv', 60)
-    config, _ = half_run(toys, tmp_path, data__train=data)
+def test_the_checkpoint_of_another_run_is_refused(half_run, tmp_path):
+    config = half_run
     # The same config, over a file with other texts.
-    toy.write_texts(tmp_path / 'data.csv', 60, seed=9)
+    toy.write_texts(Path(config.data.train), 60, seed=9)
     check_other(config, tmp_path / 'half', 'data_fingerprint is .* there and .* here')
-    toy.write_texts(tmp_path / 'data.csv', 60)
+    toy.write_texts(Path(config.data.train), 60)
     validation = config.data.validation
     config.data.validation = toy.write_texts(tmp_path / 'other.csv', 20, seed=5)
     other = tmp_path / 'half' / 'config.json'
@@ -214,6 +227,7 @@ def small_disk(tmp_path):
     subprocess.run(['umount', '-l', str(place)], check=True)
 
 
+@pytest.mark.slow  # the next one is like it
 def test_a_full_disk(line, small_disk):
     (small_disk / 'filling').write_bytes(bytes(200_000))
     found = command.refused('train', *line.arguments(workdir=small_disk / 'w'), folder=line.folder)
@@ -227,7 +241,8 @@ def test_a_full_disk(line, small_disk):
 
 def test_files_that_the_system_does_not_let_grow(line):
     """Like a full disk, without a disk: each file may have so many bytes."""
-    given = line.arguments('--config.method=pfeiffer[reduction_factor=1]')
+    changes = ('--config.method=pfeiffer[reduction_factor=1]', '--config.training.dropout=False')
+    given = line.arguments(*changes)
     # Nor into the cache of programs: what is cut there would be found by every later run.
     limits = {'file_size': 3_000, 'cache': None, 'read_only_cache': True}
     found = command.refused('train', *given, folder=line.folder, **limits)
@@ -244,3 +259,13 @@ def test_a_full_disk_under_evaluate_and_predict(toys, tmp_path, monkeypatch):
     with pytest.raises(OSError, match=r'no room to write .*predictions_test.jsonl'):
         evaluate(toys / 'run')
     assert not list((toys / 'run').glob('.predictions*'))
+    names = ('adapter', 'input', 'output')
+    given = (
+        argument.partition('=')[2] for argument in predict_line(toys / 'run/adapter', tmp_path)
+    )
+    given = dict(zip(names, given, strict=True))
+    with pytest.raises(OSError, match=r'no room to write .*out.jsonl'):
+        prediction.main(
+            **given, backbone='', batch_size=32, drop_layers='0', frozen_dtype='float32', off=False
+        )
+    assert [path.name for path in tmp_path.iterdir()] == ['in.jsonl']

@@ -191,31 +191,30 @@ def test_dropout_starts_above_the_trunk(hidden_states, trunk):
 # ---- rematerialisation and number formats
 
 
-@pytest.fixture(scope='module')
-def remat_gradients(params):
-    """Return, by policy, the loss, the gradient, and the bytes of what is kept for the latter."""
+def loss(params, remat):
     config = dataclasses.replace(tiny.CONFIG, pooler=False)
-    params = {name: params[name] for name in ('embeddings', 'layer_0', 'layer_1')}
+    model = Backbone(config, trunk=Place(1), remat=remat)
+    rngs = {'dropout': jax.random.key(1)}
+    hidden = model.apply({'params': params}, IDS, deterministic=False, rngs=rngs)
+    return jnp.square(hidden - 0.5).mean()
 
-    def loss(params, remat):
-        model = Backbone(config, trunk=Place(1), remat=remat)
-        rngs = {'dropout': jax.random.key(1)}
-        hidden = model.apply({'params': params}, IDS, deterministic=False, rngs=rngs)
-        return jnp.square(hidden - 0.5).mean()
 
+def without_pooler(params):
+    return {name: params[name] for name in ('embeddings', 'layer_0', 'layer_1')}
+
+
+@pytest.mark.parametrize(
+    'remat',
+    [
+        pytest.param(name, marks=[pytest.mark.slow] * (name == 'full'))  # tests/conformance has it
+        for name in sorted(set(REMAT) - {'none'})
+    ],
+)
+def test_remat_changes_no_number(params, remat):
     grad = jax.jit(jax.value_and_grad(loss), static_argnums=1)
-
-    def kept(remat):
-        _, backward = jax.eval_shape(lambda p: jax.vjp(lambda q: loss(q, remat), p), params)
-        floats = [x for x in jax.tree.leaves(backward) if jnp.issubdtype(x.dtype, jnp.floating)]
-        return size_bytes(floats)
-
-    return {remat: (*grad(params, remat), kept(remat)) for remat in REMAT}
-
-
-@pytest.mark.parametrize('remat', sorted(set(REMAT) - {'none'}))
-def test_remat_changes_no_number(remat_gradients, remat):
-    (plain, gradient, _), (again, found, _) = remat_gradients['none'], remat_gradients[remat]
+    (plain, gradient), (again, found) = (
+        grad(without_pooler(params), policy) for policy in ('none', remat)
+    )
     np.testing.assert_allclose(plain, again, rtol=1e-6)
     scale = max(np.abs(leaf).max() for leaf in flatten(gradient).values())
     for path, leaf in flatten(gradient).items():
@@ -223,8 +222,14 @@ def test_remat_changes_no_number(remat_gradients, remat):
         np.testing.assert_allclose(flatten(found)[path], leaf, atol=1e-6 * scale)
 
 
-def test_each_policy_keeps_less_than_the_one_before(remat_gradients):
-    kept = [remat_gradients[remat][2] for remat in REMAT]
+def test_each_policy_keeps_less_than_the_one_before(params):
+    def bytes_of(remat):
+        given = without_pooler(params)
+        _, backward = jax.eval_shape(lambda p: jax.vjp(lambda q: loss(q, remat), p), given)
+        floats = [x for x in jax.tree.leaves(backward) if jnp.issubdtype(x.dtype, jnp.floating)]
+        return size_bytes(floats)
+
+    kept = [bytes_of(remat) for remat in REMAT]
     assert kept[0] > 1.2 * kept[1] > 1.2**2 * kept[2], kept
 
 

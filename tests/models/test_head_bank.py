@@ -1,5 +1,7 @@
 """Heads by number: each row's own gives what it does alone."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,13 +28,25 @@ STARTS = np.array([[0, 2]] * 4 + [[0, 0]] * 4, np.int32)
 POOLED = (HIDDEN, SEGMENTS, STARTS, jnp.sin)
 
 
+@functools.cache
+def fresh():
+    return jax.jit(lambda: BANK.init(jax.random.key(0), 8))()
+
+
 @pytest.fixture(scope='module')
 def params():
     """All heads' parameters, far from their initialisation."""
-    rng, fresh = np.random.default_rng(1), BANK.init(jax.random.key(0), 8)
-    return map_with_path(lambda path, leaf: random_leaf(rng, path, leaf.shape), fresh)
+    rng = np.random.default_rng(1)
+    return map_with_path(lambda path, leaf: random_leaf(rng, path, leaf.shape), fresh())
 
 
+@jax.jit
+def together(params, rows):
+    """Return the outputs of all rows, each through its own head."""
+    return BANK.apply(params, *POOLED, rows, None)
+
+
+@functools.partial(jax.jit, static_argnums=1)
 def alone(params, number):
     """Return the outputs of all rows through one head by itself."""
     name, config, width = HEADS[number]
@@ -41,7 +55,7 @@ def alone(params, number):
 
 
 def test_each_row_has_the_outputs_of_its_own_head(params):
-    found = jax.jit(lambda tree: BANK.apply(tree, *POOLED, ROWS, None))(params)
+    found = together(params, ROWS)
     assert found.shape == (8, 2, 5) == (8, 2, BANK.outputs) and found.dtype == jnp.float32
     for number, (_, _, width) in enumerate(HEADS):
         mine = number == ROWS
@@ -54,7 +68,7 @@ def test_each_row_has_the_outputs_of_its_own_head(params):
 
 @pytest.mark.parametrize('number', range(len(HEADS)))
 def test_every_row_may_have_the_same_head(params, number):
-    found = BANK.apply(params, *POOLED, np.full(8, number, np.int32), None)
+    found = together(params, np.full(8, number, np.int32))
     expected = alone(params, number)
     np.testing.assert_allclose(found[..., : HEADS[number][2]], expected, atol=1e-5)
 
@@ -63,14 +77,14 @@ def test_a_head_learns_from_its_own_rows_alone(params):
     rows = np.where(ROWS == 1, -1, ROWS)  # nobody uses the head `deep`
 
     def whole(tree):
-        return (BANK.apply(tree, *POOLED, rows, None) ** 2).sum()
+        return (together(tree, rows) ** 2).sum()
 
     def single(tree, number):
         return (alone(tree, number)[rows == number] ** 2).sum()
 
-    found = jax.grad(whole)(params)
+    found = jax.jit(jax.grad(whole))(params)
     for number, (name, _, _) in enumerate(HEADS):
-        expected = flatten(jax.grad(single)(params, number)[name])
+        expected = flatten(jax.jit(jax.grad(single), static_argnums=1)(params, number)[name])
         for path, leaf in flatten(found[name]).items():
             np.testing.assert_allclose(leaf, expected[path], rtol=1e-4, atol=1e-4, err_msg=path)
     assert not any(leaf.any() for leaf in jax.tree.leaves(found['deep']))
@@ -88,16 +102,17 @@ def test_dropout_needs_a_key_and_is_drawn_for_each_row(params):
     }
     given = (np.ones_like(HIDDEN), *POOLED[1:], np.array([0, 1] * 4, np.int32))
     np.testing.assert_array_equal(bank.apply(tree, *given, None)[..., 0], 8)
-    dropped = np.stack([bank.apply(tree, *given, jax.random.key(i))[..., 0] for i in range(50)])
+    draw = jax.jit(lambda key: bank.apply(tree, *given, key)[..., 0])
+    dropped = np.stack([draw(jax.random.key(i)) for i in range(50)])
     assert set(np.unique(dropped)) <= set(range(0, 17, 2))
     assert abs(dropped.mean() - 8) < 5 * np.sqrt(8 / dropped.size)
     assert (dropped[:, 0] != dropped[:, 2]).any() and (dropped[0] != dropped[1]).any()
 
 
 def test_fresh_heads_have_their_own_sizes_and_weights():
-    fresh = BANK.init(jax.random.key(0), 8)
-    assert {name: fresh[name][f'dense_{c.layers - 1}']['bias'].shape for name, c, _ in HEADS} == {
+    own = fresh()
+    assert {name: own[name][f'dense_{c.layers - 1}']['bias'].shape for name, c, _ in HEADS} == {
         name: (width,) for name, _, width in HEADS
     }
-    first, second = (fresh[name]['dense_0']['kernel'] for name in ('deep', 'shallow'))
+    first, second = (own[name]['dense_0']['kernel'] for name in ('deep', 'shallow'))
     assert first.shape == second.shape and (first != second).mean() > 0.9

@@ -47,7 +47,7 @@ def test_metrics_worked_out_by_hand():
         assert turned[name] == pytest.approx(value)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=20)
 @given(st.integers(2, 6), st.integers(1, 40), st.integers(0, 2**32 - 1))
 def test_metrics_equal_scikit_learns(num_outputs, N, seed):
     random = np.random.default_rng(seed)

@@ -56,11 +56,11 @@ def test_the_loss_is_the_weighted_sum_of_what_each_task_says_of_its_own_examples
 
 def test_the_gradient_of_an_output_is_that_of_its_own_task_and_elsewhere_zero():
     outputs, columns = batch(1)
-    grads = np.asarray(jax.grad(lambda x: MIXTURE.loss(x, columns)[0])(jnp.asarray(outputs)))
+    grads = np.asarray(jax.jit(jax.grad(lambda x: MIXTURE.loss(x, columns)[0]))(outputs))
     reached = np.zeros_like(grads, bool)
     for number, weight in enumerate(MIXTURE.weights):
         task, own, part = alone(outputs, columns, number)
-        expected = jax.grad(lambda x, task=task, part=part: task.loss(x, part)[0])(own)
+        expected = jax.jit(jax.grad(lambda x, task=task, part=part: task.loss(x, part)[0]))(own)
         here = columns['example_mask'] & (columns['task'] == number)
         found = grads[here][:, : task.num_outputs]
         np.testing.assert_allclose(found, weight * expected[0], rtol=1e-5, atol=1e-6)
@@ -73,13 +73,12 @@ def test_what_stands_in_empty_places_and_at_other_tasks_reaches_nothing(wrong):
     outputs, columns = batch(2)
     columns['task'] = np.minimum(columns['task'], 1)  # none of `judged`
     real = columns['example_mask']
-    clean = MIXTURE.loss(jnp.asarray(outputs), columns)
+    slope = jax.jit(jax.value_and_grad(MIXTURE.loss, has_aux=True))
+    clean, _ = slope(outputs, columns)
     spoiled = np.where(real[..., None], outputs, wrong).astype(np.float32)
     spoiled[columns['task'] == 1, 1:] = wrong  # beyond the one output of `rated`
     columns['label'] = np.where(real, columns['label'], wrong).astype(np.float32)
-    (total, count), grads = jax.value_and_grad(lambda x: MIXTURE.loss(x, columns), has_aux=True)(
-        jnp.asarray(spoiled)
-    )
+    (total, count), grads = slope(spoiled, columns)
     np.testing.assert_array_equal((total, count), clean)
     assert np.isfinite(grads).all() and not np.asarray(grads)[~real].any()
 

@@ -59,7 +59,7 @@ TAG = st.sampled_from(SPANS.labels)
 BOTH = st.lists(st.tuples(TAG, TAG), min_size=1, max_size=7)
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(BOTH, min_size=1, max_size=4), st.integers(1, 3))
 def test_scores_are_those_of_seqeval_over_whole_sentences(sentences, pieces):
     gold = [schemes.convert([g for g, _ in own], 'bio', 'bio') for own in sentences]

@@ -191,7 +191,20 @@ def test_says_that_a_checkpoint_has_no_position_in_the_data(tmp_path):
         restore(tmp_path)
 
 
-def test_orbax_keeps_its_tracebacks_to_itself():
-    with Checkpoints('unused', {}) as checkpoints:
-        checkpoints.wait()
-    assert not logging.getLogger('absl').filters
+def test_orbax_keeps_its_tracebacks_to_itself(tmp_path, caplog):
+    told = logging.getLogger('absl')
+
+    def tell(what, error=None):
+        record = told.makeRecord('absl', logging.ERROR, '/orbax/it.py', 1, what, (), error)
+        told.handle(record)
+
+    error = KeyError, KeyError('x'), None
+    with Checkpoints(tmp_path, IDENTITY) as checkpoints:
+        checkpoints.save(1, make_state(), None, {})
+        assert told.filters
+        tell('with a traceback', error)
+        tell('in a sentence')
+    assert not told.filters
+    tell('of nobody else', error)
+    found = [record.message for record in caplog.records if record.pathname == '/orbax/it.py']
+    assert found == ['in a sentence', 'of nobody else']

@@ -3,6 +3,7 @@
 Read from the compiled program: which of its inputs share their memory with an output.
 """
 
+import dataclasses
 import functools
 import re
 
@@ -22,6 +23,7 @@ from adapters_jax.training.optimizer import OptimizerConfig, make_optimizer
 from adapters_jax.training.placement import Placement
 
 TASK = tasks.Classification(labels=('a', 'b', 'c'))
+CONFIG = dataclasses.replace(tiny.CONFIG, layers=1)
 BATCH = tiny.batch([[3, 4], [8], [2, 2], [5]], 8)
 # A method, what frozen weights are stored in, and the mesh.
 CASES = {
@@ -37,13 +39,14 @@ ALIASED = re.compile(r'\{[\d, ]*\}: \((\d+), \{[\d, ]*\}, \S+?\)')
 def program(case):
     """Return the arguments of a step, the jitted step, and its compiled program."""
     text, stored, shape = CASES[case]
-    model = tiny.model(registry.create(text))
+    model = tiny.model(registry.create(text), config=CONFIG)
     placement = Placement(sharding.make_mesh(*shape), LAYOUTS)
     trainable, frozen = trees.partition(tiny.params(model), model.rules)
     trainable = placement.trainable(trainable)
     optimizer = make_optimizer(OptimizerConfig(), 10)
     state = placement.moments(optimizer.init, trainable)
-    step = steps.jit_train_step(trainable, state, model=model, task=TASK, optimizer=optimizer)
+    fixed = {'model': model, 'task': TASK, 'optimizer': optimizer, 'dropout': False}
+    step = steps.jit_train_step(trainable, state, **fixed)
     frozen = placement.frozen(frozen, stored)
     batch = sharding.put_batch(BATCH, placement.mesh)
     arguments = trainable, state, frozen, batch, placement.put(jax.random.key(0)), np.int32(0)
@@ -85,7 +88,7 @@ def test_after_a_step_the_old_state_is_gone_and_the_frozen_weights_are_not(case)
 
 
 def test_a_population_gives_its_state_away_too():
-    model = tiny.model(registry.create('pfeiffer[reduction_factor=4]'))
+    model = tiny.model(registry.create('pfeiffer[reduction_factor=4]'), config=CONFIG)
     trainable, frozen = trees.partition(tiny.params(model), model.rules)
 
     def make_optimizer(rate, decay):

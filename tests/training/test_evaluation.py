@@ -78,7 +78,14 @@ def outputs(model, trees, split, policy, devices):
     return evaluation.outputs(jit_outputs(model), *placed, split, policy, 0, mesh)
 
 
-@pytest.mark.parametrize('policy', POLICIES, ids=str)
+@pytest.mark.parametrize(
+    'policy',
+    [
+        pytest.param(policy, marks=pytest.mark.slow if i in (2, 4) else ())
+        for i, policy in enumerate(POLICIES)
+    ],
+    ids=str,
+)
 def test_outputs_and_metrics_are_those_of_each_example_alone(model, trees, split, by_hand, policy):
     found = outputs(model, trees, split, policy, 1)
     assert found.shape == (53, 3) and np.ptp(found) > 1
@@ -102,7 +109,7 @@ def scores(logits, labels):
     return {'accuracy': correct / 53, 'f1_macro': sum(f1) / 3, 'recall_macro': sum(recall) / 3}
 
 
-@pytest.mark.parametrize('devices', [2, 8])
+@pytest.mark.parametrize('devices', [pytest.param(2, marks=pytest.mark.slow), 8])
 @pytest.mark.parametrize('policy', [POLICIES[0], POLICIES[3]], ids=str)
 def test_any_number_of_devices_gives_the_same(model, trees, split, by_hand, policy, devices):
     found = outputs(model, trees, split, policy, devices)

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 import toy
+import untrained
 
 from adapters_jax.config import add_task, assign
 from adapters_jax.evaluate import evaluate
@@ -26,13 +27,12 @@ METHODS = ('pfeiffer[size=4]', 'bitfit', 'lora[r=2]|houlsby[size=3]')
 
 @pytest.fixture(scope='module')
 def runs(tmp_path_factory):
-    """A backbone, texts, and a finished adapter of each method."""
+    """A backbone, texts, and an adapter of each method that nobody trained."""
     folder = tmp_path_factory.mktemp('start')
-    backbone = toy.write_backbone(folder / 'bert', layers=2)
+    backbone = toy.write_backbone(folder / 'bert')
     texts = toy.write_texts(folder / 'texts.csv', 60)
     for method in METHODS:
-        options = {'training__epochs': 1.0, 'optimizer__learning_rate': 3e-2}
-        train(toy.config(backbone, texts, method=method, **options), folder / method)
+        untrained.run(toy.config(backbone, texts, method=method), folder / method)
     return folder, backbone, texts
 
 
@@ -43,7 +43,9 @@ def config(runs, method, begin=None, **options):
     return made
 
 
-@pytest.mark.parametrize('method', [pytest.param(METHODS[0], marks=pytest.mark.slow), *METHODS[1:]])
+@pytest.mark.parametrize(
+    'method', [*(pytest.param(m, marks=pytest.mark.slow) for m in METHODS[:2]), METHODS[2]]
+)
 def test_without_a_change_the_run_is_the_adapter_that_it_began_with(runs, tmp_path, method):
     still = config(runs, method, optimizer__learning_rate=1e-30)
     train(still, tmp_path / 'run')
@@ -57,6 +59,15 @@ def test_without_a_change_the_run_is_the_adapter_that_it_began_with(runs, tmp_pa
         predict(still.start, ROWS), predict(tmp_path / 'run' / 'adapter', ROWS), strict=True
     ):
         np.testing.assert_allclose(own['logits'], other['logits'], atol=1e-6)
+
+
+def test_what_is_trained_of_the_backbone_begins_as_it_ended(runs):
+    own = config(runs, 'bitfit')
+    given = flatten({'backbone': adapter_folder.load(own.start).backbone_params})
+    found = flatten(experiment.build(own).init_params())
+    assert given
+    for path, leaf in given.items():
+        np.testing.assert_array_equal(found[path], leaf)
 
 
 def test_another_task_has_a_fresh_head(runs, caplog):
@@ -89,7 +100,7 @@ def test_each_member_of_a_population_begins_with_it(runs, tmp_path):
 def test_no_member_of_a_population_begins_with_an_adapter_of_another_method(runs, tmp_path, ranks):
     _, backbone, texts = runs
     plain = toy.config(backbone, texts, method='lora[r=2,alpha=8]', training__steps=1)
-    train(plain, tmp_path / 'first')
+    untrained.run(plain, tmp_path / 'first')
     grid = toy.config(backbone, texts, method='lora[r=2,alpha=8]', training__steps=1)
     grid.start = str(tmp_path / 'first' / 'adapter')
     assign(grid, 'sweep.grid', f"('method.{ranks}',)")
@@ -104,17 +115,15 @@ def test_an_adapter_that_was_trained_anew_is_read_anew(runs, tmp_path):
     own = config(runs, METHODS[0])
     own.start = str(tmp_path / 'first')
     before = flatten(experiment.build(own).start.adapter_params)
-    again = toy.config(backbone, texts, method=METHODS[0], training__steps=2, seed=5)
-    train(again, tmp_path / 'again')
+    untrained.run(toy.config(backbone, texts, method=METHODS[0]), tmp_path / 'again', seed=5)
     shutil.rmtree(tmp_path / 'first')
     shutil.copytree(tmp_path / 'again' / 'adapter', tmp_path / 'first')
     after = flatten(experiment.build(own).start.adapter_params)
     assert any(np.abs(after[path] - leaf).max() > 1e-4 for path, leaf in before.items())
 
 
-def test_a_run_does_not_go_on_from_another_beginning(runs, tmp_path):
-    folder, _, _ = runs
-    shutil.copytree(folder / METHODS[0] / 'adapter', tmp_path / 'first')
+def test_a_run_goes_on_from_no_other_beginning_and_once_trained_needs_none(runs, tmp_path):
+    shutil.copytree(runs[0] / METHODS[0] / 'adapter', tmp_path / 'first')
     own = config(runs, METHODS[0])
     own.start = str(tmp_path / 'first')
     train(own, tmp_path / 'run')
@@ -124,6 +133,8 @@ def test_a_run_does_not_go_on_from_another_beginning(runs, tmp_path):
     adapter_folder.save(dataclasses.replace(given, adapter_params=moved), tmp_path / 'first')
     with pytest.raises(ValueError, match='belongs to another run: adapters_fingerprint is'):
         train(own, tmp_path / 'run')
+    shutil.rmtree(tmp_path / 'first')
+    assert evaluate(tmp_path / 'run')['examples'] > 0
 
 
 @pytest.mark.parametrize(
@@ -153,15 +164,6 @@ def test_options_of_training_may_differ_and_no_others(runs, tmp_path):
     seeded = config(runs, 'pfeiffer[size=4,init_weights_seed=3]', METHODS[0])
     with pytest.raises(ValueError, match=r'init_weights_seed=None, but config\.method has 3'):
         experiment.build(seeded)
-
-
-def test_once_trained_the_adapter_needs_its_first_one_no_more(runs, tmp_path):
-    shutil.copytree(runs[0] / METHODS[0] / 'adapter', tmp_path / 'first')
-    own = config(runs, METHODS[0])
-    own.start = str(tmp_path / 'first')
-    train(own, tmp_path / 'run')
-    shutil.rmtree(tmp_path / 'first')
-    assert evaluate(tmp_path / 'run')['examples'] > 0
 
 
 def test_one_adapter_cannot_begin_several_tasks(runs, tmp_path):

@@ -90,7 +90,7 @@ def test_a_step_is_the_optimisers_on_the_gradient_of_the_mean_loss():
     assert metrics[1]['loss'] < metrics[0]['loss']
 
 
-@pytest.mark.parametrize('accumulate', [2, 4])
+@pytest.mark.parametrize('accumulate', [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_accumulation_changes_no_number(accumulate):
     optimizer = optax.sgd(0.5, momentum=0.9)
     assert_same(run(optimizer, 2, dropout=False, accumulate=accumulate), plain())
@@ -119,7 +119,7 @@ def test_accumulated_parts_draw_their_own_dropout():
         np.testing.assert_allclose(leaf, expected, atol=1e-5)
 
 
-@pytest.mark.parametrize('devices', [2, 8])
+@pytest.mark.parametrize('devices', [pytest.param(2, marks=pytest.mark.slow), 8])
 def test_the_number_of_devices_changes_no_number(devices):
     optimizer = optax.sgd(0.5, momentum=0.9)
     assert_same(run(optimizer, 2, devices, dropout=False), plain())

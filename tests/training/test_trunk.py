@@ -234,7 +234,12 @@ def computed(monkeypatch):
     return calls
 
 
-@pytest.mark.parametrize('name', METHODS)
+FAST = {'double_seq_bn[reduction_factor=4,leave_out=[0]]', 'head'}
+
+
+@pytest.mark.parametrize(
+    'name', [pytest.param(m, marks=() if m in FAST else pytest.mark.slow) for m in METHODS]
+)
 def test_a_batch_with_the_column_gives_the_outputs_of_one_without(tmp_path, mesh, name):
     experiment = experiment_of(name, tmp_path)
     attached = trunk.attach(experiment, mesh)

@@ -41,7 +41,10 @@ def values(found):
     return [(t.number, t.state, t.params, t.value, t.intermediate_values) for t in found.trials]
 
 
-@pytest.mark.parametrize('sampler', study.SAMPLERS)
+@pytest.mark.parametrize(
+    'sampler',
+    [pytest.param(s, marks=pytest.mark.slow if s == 'random' else ()) for s in study.SAMPLERS],
+)
 def test_a_seed_decides_what_is_proposed(tmp_path, sampler):
     whole = grow(tmp_path / 'one', 16, sampler=sampler)
     assert grow(tmp_path / 'two', 16, sampler=sampler) == whole
