@@ -1,10 +1,10 @@
 """Renders the table of methods and their properties for docs/methods.md.
 
     python -m pytest tests/conformance tests/interop tests/adapters/test_bank.py \\
-        -m 'not slow' --conformance=experiments/conformance.json
+        --conformance=experiments/conformance.json
     python -m experiments.table
 
-The first command runs the tests and notes what they found; the second renders it. A test compares
+The first command runs the tests, the slow ones too, and notes what they found; the second renders it. A test compares
 the page with the stored file, and the stored file with the methods there are.
 """
 
