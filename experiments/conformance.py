@@ -4,8 +4,8 @@
         --conformance=experiments/conformance.json
     python -m experiments.table
 
-The first command runs the tests, the slow ones too, and notes what they found; the second renders it. A test compares
-the page with the stored file, and the stored file with the methods there are.
+The first command runs the tests, the slow ones too, and notes what they found; the second renders
+it. A test compares the page with the stored file, and the stored file with the methods there are.
 """
 
 from pathlib import Path
