@@ -93,6 +93,7 @@ def test_the_table_says_what_was_measured():
         'sizes': {name: {'train': 2000, 'test': 500} for name in ('ann', 'ben')},
         'epochs': 1.0,
         'hardware': '2 cores',
+        'commit': 'abcdef0123',
     }
     lines = speech.render(result).splitlines()
     assert lines[2] == '| none, window of 1 s | 0 | 2.5 ± 0.6 | 2.9 | 2.0 ± 1.4 |  |'

@@ -76,11 +76,12 @@ def test_the_table_has_a_row_for_each_run():
         'language_epochs': 1.0,
         'base_seconds': 600.0,
         'hardware': 'this',
+        'commit': 'abcdef0123',
     }
     table = translation.render(json.loads(json.dumps(result)))
     assert '| a | 50 (25 %) | 61 |  |  | 31.2 | 55.0 |  |  |  |  |' in table
     assert '| b | - | 61 |' in table
-    assert 'after 12 epochs: `lora` 0.01 (3.88) or 0.003 (4.19). One seed.' in table
+    assert 'after 12 epochs: `lora` 0.01 (3.88) or 0.003 (4.19). Of 1 rows' in table
 
 
 def test_the_rate_is_the_one_with_the_lower_cross_entropy(tmp_path, monkeypatch):
