@@ -12,6 +12,8 @@ from PIL import Image
 
 from adapters_jax.data.preprocess import chain
 from adapters_jax.interop import adapter_folder, formats
+from adapters_jax.tasks.image_classification import ImageClassification
+from adapters_jax.tasks.sequence_to_sequence import SequenceToSequence
 from adapters_jax.training import experiment
 from experiments import fusion_heatmap
 
@@ -127,6 +129,14 @@ def test_the_command(backbone, tmp_path, capsys, kind):
     lines.write_text('\n')
     with pytest.raises(ValueError, match='the input holds no examples'):
         fusion_heatmap.main(str(adapter), str(lines), str(tmp_path / 'map.png'), '')
+
+
+@pytest.mark.parametrize(
+    ('task', 'told'), [(ImageClassification, 'reads pixels'), (SequenceToSequence, 'writes texts')]
+)
+def test_what_reads_no_texts_or_writes_them_has_no_map(task, told):
+    with pytest.raises(ValueError, match=f'the adapter {told}; a heat map is over the tokens'):
+        fusion_heatmap._check_reads_texts(task)
 
 
 def test_adapters_without_a_map(backbone):

@@ -195,6 +195,7 @@ def test_members_have_their_own_leaves_of_the_backbone(method):
         expected, expected_losses = alone(own, count=4)
         np.testing.assert_allclose(seen, expected_losses, atol=1e-5, rtol=0)
         assert trees.flatten(trained).keys() == trees.flatten(expected).keys()
+        check_equal(expected, trained, 1e-5, own.method)
 
 
 def test_how_many_are_computed_at_a_time_changes_no_number():
@@ -207,7 +208,9 @@ def test_how_many_are_computed_at_a_time_changes_no_number():
             check_equal(one, other, 1e-6)
 
 
-@pytest.mark.parametrize(('devices', 'chunk'), [(4, 1), (2, 1), (2, 0)])
+@pytest.mark.parametrize(
+    ('devices', 'chunk'), [(4, 1), pytest.param(2, 1, marks=pytest.mark.slow), (2, 0)]
+)
 def test_members_may_be_spread_over_the_devices(devices, chunk):
     owns = members(*METHODS['lora'])
     mesh = sharding.make_mesh(devices, members=len(owns))
@@ -219,7 +222,7 @@ def test_members_may_be_spread_over_the_devices(devices, chunk):
         check_equal(one, other, 1e-6)
 
 
-@pytest.mark.parametrize('devices', [2, 4])
+@pytest.mark.parametrize('devices', [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_devices_with_members_of_their_own_never_meet_and_skip_those_that_ended(devices):
     """XLA ends a process of which one device waits for another for more than a minute."""
     owns = members(*METHODS['lora'])
