@@ -13,6 +13,7 @@ import toy
 
 from adapters_jax.interop.backbones import load_backbone
 from adapters_jax.models.heads import HeadConfig
+from adapters_jax.training import cuts
 from adapters_jax.training.flops import product_flops
 from experiments.bench import __main__ as bench
 from experiments.bench import (
@@ -20,6 +21,7 @@ from experiments.bench import (
     kernels,
     libraries,
     mixed_adapters,
+    parts,
     population,
     programs,
     sizes,
@@ -314,3 +316,19 @@ def test_a_command_that_fails_in_a_race_is_told_with_what_it_said():
         RuntimeError, match=r'`.*adapters_jax.train.*` ended with \d+:\n(.|\n)*error: '
     ):
         population.run('train', '--config=configs/quickstart.py', '--config.no_such_key=1')
+
+
+def test_parts_of_a_batch_are_raced_with_the_whole(tmp_path, monkeypatch):
+    weights = toy.write_backbone(tmp_path / 'bert', layers=2, hidden=32)
+    monkeypatch.setattr(parts, 'COURSES', (('toy', 'lora[r=2]', 16),))
+    monkeypatch.setattr(parts, 'PARTS', (1, 2))
+    monkeypatch.setattr(parts, 'TOKENS', 16)
+    monkeypatch.setattr(parts.backbones, 'folder', lambda name, root: weights)
+    monkeypatch.setattr(cuts, 'TOKENS', 128)
+    parts.main(str(tmp_path / 'out'), rounds=1)
+    result = json.loads((tmp_path / 'out/parts.json').read_text())
+    assert [course['automatic'] for course in result['courses']] == [2]
+    for course in result['courses']:
+        assert 0 < course['temporary']['2'] < course['temporary']['1']
+    row = (tmp_path / 'out/parts.md').read_text().splitlines()[2]
+    assert row.startswith('| `lora[r=2]` on toy | 256 | ') and row.count('**') == 2

@@ -21,7 +21,7 @@ from adapters_jax.config import Config
 from adapters_jax.data.encoded import TAGS
 from adapters_jax.interop.backbones import describe_backbone
 from adapters_jax.params import Tree
-from adapters_jax.training import batching, collectives, fitting, flops, loop
+from adapters_jax.training import batching, collectives, cuts, fitting, flops, loop
 from adapters_jax.training.experiment import Experiment, check_numbers, make_model, make_task
 from adapters_jax.training.members import load as load_members
 from adapters_jax.training.placement import Described, make_mesh
@@ -173,13 +173,14 @@ def _batch(
 
 
 def trace_step(plan: Plan) -> jax.stages.Traced:
-    """Trace the step that training takes."""
+    """Trace the step that training takes, as on an accelerator: in the parts that are asked for."""
     start, number = plan.start, jax.ShapeDtypeStruct((), jnp.int32)
     key = plan.placement.put(jax.eval_shape(lambda: start.key))
     number = plan.placement.put(number)
-    return start.train_step.trace(
-        start.trainable, start.opt_state, start.frozen, plan.batch, key, number
-    )
+    with cuts.fixed(1):
+        return start.train_step.trace(
+            start.trainable, start.opt_state, start.frozen, plan.batch, key, number
+        )
 
 
 def trace_forward(plan: Plan) -> jax.stages.Traced:

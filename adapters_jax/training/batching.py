@@ -28,15 +28,15 @@ def check(config: Config, method: Method, devices: int) -> None:
         raise ValueError(
             f'data.batching is {config.data.batching!r}; expected one of {", ".join(BATCHINGS)}'
         )
-    for key in ('batch_size', 'accumulate'):
-        if training[key] < 1:
-            raise ValueError(f'training.{key} is {training[key]}; expected 1 or more')
-    parts = devices * training.accumulate
+    for key, least in (('batch_size', 1), ('accumulate', 0)):
+        if training[key] < least:
+            raise ValueError(f'training.{key} is {training[key]}; expected {least} or more')
+    parts = devices * _parts(config)
     reads = tasks.kind(config.task.name).reads
     if not _packed(config, method, reads) and training.batch_size % parts:
         raise ValueError(
             f'training.batch_size is {training.batch_size}, which does not divide over {devices} '
-            f'devices x {training.accumulate} accumulation steps; choose a multiple of {parts}'
+            f'devices x {_parts(config)} accumulation steps; choose a multiple of {parts}'
         )
     if config.data.batching == 'packed' and reads == TOKENS and not method.packable:
         _LOG.warning(
@@ -54,7 +54,7 @@ def choose(
     the place in the data that a checkpoint remembers: `fill` makes the rows divide over them.
     Evaluation takes four times the training batch: it keeps no activations.
     """
-    parts = config.training.accumulate if training else devices
+    parts = _parts(config) if training else devices
     size = config.training.batch_size * (1 if training else 4)
     writes = model.config.decoder is not None and not training
     # A text is written for one row.
@@ -76,7 +76,7 @@ def choose_mixed(
     `groups` are the tasks' lengths, which are at most `longest`.
     """
     shares = mixing.average(np.array([len(lengths) for lengths in groups]))
-    size, parts = config.training.batch_size, config.training.accumulate
+    size, parts = config.training.batch_size, _parts(config)
     if _packed(config, method):
         return policies.choose_shared_packing(groups, shares, size, longest, parts)
     return policies.choose_shared_buckets(groups, shares, -(-size // parts) * parts)
@@ -98,16 +98,21 @@ def fill(batch: batches.Batch, rows: int, pad_id: int) -> batches.Batch:
 
 def filled_rows(config: Config, rows: int, devices: int) -> int:
     """Return how many rows a training batch has on these devices; warn where many are empty."""
-    parts = devices * config.training.accumulate
+    parts = devices * _parts(config)
     filled = -(-rows // parts) * parts
     if filled > 1.1 * rows:
         _LOG.warning(
             'A batch has %d rows, of which %d devices x %d accumulation steps make %d, the others '
             'empty; a training.batch_size of %d would fill them.',
-            *(rows, devices, config.training.accumulate, filled),
+            *(rows, devices, _parts(config), filled),
             config.training.batch_size * filled // rows,
         )
     return filled
+
+
+def _parts(config: Config) -> int:
+    """Return what the rows of a device must divide by; a cut of our own choice goes by the rows."""
+    return config.training.accumulate or 1
 
 
 def _packed(config: Config, method: Method, reads: str = TOKENS) -> bool:

@@ -244,7 +244,7 @@ def check_trained(trainable: Tree, config: Config) -> None:
 # The least value of a key of `training`; below it nothing sensible could be done.
 _LEAST = {
     'batch_size': 1,
-    'accumulate': 1,
+    'accumulate': 0,
     'steps': 0,
     'evaluate_every': 0,
     'patience': 0,

@@ -20,6 +20,7 @@ from adapters_jax.generation import generate
 from adapters_jax.model import Batch, Model
 from adapters_jax.params import Tree, flatten, map_with_path, merge
 from adapters_jax.tasks.task import Task
+from adapters_jax.training import cuts
 
 Metrics = dict[str, Float[Array, '']]
 # The sum of losses and the count of examples of each task by name, where there are several.
@@ -82,19 +83,9 @@ def gradients(
     if accumulate == 1:
         (total, (count, tasks)), grads = grad(trainable, frozen, batch, key, **fixed)
         return grads, total, count, tasks
-    rows = len(next(iter(batch.values())))
-    if rows % accumulate:
-        raise ValueError(
-            f'a batch of {rows} rows does not divide into {accumulate} parts; choose '
-            'training.accumulate so that it divides the rows of every batch'
-        )
-    # Part i takes every `accumulate`-th row from row i on, so it has rows of every device.
-    parts = {
-        name: column.reshape(-1, accumulate, *column.shape[1:]).swapaxes(0, 1)
-        for name, column in batch.items()
-    }
     zeros = (jax.tree.map(jnp.zeros_like, trainable), jnp.zeros(()), jnp.zeros(()))
-    carry, tasks = jax.lax.scan(part, zeros, (jnp.arange(accumulate), parts))
+    items = (jnp.arange(accumulate), cuts.cut(batch, accumulate))
+    carry, tasks = jax.lax.scan(part, zeros, items)
     return *carry, jax.tree.map(lambda x: x.sum(0), tasks)
 
 
@@ -109,12 +100,14 @@ def train_step(
     model: Model,
     task: Task,
     optimizer: optax.GradientTransformation,
-    accumulate: int = 1,
+    accumulate: int = 0,
     label_smoothing: float = 0.0,
     dropout: bool = True,
     multipliers: Tree | None = None,
 ) -> tuple[Tree, optax.OptState, Metrics]:
     """Take one optimiser step; `key` is the run's, and each step folds its number into it.
+
+    The batch is cut into `accumulate` parts (0: `cuts.automatic`).
 
     Metrics are `loss` (what is minimised: the mean over what the task counts, examples or words, of
     several tasks weighted, and what the method adds to it), `gradient_norm`
@@ -124,7 +117,8 @@ def train_step(
     step_key = jax.random.fold_in(key, step) if dropout else None
     fixed = {'model': model, 'task': task, 'label_smoothing': label_smoothing}
     fixed |= {'multipliers': multipliers}
-    grads, total, count, tasks = gradients(trainable, frozen, batch, step_key, accumulate, **fixed)
+    parts = accumulate or cuts.automatic(model, batch)
+    grads, total, count, tasks = gradients(trainable, frozen, batch, step_key, parts, **fixed)
     divisor = jnp.maximum(count, 1)
     grads = jax.tree.map(lambda g: g / divisor.astype(g.dtype), grads)
     updates, opt_state = optimizer.update(grads, opt_state, trainable)

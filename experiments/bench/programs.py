@@ -18,6 +18,7 @@ from adapters_jax.model import Batch, Model
 from adapters_jax.models.heads import HeadConfig
 from adapters_jax.params import Tree, partition
 from adapters_jax.tasks.classification import Classification
+from adapters_jax.training import cuts
 from adapters_jax.training.dtypes import DTYPES
 from adapters_jax.training.flops import product_flops
 from adapters_jax.training.optimizer import OptimizerConfig, make_optimizer
@@ -36,6 +37,7 @@ class Program:
     call: Callable[[], Any]
     flops: float
     compiled: Any
+    parts: int = 1  # that a training batch is cut into
 
     @property
     def temporary(self) -> int:
@@ -99,8 +101,11 @@ def inference(model: Model, params: Tree, batch: Batch, devices: int = 1) -> Pro
     return Program(lambda: program(*trees, batch), flops, program)
 
 
-def training(model: Model, params: Tree, batch: Batch, parts: int = 1, devices: int = 1) -> Program:
-    """Compile a training step with dropout, its batch cut into parts; each call takes the next."""
+def training(model: Model, params: Tree, batch: Batch, parts: int = 0, devices: int = 1) -> Program:
+    """Compile a training step with dropout; each call takes the next.
+
+    The batch is cut into so many parts, 0: as our commands do.
+    """
     optimizer = make_optimizer(OptimizerConfig(), 1000)
     mesh = sharding.make_mesh(devices)
     everywhere = sharding.replicated(mesh)
@@ -110,6 +115,7 @@ def training(model: Model, params: Tree, batch: Batch, parts: int = 1, devices: 
     frozen = sharding.place(frozen, np.float32, everywhere)
     batch = sharding.put_batch(batch, mesh)
     rest = (frozen, batch, jax.device_put(jax.random.key(1), everywhere), np.int32(0))
+    parts = parts or cuts.automatic(model, batch)
     make_step = functools.partial(
         jit_train_step, *state, model=model, task=TASK, optimizer=optimizer, accumulate=parts
     )
@@ -119,7 +125,7 @@ def training(model: Model, params: Tree, batch: Batch, parts: int = 1, devices: 
         *state[:], metrics = program(*state, *rest)
         return metrics
 
-    return Program(call, flops, program)
+    return Program(call, flops, program, parts)
 
 
 def _compiled(make: Callable[[], Any], given: tuple[Any, ...]) -> tuple[Any, float]:

@@ -35,13 +35,13 @@ class Course:
     size: int  # the bottleneck's, or the rank
     rows: int
     tokens: int
-    parts: int = 1  # that ours cuts a training batch into, for the same update
+    parts: int = 0  # that ours cuts a training batch into; 0: as our commands do
     devices: int = 1  # that ours spreads the rows over
 
     @property
     def title(self) -> str:
         """The course in words."""
-        parts = f' in {self.parts} parts' if self.parts > 1 else ''
+        parts = ' uncut' if self.parts == 1 else ''
         parts += f' over {self.devices} devices' if self.devices > 1 else ''
         return f'{self.method} on {self.backbone}, {self.rows} x {self.tokens}{parts}'
 
@@ -51,7 +51,7 @@ def courses() -> list[Course]:
     if jax.default_backend() == 'cpu':
         return [
             Course('minilm', 'double_seq_bn[size=24]', 'adapters', 24, 32, 128),
-            Course('minilm', 'double_seq_bn[size=24]', 'adapters', 24, 32, 128, parts=4),
+            Course('minilm', 'double_seq_bn[size=24]', 'adapters', 24, 32, 128, parts=1),
             # One core goes on where the other waits for the rest of a product.
             Course(
                 *('minilm', 'double_seq_bn[size=24]', 'adapters', 24, 32, 128), devices=CPU_DEVICES
@@ -82,7 +82,7 @@ def inference(root: Path, rounds: int) -> Iterator[Race]:
 def _races(mode: str, root: Path, rounds: int) -> Iterator[Race]:
     dtype = 'float32' if jax.default_backend() == 'cpu' else 'bfloat16'
     for course in courses():
-        if mode == 'inference' and course.parts > 1:
+        if mode == 'inference' and course.parts:
             continue
         yield race(mode, course, dtype, root, rounds)
         gc.collect()
@@ -91,25 +91,23 @@ def _races(mode: str, root: Path, rounds: int) -> Iterator[Race]:
 def race(mode: str, course: Course, dtype: str, root: Path, rounds: int) -> Race:
     """Race a course in a mode, 'training' or 'inference'; random weights go below `root`.
 
-    Where ours cuts the batch into parts, theirs runs with as many and without, and the faster one
-    of these counts.
+    Where ours cuts the batch, theirs runs cut so and uncut, and the faster one of these counts.
     """
     folder = backbones.folder(course.backbone, root)
     loaded = load_backbone(str(folder))
     batch = programs.random_batch(course.rows, course.tokens, loaded.config.vocabulary)
-    # A forward pass is not cut.
-    cuts = [{'parts': n} for n in sorted({1, course.parts})] if mode == 'training' else [{}]
     made = programs.make(loaded, course.method, dtype)
-    ours = getattr(programs, mode)(*made, batch, devices=course.devices, **cuts[-1])
+    # A forward pass is not cut.
+    cut = {'parts': course.parts} if mode == 'training' else {}
+    ours = getattr(programs, mode)(*made, batch, devices=course.devices, **cut)
     model = libraries.make(course.library, folder, course.method, course.size, 2)
     compiled = course.library == 'peft' and dtype == 'bfloat16'  # as it recommends for a GPU
     run = libraries.train_step if mode == 'training' else libraries.forward
     together = 1 if jax.default_backend() == 'cpu' else TOGETHER
     calls = {OURS: _repeated(ours.call, together)}
-    for cut in cuts:
-        theirs = run(model, batch, dtype, compiled, **cut)
-        name = f'theirs in {cut.get("parts", 1)}'
-        calls[name] = _repeated(theirs, together, lambda tensor: tensor.item())
+    for parts in sorted({1, ours.parts}):
+        theirs = run(model, batch, dtype, compiled, **({'parts': parts} if cut else {}))
+        calls[f'theirs in {parts}'] = _repeated(theirs, together, lambda tensor: tensor.item())
     found = compare(calls, rounds, pause=PAUSE)
     times = {
         side: Times(tuple(s / together for s in seconds.seconds)) for side, seconds in found.items()
@@ -120,7 +118,8 @@ def race(mode: str, course: Course, dtype: str, root: Path, rounds: int) -> Race
     told = {'flops': ours.flops, 'product_rate': rate}
     told |= {'share_of_rate': ours.flops / own.median / rate}
     told |= {'seconds': {side: seconds.median for side, seconds in times.items()}}
-    settings = dataclasses.asdict(course) | {'dtype': dtype, 'padding': programs.padding(batch)}
+    settings = dataclasses.asdict(course) | {'parts': ours.parts, 'dtype': dtype}
+    settings['padding'] = programs.padding(batch)
     return Race(course.title, own, best, settings, more=told)
 
 
