@@ -31,6 +31,7 @@ BENCHES = {
     'faults': 'experiments.faults.report',
     'adapters_vs_finetuning': 'experiments.adapters_vs_finetuning.__main__',
     'products': 'experiments.bench.products',
+    'parts': 'experiments.bench.parts',
     'preprocessing': 'experiments.preprocessing',
     'choose': 'experiments.choice',
     'translation': 'experiments.domains.translation',
