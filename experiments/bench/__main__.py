@@ -77,8 +77,8 @@ _HOW = (
     "Medians; the ratio is the median of the rounds' own, which can differ from that of the two "
     'medians, with the middle half of them in brackets. Above 1 is faster, less memory or a '
     'smaller folder; brackets that hold 1 decide nothing. *Of the rate*: arithmetic of matrix '
-    'products in a second, as a part of what one large product reaches on the same '
-    'machine. Heads are two dense layers on the first '
+    'products in a second, as a part of what one large product reaches in the same rounds. '
+    'Heads are two dense layers on the first '
     "token's state, as `adapters` has them: of the last layer ours computes no other token. Over 2 "
     'devices means `JAX_NUM_CPU_DEVICES=2`. On a CPU theirs is eager, as it comes, and ours is '
     'compiled by XLA: `torch.compile` is used on a GPU, against `peft` in bfloat16. Where each '

@@ -2,8 +2,6 @@
 
 import dataclasses
 import functools
-import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -138,15 +136,11 @@ def _compiled(make: Callable[[], Any], given: tuple[Any, ...]) -> tuple[Any, flo
     return program, product_flops(traced.jaxpr)
 
 
-def product_rate(dtype: str = 'float32', size: int = 0, repeats: int = 9) -> float:
-    """Return the FLOPs a second of a large square matrix product on this machine."""
+def product(dtype: str = 'float32', size: int = 0) -> Program:
+    """Compile a large square matrix product, to see how fast this machine is at it."""
     size = size or (2048 if jax.default_backend() == 'cpu' else 8192)
     # Random numbers: a GPU multiplies ones an eighth faster, since fewer of its wires change.
     square = jax.random.normal(jax.random.key(0), (size, size), DTYPES[dtype])
-    product = jax.jit(jnp.matmul, compiler_options=xla.options())
-    seconds = []
-    for _ in range(repeats + 2):
-        started = time.perf_counter()
-        product(square, square).block_until_ready()
-        seconds.append(time.perf_counter() - started)
-    return 2.0 * size**3 / statistics.median(seconds[2:])
+    jitted = jax.jit(jnp.matmul, compiler_options=xla.options())
+    program = jitted.lower(square, square).compile()
+    return Program(lambda: program(square, square), 2.0 * size**3, program)

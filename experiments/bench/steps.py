@@ -22,7 +22,7 @@ PAUSE = 0.3
 # Steps that an accelerator is given without waiting in between, as both sides' training loops do.
 TOGETHER = 10
 CPU_DEVICES = 2  # that the bench has of a CPU (JAX_NUM_CPU_DEVICES)
-OURS = 'ours'
+OURS, PRODUCT = 'ours', 'product'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +104,8 @@ def race(mode: str, course: Course, dtype: str, root: Path, rounds: int) -> Race
     compiled = course.library == 'peft' and dtype == 'bfloat16'  # as it recommends for a GPU
     run = libraries.train_step if mode == 'training' else libraries.forward
     together = 1 if jax.default_backend() == 'cpu' else TOGETHER
-    calls = {OURS: _repeated(ours.call, together)}
+    product = programs.product(dtype)
+    calls = {OURS: _repeated(ours.call, together), PRODUCT: _repeated(product.call, together)}
     for parts in sorted({1, ours.parts}):
         theirs = run(model, batch, dtype, compiled, **({'parts': parts} if cut else {}))
         calls[f'theirs in {parts}'] = _repeated(theirs, together, lambda tensor: tensor.item())
@@ -112,11 +113,11 @@ def race(mode: str, course: Course, dtype: str, root: Path, rounds: int) -> Race
     times = {
         side: Times(tuple(s / together for s in seconds.seconds)) for side, seconds in found.items()
     }
-    own = times.pop(OURS)
+    own, products = times.pop(OURS), times.pop(PRODUCT)
     best = min(times.values(), key=lambda theirs: theirs.median)
-    rate = programs.product_rate(dtype)
-    told = {'flops': ours.flops, 'product_rate': rate}
-    told |= {'share_of_rate': ours.flops / own.median / rate}
+    told = {'flops': ours.flops, 'product_rate': product.flops / products.median}
+    # Each round by itself, since a machine that does other work has another rate in each.
+    told |= {'share_of_rate': products.over(own).value * ours.flops / product.flops}
     told |= {'seconds': {side: seconds.median for side, seconds in times.items()}}
     settings = dataclasses.asdict(course) | {'parts': ours.parts, 'dtype': dtype}
     settings['padding'] = programs.padding(batch)
