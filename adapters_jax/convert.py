@@ -88,9 +88,9 @@ def _define() -> dict[str, flags.FlagHolder]:
         'source': flags.DEFINE_string('source', None, 'Folder of a finished adapter.'),
         'target': flags.DEFINE_string('target', None, 'Folder to write.'),
         'format': flags.DEFINE_string('format', None, f'One of {", ".join(formats.FORMATS)}.'),
-        'backbone': flags.DEFINE_string('backbone', '', 'The backbone, if not where it was.'),
-        'members': flags.DEFINE_string('members', '', "A lone fusion's adapters: a=DIR,b=DIR."),
-        'keep': flags.DEFINE_string('keep', '', 'The adapters that a fusion still mixes: a,b.'),
+        'backbone': flags.DEFINE_string('backbone', '', 'Where the backbone is, if it has moved.'),
+        'members': flags.DEFINE_string('members', '', 'Adapters of a lone fusion: a=DIR,b=DIR.'),
+        'keep': flags.DEFINE_string('keep', '', 'Keep only these adapters of a fusion: a,b.'),
         'name': flags.DEFINE_string('name', '', 'What the adapter is called from now on.'),
     }
 

@@ -72,7 +72,8 @@ def _fusion() -> Config:
             'key': True,
             'value': True,
             'value_initialized': True,
-            # The query is the sub-layer's output before or after residual and LayerNorm.
+            # True: the query is the sub-layer's output; False: what the last adapter reads, which
+            # for 'pfeiffer' is that output after residual and LayerNorm.
             'query_before_ln': False,
             # Add 0.01 times the squared distance of the values' projection from the identity.
             'regularization': True,
@@ -80,7 +81,7 @@ def _fusion() -> Config:
             'residual_before': False,
             # Divide the scores by a temperature that falls from 50 to 1.
             'temperature': False,
-            # Project values before they are weighted, or their weighted sum.
+            # True: project values before they are weighted; False: project their weighted sum.
             'value_before_softmax': True,
             # Of the scores, in training.
             'dropout_prob': 0.1,
@@ -142,10 +143,10 @@ def _answers() -> dict[str, int | str]:
 
 def _written() -> dict[str, Any]:
     return {
-        # Where texts are written: their most tokens, the end included, and their least, without
-        # it; how many are followed at once (1: the likeliest token each time), and the power of
-        # the length that their log-probabilities are divided by; how many tokens on end never
-        # come twice (0: what the checkpoint says).
+        # Where texts are written: the most tokens of one, the end included, and the least, without
+        # it; beams (1: greedy search); the power of the length that a beam's log-probability is
+        # divided by; how many tokens in a row never occur twice, as no_repeat_ngram_size (0: what
+        # the checkpoint says).
         'target_length': 128,
         'min_length': 0,
         'beams': 1,
@@ -232,7 +233,8 @@ def data() -> Config:
 
 def _examples() -> dict[str, Any]:
     return {
-        # Shares of the training file that become validation and test where those are missing.
+        # Shares of the training file that become validation and test (the test share only where
+        # there is no test file); with a validation file of its own nothing is cut off.
         'split_fractions': (0.1, 0.1),
         'split_seed': 0,
         # The order of the training examples follows from it; -1: from the run's seed. A sweep
@@ -365,8 +367,8 @@ def _sweep() -> Config:
         {
             # What `adapters_jax.sweep` trains: every combination of these values, each a text
             # 'KEY=VALUE,VALUE,...'. KEY is any key of this file with dots between levels, or
-            # 'method.OPTION' for an option of the method ('method.MEMBER.OPTION' for one of a
-            # member's, where several are joined): ('method.size=8,64', 'seed=0,1,2').
+            # 'method.OPTION' for an option of the method ('method.NAME.OPTION' where several
+            # methods are joined): ('method.size=8,64', 'seed=0,1,2').
             'grid': (),
             # Instead of a grid, what a search draws its trials from: 'KEY=VALUE,VALUE,...' as
             # there, or 'KEY=RANGE' with one of uniform(LOW,HIGH), log(LOW,HIGH),
@@ -379,10 +381,10 @@ def _sweep() -> Config:
             'sampler': 'tpe',
             # What a search draws follows from it, and from the results alone.
             'seed': 0,
-            # Who ends before its last step: 'none'; 'median': who is worse than the median of the
-            # others at the same step (searches only); 'halving': who is not among the best
-            # 1/`reduction` at a rung. Rungs are the shares grace, grace x reduction, ... of a
-            # member's steps; before the first one nobody ends.
+            # Which members end early: 'none'; 'median': those worse than the median of the others
+            # at the same step (searches only); 'halving': those not among the best 1/`reduction`
+            # at a rung. Rungs are the shares grace, grace x reduction, ... of a member's steps;
+            # nothing ends before the first.
             'pruner': 'none',
             'reduction': 2.0,
             'grace': 0.25,

@@ -162,7 +162,7 @@ def _end(number: int, _: Any) -> None:
     """End the process in order, so that temporary files go: it has no state to save by now."""
     name = signal.Signals(number).name
     # Not `print`: the signal may have come in the middle of one.
-    os.write(2, f'stopped by {name}; the same command begins where nothing is lost\n'.encode())
+    os.write(2, f'stopped by {name} with nothing to save; give the same command again\n'.encode())
     if jax.distributed.is_initialized():
         # In order would be together with the others, who know nothing of it.
         signal.signal(number, signal.SIG_DFL)

@@ -67,7 +67,7 @@ def _fit_devices(config: configs.Config) -> None:
     try:
         make_mesh(config)
     except ValueError as error:
-        _LOG.warning('%s: all devices that there are hold the rows, each the whole model', error)
+        _LOG.warning('%s: evaluating on all devices there are, the whole model on each', error)
         config.mesh.data, config.mesh.fsdp, config.mesh.tensor = -1, 1, 1
 
 
@@ -194,7 +194,7 @@ def _show(adapter: Path, name: str, result: dict[str, Any]) -> None:
 def _define() -> dict[str, flags.FlagHolder]:
     workdir = flags.DEFINE_string('workdir', None, 'Directory of a finished run.')
     split = flags.DEFINE_string('split', 'test', 'Which split: test, validation, train.')
-    drop = flags.DEFINE_string('drop_layers', '0', 'Layers without it: the N lowest, or A-B.')
+    drop = flags.DEFINE_string('drop_layers', '0', 'Layers without adapters: the N lowest, or A-B.')
     return {'workdir': workdir, 'split': split, 'drop_layers': drop}
 
 

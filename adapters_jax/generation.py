@@ -51,7 +51,7 @@ def _check(model: Model, batch: Batch, rules: Rules) -> None:
         raise ValueError(f'a {model.config.family} backbone writes no texts: it has no decoder')
     if rules.read > decoder.positions:
         raise ValueError(
-            f'max_length={rules.max_length} words behind a start of {len(rules.start)} need '
+            f'max_length={rules.max_length} tokens after {len(rules.start)} start tokens need '
             f'{rules.read} positions, but the decoder has {decoder.positions}; set a lower '
             'max_length'
         )

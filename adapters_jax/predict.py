@@ -151,8 +151,8 @@ def _tell_replaced(rows: Rows, result: Rows) -> None:
     }
     if replaced:
         _LOG.warning(
-            'the input has %s, which a prediction is called too: those of the input are not in the '
-            'output; rename them to keep them',
+            'the input has the fields %s, which predictions overwrite; rename them in the input to '
+            'keep them',
             ' and '.join(sorted(replaced)),
         )
 
@@ -216,7 +216,7 @@ def _define() -> dict[str, flags.FlagHolder]:
         'adapter': flags.DEFINE_string('adapter', None, 'A finished adapter: DIR, or a=DIR,b=DIR.'),
         'input': flags.DEFINE_string('input', None, 'JSONL file to read.'),
         'output': flags.DEFINE_string('output', None, 'JSONL file to write.'),
-        'backbone': flags.DEFINE_string('backbone', '', 'The backbone, if not where it was.'),
+        'backbone': flags.DEFINE_string('backbone', '', 'Where the backbone is, if it has moved.'),
         'drop_layers': flags.DEFINE_string(
             'drop_layers', '0', 'Layers without adapters: the N lowest, or A-B.'
         ),
@@ -226,8 +226,8 @@ def _define() -> dict[str, flags.FlagHolder]:
             list(dtypes.FROZEN_DTYPES),
             'What frozen weights are stored in.',
         ),
-        'off': flags.DEFINE_bool('off', False, 'The backbone as it was, under the same head.'),
-        'batch_size': flags.DEFINE_integer('batch_size', 32, 'Examples of a quarter batch.'),
+        'off': flags.DEFINE_bool('off', False, 'Leave adapters out: the bare backbone, same head.'),
+        'batch_size': flags.DEFINE_integer('batch_size', 32, 'Batches have four times as many.'),
     }
 
 

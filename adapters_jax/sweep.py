@@ -113,7 +113,10 @@ def sweep_shard(config: Config, workdir: str | Path, shard: grid.Shard) -> list[
         files.write_json(workdir / CONFIG, configs.to_json(config))
     if not mine:
         counts = f'{len(groups)} population(s), {shard.count} shards'
-        _LOG.info('nothing to train for this one: %s; a lower sweep.size makes more', counts)
+        _LOG.info(
+            'nothing to train for this shard: %s; a smaller sweep.size, above 0, makes more',
+            counts,
+        )
     for number in mine:
         _train(build, groups, workdir, number, config.sweep.chunk)
     return [member.name for number in mine for member in groups[number]]
@@ -168,7 +171,7 @@ def main(config: Config, workdir: str, shard: str) -> None:
     print('\n'.join(_told(result)))
     print(f'best member: {best["name"]}, {best["score"]:.4f} at step {best["best_step"]}')
     again = result['recommended']['member'] if 'recommended' in result else best['name']
-    print(f'by itself: {report.command(workdir, again)}')
+    print(f'to train {again} by itself: {report.command(workdir, again)}')
     print(f'wrote {workdir}: {", ".join(results.written(result))}')
 
 

@@ -6,8 +6,9 @@
     python -m adapters_jax.predict --adapter=W/adapter --input=in.jsonl --output=out.jsonl
 
 SQuAD's JSON, the same in JSONL, CSV and Parquet tables with the columns question, context, answer
-and answer_start, or a hub id (`--config.data.name=squad_v2`). A question without answers has none
-in its context. Without validation and test files a tenth of the paragraphs each is held out.
+and answer_start, or a hub id (`--config.data.name=squad_v2`). A question without an answer is one
+that its context does not answer. Without validation and test files a tenth of the paragraphs each
+is held out.
 """
 
 from adapters_jax.config import Config, base, parse_arg

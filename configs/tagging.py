@@ -7,7 +7,7 @@
 
 CoNLL-U (UPOS, or `--config.data.columns.label=XPOS`), CoNLL columns (the word first, the tag last,
 or `--config.data.columns.label=1`), or JSONL of {"tokens": [...], "tags": [...]}; also .gz, and a
-hub data set (`--config.data.name=...`). Of spans the scheme (BIO, IOB1, IOBES, BILOU) is found out.
+hub data set (`--config.data.name=...`). The scheme of spans (BIO, IOB1, IOBES, BILOU) is detected.
 """
 
 from adapters_jax.config import Config, base, parse_arg

@@ -184,7 +184,7 @@ def _define() -> dict[str, flags.FlagHolder]:
         'adapter': flags.DEFINE_string('adapter', None, 'A finished adapter with a fusion.'),
         'input': flags.DEFINE_string('input', None, 'JSONL file of texts.'),
         'output': flags.DEFINE_string('output', None, 'PNG or SVG file to write.'),
-        'backbone': flags.DEFINE_string('backbone', '', 'The backbone, if not where it was.'),
+        'backbone': flags.DEFINE_string('backbone', '', 'Where the backbone is, if it has moved.'),
     }
 
 

@@ -13,7 +13,7 @@ import toy
 
 from adapters_jax.interop.backbones import load_backbone
 from adapters_jax.models.heads import HeadConfig
-from adapters_jax.training import cuts
+from adapters_jax.training import batching
 from adapters_jax.training.flops import product_flops
 from experiments.bench import __main__ as bench
 from experiments.bench import (
@@ -324,7 +324,7 @@ def test_parts_of_a_batch_are_raced_with_the_whole(tmp_path, monkeypatch):
     monkeypatch.setattr(parts, 'PARTS', (1, 2))
     monkeypatch.setattr(parts, 'TOKENS', 16)
     monkeypatch.setattr(parts.backbones, 'folder', lambda name, root: weights)
-    monkeypatch.setattr(cuts, 'TOKENS', 128)
+    monkeypatch.setattr(batching, 'PART', 128)
     parts.main(str(tmp_path / 'out'), rounds=1)
     result = json.loads((tmp_path / 'out/parts.json').read_text())
     assert [course['automatic'] for course in result['courses']] == [2]

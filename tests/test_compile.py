@@ -18,7 +18,7 @@ import toy
 from adapters_jax import compile as ahead_of_time
 from adapters_jax import entry, sharding
 from adapters_jax.params import flatten
-from adapters_jax.training import ahead, batching, collectives, experiment, loop
+from adapters_jax.training import ahead, batching, collectives, experiment, flops, loop
 
 GOLDENS = Path(__file__).parent / 'goldens'
 MESHES = {
@@ -276,3 +276,9 @@ if __name__ == '__main__':
         for method in METHODS:
             golden(mesh, method).write_text(ahead.shardings(plan(MESHES[mesh], METHODS[method])))
     print(f'wrote the dumps of {GOLDENS}')
+
+
+def test_of_robust_training_the_step_that_drops_no_layer_is_compiled():
+    plain = ahead.trace_step(plan((1, 1, 1), 'pfeiffer'))
+    robust = ahead.trace_step(plan((1, 1, 1), 'pfeiffer', training__adapter_drop='robust'))
+    assert flops.product_flops(robust.jaxpr) == flops.product_flops(plain.jaxpr) > 0

@@ -88,7 +88,7 @@ def test_a_run_goes_on_over_no_other_members_and_once_finished_needs_none(
     values['mesh'] |= {'data': 16}
     path.write_text(json.dumps(values))
     again = evaluate(tmp_path / 'run', 'test')
-    assert 'mesh.data is 16' in caplog.text and 'all devices that there are' in caplog.text
+    assert 'mesh.data is 16' in caplog.text and 'all devices there are' in caplog.text
     assert again['metrics'] == first['metrics']
 
 

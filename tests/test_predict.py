@@ -211,7 +211,7 @@ def test_a_label_of_the_input_is_kept_and_other_fields_that_go_are_told(runs, ca
     rows = [{'text': 'the cat', 'label': 'snow', 'logits': 3}, {'text': 'snow', 'prediction': 'x'}]
     first, second = predict(runs / 'texts' / 'adapter', rows)
     assert first['gold'] == 'snow' and first['label'] in toy.TOPICS and 'gold' not in second
-    assert 'the input has logits and prediction, which a prediction is called too' in caplog.text
+    assert 'the fields logits and prediction, which predictions overwrite' in caplog.text
     caplog.clear()
     predict(runs / 'texts' / 'adapter', [{'text': 'the cat', 'label': 'snow'}])
     assert not caplog.text

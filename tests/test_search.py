@@ -250,8 +250,8 @@ def test_a_search_killed_often_ends_the_same(toys, undisturbed, tmp_path, seed):
 
 def test_the_winner_can_be_trained_by_itself(toys, undisturbed, tmp_path):
     result = json.loads((toys / 'whole' / 'sweep.json').read_text())
-    (line,) = [x for x in undisturbed.out.splitlines() if x.startswith('by itself: ')]
-    _, _, module, given, workdir = line.removeprefix('by itself: ').split(' ')
+    (line,) = [x for x in undisturbed.out.splitlines() if ' by itself: ' in x]
+    _, _, module, given, workdir = line.partition(' by itself: ')[2].split(' ')
     assert (module, workdir) == ('adapters_jax.train', '--workdir=NEW')
     done = command.run('train', given, f'--workdir={tmp_path / "w"}', folder=tmp_path / 'out')
     assert done.status == 0, done.err

@@ -21,7 +21,7 @@ from adapters_jax.config import Config
 from adapters_jax.data.encoded import TAGS
 from adapters_jax.interop.backbones import describe_backbone
 from adapters_jax.params import Tree
-from adapters_jax.training import batching, collectives, cuts, fitting, flops, loop
+from adapters_jax.training import batching, collectives, fitting, flops, loop
 from adapters_jax.training.experiment import Experiment, check_numbers, make_model, make_task
 from adapters_jax.training.members import load as load_members
 from adapters_jax.training.placement import Described, make_mesh
@@ -91,16 +91,16 @@ def plan(
     """Lay out a run's trees over `devices` (default: JAX's).
 
     A batch has `training.batch_size` rows of `length` tokens (0: `data.max_length`), each of which
-    holds up to `texts` texts. `labels` is the number of classes where the config does not name them
-    (0: 2).
+    holds up to `texts` texts, and is cut into parts if `training.accumulate` says so. `labels` is
+    the number of classes where the config does not name them (0: 2).
 
     Raises:
         ValueError, FileNotFoundError: the first mistake found, in one sentence.
     """
     if config.tasks:
         raise ValueError(
-            f'the config has several tasks ({", ".join(config.tasks)}), of which a run makes one '
-            'model; what is compiled here is a run of a single task'
+            f'the config has several tasks ({", ".join(config.tasks)}), but only a run of a single '
+            'task is compiled; give the config of one of them'
         )
     check_numbers(config)
     placement = Described.of(config, make_mesh(config, devices))
@@ -113,7 +113,8 @@ def plan(
         )
     experiment = _experiment(config, labels)
     tree = jax.eval_shape(_initialiser(experiment), experiment.backbone.params)
-    start = prepare(experiment, tree, placement, total_steps=config.training.steps or _MANY)
+    steps, parts = config.training.steps or _MANY, config.training.accumulate or 1
+    start = prepare(experiment, tree, placement, steps, parts)
     return Plan(experiment, placement, start, _batch(experiment, placement, length, texts))
 
 
@@ -149,7 +150,8 @@ def _batch(
 ) -> dict[str, jax.ShapeDtypeStruct]:
     """Return the columns of a batch as `data.batches.assemble` makes them."""
     config, limit = experiment.config, experiment.model.text_positions
-    rows = batching.filled_rows(config, config.training.batch_size, placement.row_parts)
+    parts = config.training.accumulate or 1
+    rows = batching.filled_rows(config, config.training.batch_size, placement.row_parts, parts)
     names = ['input_ids', 'token_type_ids', 'positions', 'segments']
     names += [TAGS] if experiment.model.method.known_tags else []
     if experiment.task.reads != 'input_ids':
@@ -173,14 +175,13 @@ def _batch(
 
 
 def trace_step(plan: Plan) -> jax.stages.Traced:
-    """Trace the step that training takes, as on an accelerator: in the parts that are asked for."""
+    """Trace the step that training takes."""
     start, number = plan.start, jax.ShapeDtypeStruct((), jnp.int32)
     key = plan.placement.put(jax.eval_shape(lambda: start.key))
     number = plan.placement.put(number)
-    with cuts.fixed(1):
-        return start.train_step.trace(
-            start.trainable, start.opt_state, start.frozen, plan.batch, key, number
-        )
+    return start.train_step.trace(
+        start.trainable, start.opt_state, start.frozen, plan.batch, key, number
+    )
 
 
 def trace_forward(plan: Plan) -> jax.stages.Traced:

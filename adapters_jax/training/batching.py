@@ -1,20 +1,31 @@
-"""How a split becomes batches: the choice between packing and buckets, made once per run."""
+"""How a split becomes batches: packing or buckets, and in how many parts, chosen once per run.
+
+A CPU takes a training batch in parts, one after another: a part's activations take the memory of
+those of the part before, and fewer of them have left the processor's cache when the backward pass
+reads them. Measured by `python -m experiments.bench.parts`. Forward passes keep nothing, and are
+not cut.
+"""
 
 import logging
 from collections.abc import Sequence
 
+import jax
 import numpy as np
 
 from adapters_jax import tasks
 from adapters_jax.adapters.method import Method
 from adapters_jax.config import Config
-from adapters_jax.data import batches, policies
+from adapters_jax.data import batches, pipeline, policies
 from adapters_jax.data.shares import Mixing
 from adapters_jax.model import Model
+from adapters_jax.tasks.task import Task
 
 _LOG = logging.getLogger(__name__)
 TOKENS = 'input_ids'
 BATCHINGS = ('packed', 'buckets')
+# Tokens that a part of a batch has at least. It is a constant, and no matter of the machine's cores
+# and caches, because dropout draws by parts.
+PART = 1024
 
 
 def check(config: Config, method: Method, devices: int) -> None:
@@ -31,12 +42,12 @@ def check(config: Config, method: Method, devices: int) -> None:
     for key, least in (('batch_size', 1), ('accumulate', 0)):
         if training[key] < least:
             raise ValueError(f'training.{key} is {training[key]}; expected {least} or more')
-    parts = devices * _parts(config)
+    parts = devices * _asked(config)
     reads = tasks.kind(config.task.name).reads
     if not _packed(config, method, reads) and training.batch_size % parts:
         raise ValueError(
             f'training.batch_size is {training.batch_size}, which does not divide over {devices} '
-            f'devices x {_parts(config)} accumulation steps; choose a multiple of {parts}'
+            f'devices x {_asked(config)} accumulation steps; choose a multiple of {parts}'
         )
     if config.data.batching == 'packed' and reads == TOKENS and not method.packable:
         _LOG.warning(
@@ -54,7 +65,7 @@ def choose(
     the place in the data that a checkpoint remembers: `fill` makes the rows divide over them.
     Evaluation takes four times the training batch: it keeps no activations.
     """
-    parts = _parts(config) if training else devices
+    parts = _asked(config) if training else devices
     size = config.training.batch_size * (1 if training else 4)
     writes = model.config.decoder is not None and not training
     # A text is written for one row.
@@ -76,7 +87,7 @@ def choose_mixed(
     `groups` are the tasks' lengths, which are at most `longest`.
     """
     shares = mixing.average(np.array([len(lengths) for lengths in groups]))
-    size, parts = config.training.batch_size, _parts(config)
+    size, parts = config.training.batch_size, _asked(config)
     if _packed(config, method):
         return policies.choose_shared_packing(groups, shares, size, longest, parts)
     return policies.choose_shared_buckets(groups, shares, -(-size // parts) * parts)
@@ -96,22 +107,48 @@ def fill(batch: batches.Batch, rows: int, pad_id: int) -> batches.Batch:
     return {name: extended(name, column) for name, column in batch.items()}
 
 
-def filled_rows(config: Config, rows: int, devices: int) -> int:
+def choose_parts(config: Config, model: Model, task: Task, policy: policies.Policy) -> int:
+    """Return how many parts a training batch is cut into: as the config says, or as is best here.
+
+    Like the batches this does not depend on the number of devices, and so neither does what dropout
+    draws.
+    """
+    if config.training.accumulate:
+        return config.training.accumulate
+    packed = isinstance(policy, policies.Packed)
+    length = policy.row_length if packed else policy.lengths[0]  # the shortest of the buckets
+    read = {TOKENS: length, 'pixels': model.config.positions, 'sound': getattr(task, 'frames', 0)}
+    written = length if model.config.decoder is not None else 0
+    # Whisper's encoder takes two frames to a vector (Radford et al. 2023, section 2.2).
+    tokens = read[model.config.reads] // (2 if model.config.reads == 'sound' else 1) + written
+    return quick_parts(pipeline.rows_of(policy), tokens)
+
+
+def quick_parts(rows: int, tokens: int) -> int:
+    """Return how many parts of equally many rows are best for a batch here; but on a CPU, 1.
+
+    Of `tokens` tokens a row, each part has `PART` or more.
+    """
+    most = rows * tokens // PART if jax.default_backend() == 'cpu' else 1
+    return next((n for n in range(most, 1, -1) if rows % n == 0), 1)
+
+
+def filled_rows(config: Config, rows: int, devices: int, parts: int) -> int:
     """Return how many rows a training batch has on these devices; warn where many are empty."""
-    parts = devices * _parts(config)
-    filled = -(-rows // parts) * parts
+    multiple = devices * parts
+    filled = -(-rows // multiple) * multiple
     if filled > 1.1 * rows:
         _LOG.warning(
-            'A batch has %d rows, of which %d devices x %d accumulation steps make %d, the others '
-            'empty; a training.batch_size of %d would fill them.',
-            *(rows, devices, _parts(config), filled),
+            'A batch of %d rows does not divide over %d devices x %d accumulation steps, and is '
+            'filled up to %d with empty rows; a training.batch_size of %d would use them.',
+            *(rows, devices, parts, filled),
             config.training.batch_size * filled // rows,
         )
     return filled
 
 
-def _parts(config: Config) -> int:
-    """Return what the rows of a device must divide by; a cut of our own choice goes by the rows."""
+def _asked(config: Config) -> int:
+    """Return the parts that rows must divide into; those of our own choice go by the rows."""
     return config.training.accumulate or 1
 
 

@@ -111,7 +111,8 @@ def check_texts(task: Task, model: Model) -> None:
     if model.head_config.scores_words and not task.writes and kinds - {'stack'}:
         raise ValueError(
             f'{task.name} under {model.method.expression}: what the adapters do to the embedded '
-            'input must be undone before the output embeddings, which only stack(...) can'
+            'input must be undone before the output embeddings, which only stack(...) can; set '
+            'config.method to one'
         )
     if task.several_texts and not model.method.packable:
         raise ValueError(

@@ -68,7 +68,7 @@ class Trainer(Run):
         optimizer = OptimizerConfig(**self.config.optimizer.to_dict())
         self.rates = Rates(make_schedule(optimizer, self.total_steps))
         tree = self.experiment.init_params()
-        start = prepare(self.experiment, tree, self.placement, self.total_steps)
+        start = prepare(self.experiment, tree, self.placement, self.total_steps, self.parts)
         self.trainable, self.frozen = start.trainable, start.frozen
         self.opt_state, self.key = start.opt_state, start.key
         self.train_step, self.forward = start.train_step, start.forward

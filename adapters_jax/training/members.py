@@ -80,6 +80,7 @@ def _folder(directory: str, backbone: str) -> AdapterFolder:
     if folder.backbone_params:
         raise ValueError(
             f'{directory} holds leaves of the backbone itself ({min(folder.backbone_params)}...), '
-            'of which there is one for all adapters; it cannot be part of an expression'
+            'which all adapters share, so it cannot be part of an expression; leave it out of '
+            'config.adapters'
         )
     return folder

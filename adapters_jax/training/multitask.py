@@ -82,7 +82,7 @@ def build(config: Config) -> Multitask:
     if config.start:
         raise ValueError(
             f'config.start is {config.start!r}, but a run of several tasks trains an adapter for '
-            'each, which one cannot begin; leave it empty, or train the tasks one by one'
+            'each, and one adapter cannot start them all; leave it empty, or train them one by one'
         )
     if config.mixing.best not in BEST:
         raise ValueError(
@@ -124,8 +124,8 @@ def _check_kind(config: Config, name: str) -> None:
     kind = tasks.kind(configs.of_task(config, name).task.name)
     if kind.reads != 'input_ids':
         raise ValueError(
-            f'task {name!r}: {kind.name} cannot share a run with other tasks, whose batches are of '
-            'texts that all see alike; train it by itself'
+            f'task {name!r}: {kind.name} cannot share a run with other tasks, because it reads no '
+            'texts; train it by itself'
         )
 
 

@@ -126,7 +126,8 @@ class Run(abc.ABC):
         seed = config.seed if config.data.seed < 0 else config.data.seed
         policy, mixing = self._choose_batches(devices)
         self.plan = pipeline.Plans(self.data, policy, seed, mixing)(0)
-        self.rows = batching.filled_rows(config, self.plan.rows, devices)
+        self.parts = batching.choose_parts(config, model, self.experiment.task, policy)
+        self.rows = batching.filled_rows(config, self.plan.rows, devices, self.parts)
         self.padding = 1 - (1 - self.plan.padding) * self.plan.rows / self.rows
         self.steps_per_epoch = len(self.plan)
         self.total_steps = config.training.steps or max(
@@ -216,7 +217,7 @@ class Run(abc.ABC):
     @property
     def step_options(self) -> dict[str, Any]:
         """What the config says of a step."""
-        return step_options(self.config)
+        return step_options(self.config, self.parts)
 
     def run(self, until: int = 0) -> dict[str, Any]:
         """Train to the end (from the last checkpoint, where there is one); return the summary.
@@ -283,6 +284,7 @@ class Run(abc.ABC):
         self.monitor.message(
             f'{len(self.data):,} training examples, {self.steps_per_epoch} steps an epoch, '
             f'{self.total_steps} steps, {100 * self.padding:.1f} % padding'
+            + (f', batches in {self.parts} parts' if self.parts > 1 else '')
         )
 
     def _announce_trunk(self, trainable: params.Tree) -> None:

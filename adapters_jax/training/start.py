@@ -99,7 +99,8 @@ def overlay(folder: AdapterFolder, tree: Tree, model: Model, task: Task) -> Tree
         foreign = path not in trained and not path.startswith('adapters/')
         if here is None or foreign or here.shape != leaf.shape:
             raise ValueError(
-                f'config.start: the adapter has {path} of shape {leaf.shape}, here there is '
-                f'{"none to be trained" if here is None or foreign else f"one of {here.shape}"}'
+                f'config.start: the adapter has {path} of shape {leaf.shape}, but what is trained '
+                f'here has {"none" if here is None or foreign else f"one of {here.shape}"}; give '
+                'the config.method and the config.backbone that it was trained with'
             )
     return unflatten(leaves | given)

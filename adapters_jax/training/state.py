@@ -32,9 +32,15 @@ class Start:
 
 
 def prepare(
-    experiment: Experiment, tree: params.Tree, placement: Placement, total_steps: int
+    experiment: Experiment,
+    tree: params.Tree,
+    placement: Placement,
+    total_steps: int,
+    parts: int = 1,
 ) -> Start:
     """Return where a run starts from `tree`, all parameters as arrays or as shapes.
+
+    A step cuts a batch into so many parts.
 
     Raises:
         ValueError: nothing to train, or a leaf that does not divide over the mesh.
@@ -55,18 +61,18 @@ def prepare(
         model=model,
         task=experiment.task,
         optimizer=optimizer,
-        **step_options(config),
+        **step_options(config, parts),
     )
     key = placement.put(jax.random.fold_in(jax.random.key(config.seed), 1))
     forward = jit_outputs(model, experiment.task, trainable)
     return Start(trainable, frozen, opt_state, key, step, forward)
 
 
-def step_options(config: Config) -> dict[str, Any]:
-    """Return what a config says of a step."""
+def step_options(config: Config, parts: int) -> dict[str, Any]:
+    """Return what a config says of a step, which cuts a batch into so many parts."""
     training = config.training
     return {
-        'accumulate': training.accumulate,
+        'accumulate': parts,
         'label_smoothing': training.label_smoothing,
         'dropout': training.dropout,
     }

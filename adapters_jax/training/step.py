@@ -20,7 +20,6 @@ from adapters_jax.generation import generate
 from adapters_jax.model import Batch, Model
 from adapters_jax.params import Tree, flatten, map_with_path, merge
 from adapters_jax.tasks.task import Task
-from adapters_jax.training import cuts
 
 Metrics = dict[str, Float[Array, '']]
 # The sum of losses and the count of examples of each task by name, where there are several.
@@ -83,9 +82,19 @@ def gradients(
     if accumulate == 1:
         (total, (count, tasks)), grads = grad(trainable, frozen, batch, key, **fixed)
         return grads, total, count, tasks
+    rows = len(next(iter(batch.values())))
+    if rows % accumulate:
+        raise ValueError(
+            f'a batch of {rows} rows does not divide into {accumulate} parts; choose '
+            'training.accumulate so that it divides the rows of every batch'
+        )
+    # Part i takes every `accumulate`-th row from row i on, so it has rows of every device.
+    parts = {
+        name: column.reshape(-1, accumulate, *column.shape[1:]).swapaxes(0, 1)
+        for name, column in batch.items()
+    }
     zeros = (jax.tree.map(jnp.zeros_like, trainable), jnp.zeros(()), jnp.zeros(()))
-    items = (jnp.arange(accumulate), cuts.cut(batch, accumulate))
-    carry, tasks = jax.lax.scan(part, zeros, items)
+    carry, tasks = jax.lax.scan(part, zeros, (jnp.arange(accumulate), parts))
     return *carry, jax.tree.map(lambda x: x.sum(0), tasks)
 
 
@@ -100,14 +109,12 @@ def train_step(
     model: Model,
     task: Task,
     optimizer: optax.GradientTransformation,
-    accumulate: int = 0,
+    accumulate: int = 1,
     label_smoothing: float = 0.0,
     dropout: bool = True,
     multipliers: Tree | None = None,
 ) -> tuple[Tree, optax.OptState, Metrics]:
     """Take one optimiser step; `key` is the run's, and each step folds its number into it.
-
-    The batch is cut into `accumulate` parts (0: `cuts.automatic`).
 
     Metrics are `loss` (what is minimised: the mean over what the task counts, examples or words, of
     several tasks weighted, and what the method adds to it), `gradient_norm`
@@ -117,8 +124,7 @@ def train_step(
     step_key = jax.random.fold_in(key, step) if dropout else None
     fixed = {'model': model, 'task': task, 'label_smoothing': label_smoothing}
     fixed |= {'multipliers': multipliers}
-    parts = accumulate or cuts.automatic(model, batch)
-    grads, total, count, tasks = gradients(trainable, frozen, batch, step_key, parts, **fixed)
+    grads, total, count, tasks = gradients(trainable, frozen, batch, step_key, accumulate, **fixed)
     divisor = jnp.maximum(count, 1)
     grads = jax.tree.map(lambda g: g / divisor.astype(g.dtype), grads)
     updates, opt_state = optimizer.update(grads, opt_state, trainable)
@@ -173,9 +179,9 @@ class RobustStep:
         dropped = dropping.draw(self._seed, int(step), self._layers)
         return self._steps[dropped](trainable, opt_state, frozen, batch, key, step)
 
-    def lower(self, *arguments: Any) -> Any:
-        """Lower the program of a step that drops no layer, which is the longest."""
-        return self._steps[0].lower(*arguments)
+    def trace(self, *arguments: Any) -> jax.stages.Traced:
+        """Trace the program of a step that drops no layer, which is the longest."""
+        return self._steps[0].trace(*arguments)
 
     def _cache_size(self) -> int:
         """Return how many programs have been compiled."""

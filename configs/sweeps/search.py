@@ -4,8 +4,8 @@
     python -m adapters_jax.sweep --config=configs/sweeps/search.py:task=rte,method=lora,size=r \
         --config.data.dir=GLUE --workdir=W
 
-`size` is the method's option that says how large it is. Proposed by TPE, eight at a time; those
-below the median of all that came as far end early.
+`size` is the method's option that says how large it is. Proposed by TPE, eight at a time; a
+trial that is worse than the median of all at the same step ends early.
 """
 
 from adapters_jax.config import Config, parse_arg

@@ -67,7 +67,8 @@ def read(path: Path) -> dict[str, Any]:
 
 def render(result: dict[str, Any]) -> str:
     """Return the Markdown table, and below it how it was measured."""
-    lines = ['| race | course | ours | theirs | theirs / ours | of the rate |', '|---' * 6 + '|']
+    heads = ('race', 'workload', 'ours', 'theirs', 'theirs / ours', 'share of rate')
+    lines = [f'| {" | ".join(heads)} |', '|---' * len(heads) + '|']
     for name, first in result.items():
         lines += [_line(name, race) for race in (first, *first['more'])]
     return '\n'.join([*lines, '', _HOW, '', *_where(result)])
@@ -76,16 +77,17 @@ def render(result: dict[str, Any]) -> str:
 _HOW = (
     "Medians; the ratio is the median of the rounds' own, which can differ from that of the two "
     'medians, with the middle half of them in brackets. Above 1 is faster, less memory or a '
-    'smaller folder; brackets that hold 1 decide nothing. *Of the rate*: arithmetic of matrix '
-    'products in a second, as a part of what one large product reaches in the same rounds. '
-    'Heads are two dense layers on the first '
-    "token's state, as `adapters` has them: of the last layer ours computes no other token. Over 2 "
-    'devices means `JAX_NUM_CPU_DEVICES=2`. On a CPU theirs is eager, as it comes, and ours is '
-    'compiled by XLA: `torch.compile` is used on a GPU, against `peft` in bfloat16. Where each '
+    'smaller folder; brackets that hold 1 decide nothing. *Share of rate*: arithmetic of matrix '
+    'products in a second, as a part of what large products reach in the same rounds. Heads '
+    "are two dense layers on the first token's state, as `adapters` has them: of the last layer "
+    'ours computes no other token. Over 2 devices means `JAX_NUM_CPU_DEVICES=2`. On a CPU theirs '
+    'is eager, as it comes, and ours is compiled by XLA: `torch.compile` is used on a GPU, against '
+    '`peft` in bfloat16. Where each '
     'side has processes of its own, ours does what our commands do by themselves, and theirs what '
-    'theirs do, which is nothing of this: memory that a step gives back is kept for the next one '
-    '(`mallopt`), and of `epoch`, `sweep` and `memory` it is in large pages, as the scripts in '
-    '`launch/` start them (`GLIBC_TUNABLES`), of `first_step` where it says so.\n'
+    'theirs do, which is nothing of this: a training batch is cut into parts, memory that a step '
+    'gives back is kept for the next one (`mallopt`), and of `epoch`, `sweep` and `memory` it is '
+    'in large pages, as the scripts in `launch/` start them (`GLIBC_TUNABLES`), of `first_step` '
+    'where it says so.\n'
     '\n'
     'Of `epoch` and `sweep` our time is that of the steps: two before them, which compile and warm '
     'up, and the loader, optimizer and schedule are left out (what compiling a step costs is in '

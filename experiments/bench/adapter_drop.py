@@ -63,7 +63,7 @@ def render(result: dict[str, Any]) -> str:
             number = lines_of_modes[0]['dropped']
             lines.append(f'| `{method}` | {number} | {" | ".join(cells)} |')
     note = (
-        f'Times and FLOPs as parts of those with no layer dropped; in brackets the middle half of '
+        f'Times and FLOPs relative to those with no layer dropped; in brackets the middle half of '
         f'{result["repeats"]} rounds in turns. Backbone `{result["backbone"]}`, {result["rows"]} '
         f'texts of {result["length"]} tokens, a head on first tokens, on {where(result)}.'
     )

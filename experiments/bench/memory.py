@@ -117,9 +117,7 @@ def compiled_step(config: BackboneConfig, setting: Setting, batch: Batch) -> tup
     trainable, frozen = abstract(trainable), stored_as(frozen, setting.frozen_dtype)
     optimizer = model.method.optimizer(make_optimizer(OptimizerConfig(), 1000), 1000)
     state = abstract(jax.eval_shape(optimizer.init, trainable))
-    step = jit_train_step(
-        trainable, state, model=model, task=TASK, optimizer=optimizer, accumulate=1
-    )
+    step = jit_train_step(trainable, state, model=model, task=TASK, optimizer=optimizer)
     number = jax.ShapeDtypeStruct((), jnp.int32)
     lowered = step.lower(trainable, state, frozen, batch, key, number)
     return lowered.compile(compiler_options=xla.options(lean=True)), trainable, frozen

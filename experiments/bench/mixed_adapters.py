@@ -212,7 +212,7 @@ def render(result: dict[str, Any]) -> str:
         shown.append(str(timing.Ratio(*row[f'{library} mixed / ours mixed'].values())))
         lines.append(f'| {row["method"]} | {row["length"]} | {" | ".join(shown)} |')
     note = (
-        f'64 rows over {len(NAMES)} adapters as parts of the same rows with one; in brackets the '
+        f'Times of 64 rows over {len(NAMES)} adapters relative to those with one; in brackets the '
         f'middle half of {result["repeats"]} rounds in turns. The last two columns are forward '
         f'passes. Backbone `minilm`, on {where(result)}. Made by `{_command(result)}`. The '
         'race of this name among those against the libraries measures it once more, on its own.'

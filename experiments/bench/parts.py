@@ -3,7 +3,7 @@
     python -m experiments.bench.parts --output=DIR [--rounds=7]
 
 Training steps over padded rows, on a CPU: the reason for how many tokens
-`adapters_jax.training.cuts` gives to a part. Writes DIR/parts.json and DIR/parts.md.
+`adapters_jax.training.batching` gives to a part. Writes DIR/parts.json and DIR/parts.md.
 """
 
 from pathlib import Path
@@ -14,7 +14,7 @@ from absl import flags
 
 from adapters_jax import entry, files
 from adapters_jax.interop.backbones import load_backbone
-from adapters_jax.training import cuts
+from adapters_jax.training import batching
 from adapters_jax.training.provenance import describe
 from experiments.bench import backbones, programs
 from experiments.bench.timing import Ratio, compare
@@ -50,7 +50,7 @@ def _raced(folder: str, method: str, rows: int, rounds: int) -> dict[str, Any]:
     times = compare({n: program.call for n, program in compiled.items()}, rounds)
     ratios = {n: times[1].over(times[n]) for n in PARTS[1:]}
     return {
-        'automatic': cuts.automatic(model, batch),
+        'automatic': batching.quick_parts(rows, TOKENS),
         'seconds': times[1].median,
         'ratios': {str(n): [ratio.value, ratio.low, ratio.high] for n, ratio in ratios.items()},
         'temporary': {str(n): program.temporary for n, program in compiled.items()},

@@ -161,7 +161,7 @@ def render(result: dict[str, Any]) -> str:
     if result['commands']:
         lines += ['', *_commands(result['commands'], members)]
     note = (
-        f'Times of one step of all {members} members as parts of that of the runs done alone with '
+        f'Times of one step of all {members} members relative to the same runs one by one with '
         f'nothing cached; in brackets the middle half of {result["repeats"]} rounds in turns. '
         f'{_ONCE * bool(result["commands"])}'
         f'Backbone `{result["backbone"]}` in {result["dtype"]}, {result["examples"]:,} texts, on '

@@ -92,9 +92,10 @@ def both(mode: str) -> dict[str, programs.Program]:
     loaded = load_backbone('minilm')
     batch = programs.random_batch(32, 128, loaded.config.vocabulary)
     made = programs.make(loaded, 'double_seq_bn[size=24]')
-    ours = getattr(programs, mode)(*made, batch)
+    whole = {'parts': 1} if mode == 'training' else {}
+    ours = getattr(programs, mode)(*made, batch, **whole)
     with _as_xla_comes():
-        default = getattr(programs, mode)(*made, batch)
+        default = getattr(programs, mode)(*made, batch, **whole)
     return {'default': default, 'ours': ours}
 
 

@@ -16,7 +16,7 @@ from adapters_jax.model import Batch, Model
 from adapters_jax.models.heads import HeadConfig
 from adapters_jax.params import Tree, partition
 from adapters_jax.tasks.classification import Classification
-from adapters_jax.training import cuts
+from adapters_jax.training import batching
 from adapters_jax.training.dtypes import DTYPES
 from adapters_jax.training.flops import product_flops
 from adapters_jax.training.optimizer import OptimizerConfig, make_optimizer
@@ -113,7 +113,7 @@ def training(model: Model, params: Tree, batch: Batch, parts: int = 0, devices: 
     frozen = sharding.place(frozen, np.float32, everywhere)
     batch = sharding.put_batch(batch, mesh)
     rest = (frozen, batch, jax.device_put(jax.random.key(1), everywhere), np.int32(0))
-    parts = parts or cuts.automatic(model, batch)
+    parts = parts or batching.quick_parts(*batch['input_ids'].shape)
     make_step = functools.partial(
         jit_train_step, *state, model=model, task=TASK, optimizer=optimizer, accumulate=parts
     )
@@ -136,9 +136,8 @@ def _compiled(make: Callable[[], Any], given: tuple[Any, ...]) -> tuple[Any, flo
     return program, product_flops(traced.jaxpr)
 
 
-def product(dtype: str = 'float32', size: int = 0) -> Program:
-    """Compile a large square matrix product, to see how fast this machine is at it."""
-    size = size or (2048 if jax.default_backend() == 'cpu' else 8192)
+def product(size: int, dtype: str = 'float32') -> Program:
+    """Compile a square matrix product, to see how fast this machine is at it."""
     # Random numbers: a GPU multiplies ones an eighth faster, since fewer of its wires change.
     square = jax.random.normal(jax.random.key(0), (size, size), DTYPES[dtype])
     jitted = jax.jit(jnp.matmul, compiler_options=xla.options())

@@ -61,7 +61,7 @@ def render(result: dict[str, Any]) -> str:
     faults = sum(len(trial['faults']) for trial in result['trials'])
     note = (
         f'{len(result["trials"])} runs of {result["steps"]} steps, a checkpoint every '
-        f'{result["checkpoint_every"]}, of {len(result["runs"])} kinds ({", ".join(result["runs"])}'
+        f'{result["checkpoint_every"]}, of {len(result["runs"])} kinds ({"; ".join(result["runs"])}'
         '), each disturbed up to five times at random moments, started again each time, and '
         'compared in the end with one that nothing disturbed: adapters, metrics and scores are '
         f'the same to the bit. Seed {result["seed"]}, {result["minutes"]:.0f} minutes, '
