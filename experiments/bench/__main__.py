@@ -78,7 +78,7 @@ _HOW = (
     "Medians; the ratio is the median of the rounds' own, which can differ from that of the two "
     'medians, with the middle half of them in brackets. Above 1 is faster, less memory or a '
     'smaller folder; brackets that hold 1 decide nothing. *Share of rate*: arithmetic of matrix '
-    'products in a second, as a part of what large products reach in the same rounds. Heads '
+    'products in a second, as a part of what large products reach at the time. Heads '
     "are two dense layers on the first token's state, as `adapters` has them: of the last layer "
     'ours computes no other token. Over 2 devices means `JAX_NUM_CPU_DEVICES=2`. On a CPU theirs '
     'is eager, as it comes, and ours is compiled by XLA: `torch.compile` is used on a GPU, against '
