@@ -151,8 +151,7 @@ def _tell_replaced(rows: Rows, result: Rows) -> None:
     }
     if replaced:
         _LOG.warning(
-            'the input has the fields %s, which predictions overwrite; rename them in the input to '
-            'keep them',
+            'predictions overwrite what the input has as %s; rename it there to keep it',
             ' and '.join(sorted(replaced)),
         )
 

@@ -211,12 +211,12 @@ def test_a_label_of_the_input_is_kept_and_other_fields_that_go_are_told(runs, ca
     rows = [{'text': 'the cat', 'label': 'snow', 'logits': 3}, {'text': 'snow', 'prediction': 'x'}]
     first, second = predict(runs / 'texts' / 'adapter', rows)
     assert first['gold'] == 'snow' and first['label'] in toy.TOPICS and 'gold' not in second
-    assert 'the fields logits and prediction, which predictions overwrite' in caplog.text
+    assert 'overwrite what the input has as logits and prediction' in caplog.text
     caplog.clear()
     predict(runs / 'texts' / 'adapter', [{'text': 'the cat', 'label': 'snow'}])
     assert not caplog.text
     (taken,) = predict(runs / 'texts' / 'adapter', [{'text': 'a', 'label': 'snow', 'gold': 'x'}])
-    assert taken['gold'] == 'x' and 'the input has label, which' in caplog.text
+    assert taken['gold'] == 'x' and 'overwrite what the input has as label;' in caplog.text
 
 
 def test_an_adapter_of_single_texts_wants_no_second_one(runs):
