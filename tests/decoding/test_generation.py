@@ -361,7 +361,7 @@ def test_settings_that_mean_nothing_are_refused(make, message):
 def test_what_cannot_be_written_is_refused_before_it_is_tried():
     model, params = adapted('lora')
     _, batch = batch_of('bart', 2, 4, 1)
-    with pytest.raises(ValueError, match=r'max_length=60 words .* the decoder has 40'):
+    with pytest.raises(ValueError, match=r'max_length=60 tokens .* the decoder has 40'):
         generate(model, params, batch, Rules((2,), 1, 1, 60), Search())
     with pytest.raises(ValueError, match='no key to draw words with'):
         generate(model, params, batch, Rules((2,), 1, 1, 6), Search(temperature=1.0))
