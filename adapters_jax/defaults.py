@@ -72,8 +72,7 @@ def _fusion() -> Config:
             'key': True,
             'value': True,
             'value_initialized': True,
-            # True: the query is the sub-layer's output; False: what the last adapter reads, which
-            # for 'pfeiffer' is that output after residual and LayerNorm.
+            # True: the query is the sub-layer's output; False: what the last adapter reads.
             'query_before_ln': False,
             # Add 0.01 times the squared distance of the values' projection from the identity.
             'regularization': True,
@@ -143,10 +142,9 @@ def _answers() -> dict[str, int | str]:
 
 def _written() -> dict[str, Any]:
     return {
-        # Where texts are written: the most tokens of one, the end included, and the least, without
-        # it; beams (1: greedy search); the power of the length that a beam's log-probability is
-        # divided by; how many tokens in a row never occur twice, as no_repeat_ngram_size (0: what
-        # the checkpoint says).
+        # Of texts that are written: the most tokens, the end included, and the least, without it;
+        # beams (1: greedy search); the power of the length that a beam's log-probability is divided
+        # by; how many tokens in a row never occur twice (0: the checkpoint's no_repeat_ngram_size).
         'target_length': 128,
         'min_length': 0,
         'beams': 1,
@@ -233,8 +231,8 @@ def data() -> Config:
 
 def _examples() -> dict[str, Any]:
     return {
-        # Shares of the training file that become validation and test (the test share only where
-        # there is no test file); with a validation file of its own nothing is cut off.
+        # Shares of the training file that become validation and, where there is no file of it,
+        # test; with a validation file nothing is cut off.
         'split_fractions': (0.1, 0.1),
         'split_seed': 0,
         # The order of the training examples follows from it; -1: from the run's seed. A sweep
@@ -337,9 +335,8 @@ def _training() -> Config:
             'checkpoint_every': 200,
             # Steps between lines in the log (metrics.jsonl has every step); 0: fifty lines a run.
             'log_every': 20,
-            # Parts that a batch is cut into, to save memory, and on a CPU time; the update is the
-            # same, but dropout draws others. 0: 1, and on a CPU so many that each has 1,024 tokens
-            # or more.
+            # Parts that a batch is cut into, to save memory, and on a CPU time; dropout draws in
+            # each. 0: 1, and on a CPU so many that each has 1,024 tokens or more.
             'accumulate': 0,
             'label_smoothing': 0.0,
             # Whether the backbone's and the adapter's dropout run in training.

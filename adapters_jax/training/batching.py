@@ -125,9 +125,9 @@ def choose_parts(config: Config, model: Model, task: Task, policy: policies.Poli
 
 
 def quick_parts(rows: int, tokens: int) -> int:
-    """Return how many parts of equally many rows are best for a batch here; but on a CPU, 1.
+    """Return how many parts a training batch is best cut into here: 1, except on a CPU.
 
-    Of `tokens` tokens a row, each part has `PART` or more.
+    Parts have equally many rows, of `tokens` tokens each, and `PART` tokens or more.
     """
     most = rows * tokens // PART if jax.default_backend() == 'cpu' else 1
     return next((n for n in range(most, 1, -1) if rows % n == 0), 1)
