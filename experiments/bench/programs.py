@@ -88,18 +88,28 @@ def make(
     return model, jax.device_put(model.init(jax.random.key(0), backbone.params))
 
 
-def inference(model: Model, params: Tree, batch: Batch, devices: int = 1) -> Program:
+def inference(
+    model: Model, params: Tree, batch: Batch, devices: int = 1, frozen_dtype: str = 'float32'
+) -> Program:
     """Compile the forward pass without dropout, its rows spread over the devices."""
     mesh = sharding.make_mesh(devices)
     everywhere = sharding.replicated(mesh)
-    # Stored in float32 whatever is computed in, as by default and as autocast has it.
-    trees = [sharding.place(t, np.float32, everywhere) for t in partition(params, model.rules)]
+    trainable, frozen = partition(params, model.rules)
+    trees = [sharding.place(trainable, np.float32, everywhere)]
+    trees.append(sharding.place(frozen, DTYPES[frozen_dtype], everywhere))
     batch = sharding.put_batch(batch, mesh)
     program, flops = _compiled(functools.partial(jit_outputs, model), (*trees, batch))
     return Program(lambda: program(*trees, batch), flops, program)
 
 
-def training(model: Model, params: Tree, batch: Batch, parts: int = 0, devices: int = 1) -> Program:
+def training(
+    model: Model,
+    params: Tree,
+    batch: Batch,
+    parts: int = 0,
+    devices: int = 1,
+    frozen_dtype: str = 'float32',
+) -> Program:
     """Compile a training step with dropout; each call takes the next.
 
     The batch is cut into so many parts, 0: as our commands do.
@@ -110,7 +120,7 @@ def training(model: Model, params: Tree, batch: Batch, parts: int = 0, devices: 
     trainable, frozen = partition(params, model.rules)
     state = [sharding.place(trainable, np.float32, everywhere)]
     state.append(jax.jit(optimizer.init, out_shardings=everywhere)(state[0]))
-    frozen = sharding.place(frozen, np.float32, everywhere)
+    frozen = sharding.place(frozen, DTYPES[frozen_dtype], everywhere)
     batch = sharding.put_batch(batch, mesh)
     rest = (frozen, batch, jax.device_put(jax.random.key(1), everywhere), np.int32(0))
     parts = parts or batching.quick_parts(*batch['input_ids'].shape)

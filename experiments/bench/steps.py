@@ -37,13 +37,17 @@ class Course:
     tokens: int
     parts: int = 0  # that ours cuts a training batch into; 0: as our commands do
     devices: int = 1  # that ours spreads the rows over
+    frozen_dtype: str = 'float32'  # of ours, as training.frozen_dtype
+    mode: str = 'default'  # of torch.compile, where theirs is compiled
 
     @property
     def title(self) -> str:
         """The course in words."""
-        parts = ' uncut' if self.parts == 1 else ''
-        parts += f' over {self.devices} devices' if self.devices > 1 else ''
-        return f'{self.method} on {self.backbone}, {self.rows} x {self.tokens}{parts}'
+        more = ' uncut' if self.parts == 1 else ''
+        more += f' over {self.devices} devices' if self.devices > 1 else ''
+        more += f', frozen weights in {self.frozen_dtype}' * (self.frozen_dtype != 'float32')
+        more += f', theirs compiled with mode={self.mode!r}' * (self.mode != 'default')
+        return f'{self.method} on {self.backbone}, {self.rows} x {self.tokens}{more}'
 
 
 def courses() -> list[Course]:
@@ -61,11 +65,15 @@ def courses() -> list[Course]:
             Course('base', 'double_seq_bn[size=48]', 'adapters', 48, 8, 128),
             Course('large', 'double_seq_bn[size=64]', 'adapters', 64, 4, 128),
         ]
+    lora = Course('base', 'lora[r=8]', 'peft', 8, 64, 128, frozen_dtype='bfloat16')
     return [
-        Course('base', 'lora[r=8]', 'peft', 8, 64, 128),
+        lora,
+        dataclasses.replace(lora, frozen_dtype='float32'),
         Course('base', 'double_seq_bn[size=48]', 'adapters', 48, 64, 128),
         Course('minilm', 'double_seq_bn[size=24]', 'adapters', 24, 256, 128),
-        Course('large', 'lora[r=8]', 'peft', 8, 64, 128),
+        Course('large', 'lora[r=8]', 'peft', 8, 64, 128, frozen_dtype='bfloat16'),
+        # Kernels are recorded once (CUDA graphs) and no longer launched one by one from Python.
+        dataclasses.replace(lora, mode='reduce-overhead'),
     ]
 
 
@@ -107,9 +115,10 @@ def race(mode: str, course: Course, dtype: str, root: Path, rounds: int) -> Race
     made = programs.make(loaded, course.method, dtype)
     # A forward pass is not cut.
     cut = {'parts': course.parts} if mode == 'training' else {}
-    ours = getattr(programs, mode)(*made, batch, devices=course.devices, **cut)
+    stored = {'devices': course.devices, 'frozen_dtype': course.frozen_dtype}
+    ours = getattr(programs, mode)(*made, batch, **stored, **cut)
     model = libraries.make(course.library, folder, course.method, course.size, 2)
-    compiled = course.library == 'peft' and dtype == 'bfloat16'  # as it recommends for a GPU
+    compiled = course.mode if course.library == 'peft' and dtype == 'bfloat16' else ''
     run = libraries.train_step if mode == 'training' else libraries.forward
     together = 1 if jax.default_backend() == 'cpu' else TOGETHER
     products = {size: programs.product(size, dtype) for size in sizes()}

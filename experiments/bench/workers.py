@@ -205,7 +205,7 @@ def _step(side: str, backbone: str, size: int, rows: int, tokens: int, dtype: st
         'label': rng.integers(0, 2, (rows, 1)),
     }
     model = libraries.adapters_model(Path(backbone), 'houlsby', size, 2)
-    return libraries.train_step(model, batch, dtype, compiled=False)
+    return libraries.train_step(model, batch, dtype, compiled='')
 
 
 def imports(side: str, started: float, **_: Any) -> Found:
