@@ -9,7 +9,9 @@ shapes (`fused_attention.py`), which compute the same.
 import contextlib
 import contextvars
 import functools
+import logging
 from collections.abc import Iterator
+from types import ModuleType
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +19,7 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray, UInt32
 
 from adapters_jax import functional
 
+_LOG = logging.getLogger(__name__)
 _KERNELS = contextvars.ContextVar('kernels', default=True)
 
 
@@ -51,13 +54,30 @@ def attend(
     usual = query.shape[-1] ** -0.5
     scale = usual if scale is None else scale
     if jax.default_backend() == 'gpu' and _KERNELS.get() and bias is None and scale == usual:
-        from adapters_jax import fused_attention  # late: a CPU does without Pallas
-
-        if fused_attention.suits(query, key):
-            return fused_attention.mix(rate, query, key, value, mask, words)
+        kernels = _kernels()
+        if kernels and kernels.suits(query, key):
+            return kernels.mix(rate, query, key, value, mask, words)
     scaled = query / query.shape[-1] ** 0.5 if scale == usual else query * scale
     heads = (x.swapaxes(1, 2) for x in (scaled, key, value))
     return _mix(rate, *heads, mask, words, bias).swapaxes(1, 2)
+
+
+@functools.cache
+def _kernels() -> ModuleType | None:
+    """Return the kernels of a GPU; a CPU does without importing Pallas.
+
+    None where this JAX cannot compile them: since 0.11 it announces that Pallas will leave Triton.
+    """
+    try:
+        from adapters_jax import fused_attention
+    except ImportError as error:
+        _LOG.warning(
+            'attention is computed without kernels, which takes longer and more memory: this '
+            'version of JAX lacks what they are written in (%s); jax==0.10.2 has it',
+            error,
+        )
+        return None
+    return fused_attention
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -230,7 +230,19 @@ def kept_of(
     step; what a dropout mask needs of its bits, tests/test_dropout.py measures.
     An entry's bit depends on nothing but its number, so devices that have parts of an array agree.
     """
-    x = numbers * np.uint32(0x9E3779B9) + words[0]
+    return kept_at(spread(numbers), words, rate)
+
+
+def spread(numbers: UInt32[Array, '...']) -> UInt32[Array, '...']:
+    """Return the first round of the hash, which of a sum of numbers is the sum of its parts'."""
+    return numbers * np.uint32(0x9E3779B9)
+
+
+def kept_at(
+    x: UInt32[Array, '...'], words: tuple[UInt32[Array, ''], UInt32[Array, '']], rate: float
+) -> Bool[Array, '...']:
+    """Return what `kept_of` does, for numbers that were `spread` before."""
+    x = x + words[0]
     x = (x ^ (x >> np.uint32(16))) * np.uint32(0x21F0AAAD) + words[1]
     x = (x ^ (x >> np.uint32(15))) * np.uint32(0x735A2D97)
     x = (x ^ (x >> np.uint32(15))) * np.uint32(0x846CA68B)

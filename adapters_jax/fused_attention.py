@@ -67,14 +67,14 @@ def _forward(rate, query, key, value, mask, words, interpret):
     given = {'queries': [query], 'keys': [key, value], 'rows': []}
     outputs = [('queries', value.dtype), ('rows', jnp.float32), ('rows', jnp.float32)]
     run = functools.partial(_run, given=given, mask=mask, words=words, rate=rate)
-    # Of each row of scores also the largest, and the sum of exponentials relative to it.
-    mixed, largest, total = run('mix', 'queries', BLOCK, outputs=outputs, interpret=interpret)
-    return mixed, (query, key, value, mask, words, mixed, largest, total)
+    # Of each row of scores also the largest, and one over the sum of exponentials relative to it.
+    mixed, largest, inverse = run('mix', 'queries', BLOCK, outputs=outputs, interpret=interpret)
+    return mixed, (query, key, value, mask, words, mixed, largest, inverse)
 
 
 def _backward(rate, interpret, saved, gradient):
-    query, key, value, mask, words, mixed, largest, total = saved
-    given = {'queries': [query, mixed, gradient], 'keys': [key, value], 'rows': [largest, total]}
+    query, key, value, mask, words, mixed, largest, inverse = saved
+    given = {'queries': [query, mixed, gradient], 'keys': [key, value], 'rows': [largest, inverse]}
     run = functools.partial(
         _run, given=given, mask=mask, words=words, rate=rate, interpret=interpret
     )
@@ -128,7 +128,8 @@ def _run(
         seen = pl.BlockSpec((None, None, block, S), lambda b, h, i: (b, 0, i, 0))
     else:
         specs = whole | {'keys': part}
-        seen = pl.BlockSpec((None, None, T, block), lambda b, h, i: (b, 0, 0, i))
+        mask = None if mask is None else mask.swapaxes(2, 3)  # keys before queries, for all heads
+        seen = pl.BlockSpec((None, None, block, T), lambda b, h, i: (b, 0, i, 0))
     shapes = {'queries': (B, T, H, K), 'keys': (B, S, H, K), 'rows': (B, H, T)}
     tile = _Tile(H, T, S, K**-0.5, 0.0 if words is None else rate)
     return pl.pallas_call(
@@ -151,7 +152,7 @@ class _Tile(NamedTuple):
     """What is the same for all tiles of weights, which have queries before keys.
 
     A `turned` tile has keys before queries, so that weights need not be turned over for the
-    gradients of keys.
+    gradients of keys; nor need the mask, which a step turns over once.
     """
 
     H: int
@@ -173,10 +174,12 @@ class _Tile(NamedTuple):
         """Return which weights of a tile stay, by the numbers of its first row and column."""
         if words_ref is None:
             return None
-        row = row + jax.lax.broadcasted_iota(jnp.int32, shape, int(turned))
-        column = column + jax.lax.broadcasted_iota(jnp.int32, shape, int(not turned))
-        numbers = row.astype(jnp.uint32) * np.uint32(self.S) + column.astype(jnp.uint32)
-        return functional.kept_of(numbers, (words_ref[0], words_ref[1]), self.rate)
+        T, S = reversed(shape) if turned else shape
+        # Of a weight's number, row * S + column, each part is multiplied once and for all.
+        rows = functional.spread(_counted(row, T) * np.uint32(self.S))
+        columns = functional.spread(_counted(column, S))
+        numbers = rows[None] + columns[:, None] if turned else rows[:, None] + columns[None]
+        return functional.kept_at(numbers, (words_ref[0], words_ref[1]), self.rate)
 
     def dropped(self, x, keep) -> Array:
         """Return the weights, or their gradients, after dropout."""
@@ -189,7 +192,7 @@ class _Tile(NamedTuple):
 
 
 def _mix_kernel(
-    tile, query_ref, key_ref, value_ref, mask_ref, words_ref, mixed_ref, largest_ref, total_ref
+    tile, query_ref, key_ref, value_ref, mask_ref, words_ref, mixed_ref, largest_ref, inverse_ref
 ):
     query = query_ref[...]
     size, block = query.shape[0], min(BLOCK, tile.S)
@@ -210,24 +213,25 @@ def _mix_kernel(
 
     start = jnp.full(size, -jnp.inf), jnp.zeros(size), jnp.zeros(query.shape, jnp.float32)
     largest, total, mixed = jax.lax.fori_loop(0, tile.S // block, over, start)
-    mixed_ref[...] = (mixed / total[:, None]).astype(mixed_ref.dtype)
-    largest_ref[...], total_ref[...] = largest, total
+    inverse = 1.0 / total
+    mixed_ref[...] = (mixed * inverse[:, None]).astype(mixed_ref.dtype)
+    largest_ref[...], inverse_ref[...] = largest, inverse
 
 
 def _queries_kernel(
-    tile, query_ref, mixed_ref, gradient_ref, key_ref, value_ref, largest_ref, total_ref,
+    tile, query_ref, mixed_ref, gradient_ref, key_ref, value_ref, largest_ref, inverse_ref,
     mask_ref, words_ref, of_query_ref,
 ):  # fmt: skip
     query, gradient = query_ref[...], gradient_ref[...]
     mean = _mean(gradient, mixed_ref[...])[:, None]
-    largest, total = largest_ref[...][:, None], total_ref[...][:, None]
+    largest, inverse = largest_ref[...][:, None], inverse_ref[...][:, None]
     size, block = query.shape[0], min(BLOCK, tile.S)
     row = tile.first_row() + pl.program_id(2) * size
 
     def over(i, of_query):
         own = pl.ds(i * block, block)
         key, mask = key_ref[own], _seen(mask_ref, (slice(None), own))
-        weights = jnp.exp(tile.scores(query, key, mask) - largest) / total
+        weights = jnp.exp(tile.scores(query, key, mask) - largest) * inverse
         keep = tile.keep(words_ref, row, i * block, weights.shape)
         of_weights = tile.dropped(_product(gradient, value_ref[own], 1, 1), keep)
         of_scores = tile.of_scores(weights, of_weights, mean, mask).astype(key.dtype)
@@ -239,7 +243,7 @@ def _queries_kernel(
 
 
 def _keys_kernel(
-    tile, query_ref, mixed_ref, gradient_ref, key_ref, value_ref, largest_ref, total_ref,
+    tile, query_ref, mixed_ref, gradient_ref, key_ref, value_ref, largest_ref, inverse_ref,
     mask_ref, words_ref, of_key_ref, of_value_ref, of_query_ref=None,
 ):  # fmt: skip
     """Find the gradients of keys and values, and those of queries if there is no other block."""
@@ -252,9 +256,9 @@ def _keys_kernel(
         own = pl.ds(i * block, block)
         query, gradient = query_ref[own], gradient_ref[own]
         mean = _mean(gradient, mixed_ref[own])[None]
-        mask = _seen(mask_ref, (own, slice(None)), turned=True)
+        mask = _seen(mask_ref, (slice(None), own))
         weights = jnp.exp(tile.scores(key, query, mask) - largest_ref[own][None])
-        weights /= total_ref[own][None]
+        weights *= inverse_ref[own][None]
         keep = tile.keep(words_ref, first + i * block, column, weights.shape, turned=True)
         of_weights = tile.dropped(_product(value, gradient, 1, 1), keep)
         of_scores = tile.of_scores(weights, of_weights, mean, mask).astype(query.dtype)
@@ -278,17 +282,18 @@ _KERNELS: dict[str, Callable[..., None]] = {
 }
 
 
+def _counted(first: Array, size: int) -> Array:
+    return jnp.asarray(first, jnp.uint32) + jax.lax.iota(jnp.uint32, size)
+
+
 def _product(left: Array, right: Array, left_axis: int, right_axis: int) -> Array:
     """Return the product over these axes, summed in float32."""
     dimensions = (((left_axis,), (right_axis,)), ((), ()))
     return jax.lax.dot_general(left, right, dimensions, preferred_element_type=jnp.float32)
 
 
-def _seen(mask_ref: Any, at: Any, turned: bool = False) -> Array | None:
-    if mask_ref is None:
-        return None
-    mask = mask_ref[at].astype(jnp.int32)
-    return (mask.T if turned else mask) != 0
+def _seen(mask_ref: Any, at: Any) -> Array | None:
+    return None if mask_ref is None else mask_ref[at].astype(jnp.int32) != 0
 
 
 def _mean(gradient: Array, mixed: Array) -> Array:

@@ -139,6 +139,18 @@ def test_races_run_before_stay_in_the_report(tmp_path, monkeypatch, capsys):
         bench.main(str(tmp_path), ['sprint'], rounds=1, data='', examples=32)
 
 
+def test_rows_before_a_failure_are_kept(tmp_path, monkeypatch):
+    def runner(*_):
+        yield RACE
+        raise RuntimeError('the machine is gone')
+
+    monkeypatch.setattr(bench, 'RACES', {'inference': runner})
+    with pytest.raises(RuntimeError, match='the machine is gone'):
+        bench.main(str(tmp_path), ['inference'], rounds=1, data='', examples=32)
+    told = json.loads((tmp_path / 'bench.json').read_text())
+    assert told['inference']['title'] == 'toy' and told['inference']['more'] == []
+
+
 def provenance(commit, **versions):
     shown = {'jax': '1', 'adapters': '2', 'peft': '3', 'torch': '4+cpu', 'transformers': '5'}
     return {'hardware': 'a machine', 'versions': shown | versions, 'commit': commit}

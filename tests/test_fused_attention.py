@@ -1,12 +1,14 @@
 """The kernels of attention against attention written out, in Pallas' interpreter."""
 
 import itertools
+import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import adapters_jax
 from adapters_jax import attention, functional, fused_attention
 
 
@@ -127,6 +129,47 @@ def test_arrays_over_several_devices_have_none():
     rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec('data'))
     query, key, _, _ = (jax.device_put(x, rows) for x in random_attention(T=64, S=64))
     assert not jax.jit(lambda q, k: jnp.array(fused_attention.suits(q, k)))(query, key)
+
+
+@pytest.mark.filterwarnings('ignore:The Pallas Triton backend is deprecated')
+@pytest.mark.parametrize('shape', SHAPES)
+def test_kernels_are_made_for_a_gpu(shape):
+    """As far as JAX goes by itself: to the program that Triton is given."""
+    shape = {'K': 16, **shape}
+
+    def described(length, dtype=jnp.bfloat16):
+        return jax.ShapeDtypeStruct((2, length, 2, shape['K']), dtype)
+
+    def everything(query, key, value, mask, words, gradient):
+        mixed, pull = jax.vjp(
+            lambda *given: fused_attention.mix(0.1, *given, mask, words), query, key, value
+        )
+        return mixed, pull(gradient)
+
+    T, S = shape['T'], shape['S']
+    mask = jax.ShapeDtypeStruct((2, 1, T, S), bool)
+    words = jax.ShapeDtypeStruct((2,), jnp.uint32)
+    given = described(T), described(S), described(S), mask, words, described(T)
+    device = jax.sharding.AbstractDevice('NVIDIA H100 80GB HBM3', None, 'gpu')
+    mesh = jax.sharding.AbstractMesh((1,), ('data',), abstract_device=device)
+    with jax.sharding.use_abstract_mesh(mesh):
+        program = jax.jit(everything).trace(*given).lower(lowering_platforms=('cuda',)).as_text()
+    backward = 1 if S <= fused_attention.WHOLE else 2
+    assert program.count('xla.gpu.triton') == 1 + backward
+
+
+def test_a_jax_without_what_kernels_are_written_in(monkeypatch, caplog):
+    monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
+    monkeypatch.setitem(sys.modules, 'adapters_jax.fused_attention', None)
+    monkeypatch.delattr(adapters_jax, 'fused_attention')
+    attention._kernels.cache_clear()
+    query, key, value, _ = random_attention(T=64, S=64)
+    mixed = attention.attend(query, key, value, None)
+    attention._kernels.cache_clear()
+    with attention.written_out():
+        np.testing.assert_array_equal(mixed, attention.attend(query, key, value, None))
+    assert 'attention is computed without kernels' in caplog.text
+    assert 'jax==0.10.2 has it' in caplog.text
 
 
 def test_a_step_on_a_gpu_takes_the_kernels_and_one_written_out_does_not(monkeypatch):

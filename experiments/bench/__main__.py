@@ -162,7 +162,7 @@ def _options(race: dict[str, Any]) -> str:
 
 
 def main(output: str, only: Sequence[str], rounds: int, data: str, examples: int) -> None:
-    """Run the races; write numbers, table and chart after each, so that none is lost."""
+    """Run the races; write numbers after each row, table and chart after each race."""
     for name in only:
         if name not in RACES:
             raise ValueError(f'unknown race {name!r}; known: {", ".join(RACES)}')
@@ -170,8 +170,12 @@ def main(output: str, only: Sequence[str], rounds: int, data: str, examples: int
     result = read(directory / 'bench.json')
     for name in only:
         provenance = libraries.describe()  # before the race: files may change while it runs
-        result[name] = collect(RACES[name](directory, rounds, data, examples), provenance)
-        result = {name: result[name] for name in RACES if name in result}
+        done = []
+        for race in RACES[name](directory, rounds, data, examples):
+            done.append(race)
+            result[name] = collect(done, provenance)
+            result = {name: result[name] for name in RACES if name in result}
+            files.write_json(directory / 'bench.json', result)
         write(directory, 'bench', result, render)
     chart.draw(result, directory / 'bench.png')
     print(f'wrote {directory / "bench.png"}')
