@@ -202,7 +202,8 @@ def of_workers(monkeypatch):
 
     def run(jobs, rounds, field):
         asked.extend(jobs.values())
-        return {name: times(*[1] * rounds) for name in jobs}, {name: {} for name in jobs}
+        found = {'seconds': 2.0, 'flops': 3e9, 'product_rate': 6e9}
+        return {name: times(*[1] * rounds) for name in jobs}, dict.fromkeys(jobs, found)
 
     monkeypatch.setattr(whole_runs, 'of_processes', run)
     return asked
@@ -226,6 +227,7 @@ def test_an_epoch_says_how_many_examples_of_what(tmp_path, monkeypatch):
     assert [job.get('devices', 1) for job in jobs if job['job'] == 'sweep'] == [1, 1, 2]
     for row in (trec, rte, alone, spread):
         assert row['settings']['examples'] == 800 and row['settings']['dtype'] == 'float32'
+        assert row['share_of_rate'] == 0.25 and row['last']['ours']['flops'] == 3e9
     assert {job['dtype'] for job in jobs} == {'float32'} and 'examples' not in jobs[0]
     told = bench.render(result)
     assert '`--only=epoch --examples=800 --data=GLUE`' in told

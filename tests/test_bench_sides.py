@@ -36,6 +36,13 @@ def test_every_job_reports_what_is_raced(tmp_path, job, dtype, side):
     assert found['mebibytes' if job == 'peak_memory' else 'seconds'] > 0
     if job == 'epoch':
         assert found['steps'] > 0 and 0 <= found['padding'] < 1
+    if job in ('epoch', 'sweep') and side == 'ours':
+        members = settings['members'] if job == 'sweep' else 1
+        matrices = 6 * (4 * 384**2 + 2 * 384 * 1536)
+        # Forward and backward, without padding; of the last layer only some is computed.
+        tokens = 5 * len(rows)
+        assert 0.7 < found['flops'] / (members * tokens * 2 * 2 * matrices) < 8
+        assert found['product_rate'] > 1e9
 
 
 @pytest.mark.slow

@@ -21,6 +21,7 @@ from adapters_jax.training.dtypes import DTYPES
 from adapters_jax.training.flops import product_flops
 from adapters_jax.training.optimizer import OptimizerConfig, make_optimizer
 from adapters_jax.training.step import jit_outputs, jit_train_step
+from experiments.bench.timing import compare
 
 TASK = Classification(labels=('no', 'yes'))
 # What `adapters` gives a model, and Hugging Face's BERT comes with: two dense layers on the first
@@ -144,6 +145,21 @@ def _compiled(make: Callable[[], Any], given: tuple[Any, ...]) -> tuple[Any, flo
         with attention.written_out():
             traced = make().trace(*given)
     return program, product_flops(traced.jaxpr)
+
+
+def sizes() -> tuple[int, ...]:
+    """Return the sizes of the square products of which the fastest is the machine's rate.
+
+    On a CPU the largest no longer fits into the cache, which is slow where others use the memory.
+    """
+    return (1024, 2048) if jax.default_backend() == 'cpu' else (8192,)
+
+
+def product_rate(dtype: str, repeats: int = 5) -> float:
+    """Return the FLOP/s of the fastest of these products, as they are now."""
+    made = {size: product(size, dtype) for size in sizes()}
+    times = compare({size: program.call for size, program in made.items()}, repeats)
+    return max(program.flops / times[size].median for size, program in made.items())
 
 
 def product(size: int, dtype: str = 'float32') -> Program:

@@ -77,14 +77,6 @@ def courses() -> list[Course]:
     ]
 
 
-def sizes() -> tuple[int, ...]:
-    """Return the sizes of the square products of which the fastest is the machine's rate.
-
-    On a CPU the largest no longer fits into the cache, which is slow where others use the memory.
-    """
-    return (1024, 2048) if jax.default_backend() == 'cpu' else (8192,)
-
-
 def train_step(root: Path, rounds: int) -> Iterator[Race]:
     """Race training steps."""
     yield from _races('training', root, rounds)
@@ -121,7 +113,7 @@ def race(mode: str, course: Course, dtype: str, root: Path, rounds: int) -> Race
     compiled = course.mode if course.library == 'peft' and dtype == 'bfloat16' else ''
     run = libraries.train_step if mode == 'training' else libraries.forward
     together = 1 if jax.default_backend() == 'cpu' else TOGETHER
-    products = {size: programs.product(size, dtype) for size in sizes()}
+    products = {size: programs.product(size, dtype) for size in programs.sizes()}
     calls = {OURS: _repeated(ours.call, together)}
     calls |= {size: _repeated(product.call, together) for size, product in products.items()}
     for parts in sorted({1, ours.parts}):

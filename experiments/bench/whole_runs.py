@@ -47,9 +47,8 @@ def epoch(root: Path, rounds: int, data: str, examples: int) -> Iterator[Race]:
     for title, path in _texts(root, data, examples).items():
         settings = _training(root, path)
         times, last = of_processes(_jobs('epoch', **settings, launched=True), rounds, 'seconds')
-        more = {side: _rounded(last[side]) for side in SIDES}
         settings |= _of_texts(title, examples)
-        yield Race(title, *_both(times), settings, more={'last': more})
+        yield Race(title, *_both(times), settings, more=_told(*_both(last)))
 
 
 def sweep(root: Path, rounds: int, data: str, examples: int) -> Iterator[Race]:
@@ -64,8 +63,8 @@ def sweep(root: Path, rounds: int, data: str, examples: int) -> Iterator[Race]:
         devices = jobs[way].get('devices', 1)
         name = f'{MEMBERS} members, {title}' + f' over {devices} devices' * (devices > 1)
         told = settings | _of_texts(title, examples) | {'devices': devices}
-        more = {'ours': _rounded(last[way]), 'theirs': _rounded(last['theirs'])}
-        yield Race(name, times[way], times['theirs'], told, more={'last': more})
+        more = _told(last[way], last['theirs'])
+        yield Race(name, times[way], times['theirs'], told, more=more)
 
 
 def first_step(root: Path, rounds: int) -> Iterator[Race]:
@@ -95,6 +94,12 @@ def memory(root: Path, rounds: int) -> Iterator[Race]:
 
 def _both(times: Mapping[str, Any]) -> tuple[Any, Any]:
     return times['ours'], times['theirs']
+
+
+def _told(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what else is known of the last round: of ours the arithmetic, and at which rate."""
+    share = ours['flops'] / ours['seconds'] / ours['product_rate']
+    return {'share_of_rate': share, 'last': {'ours': _rounded(ours), 'theirs': _rounded(theirs)}}
 
 
 def _rounded(found: Mapping[str, Any]) -> dict[str, Any]:

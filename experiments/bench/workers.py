@@ -54,7 +54,7 @@ def _our_epoch(config: Any) -> Found:
     from adapters_jax.training.loop import Trainer
 
     run = Trainer(experiment.build(config), Path())
-    return _timed(run) | {'steps': run.steps_per_epoch, 'padding': run.padding}
+    return _timed(run)
 
 
 def _our_sweep(config: Any, members: int) -> Found:
@@ -73,20 +73,49 @@ def _our_sweep(config: Any, members: int) -> Found:
     built, everyone = experiment.build(config), grid.expand(config)
     first = dataclasses.replace(built, config=everyone[0].config)
     run = PopulationRun(first, everyone, Path(), Path('members'))
-    return _timed(run) | {'members': len(everyone), 'steps': run.steps_per_epoch}
+    return _timed(run) | {'members': len(everyone)}
 
 
 def _timed(run: Any) -> Found:
-    """Take an epoch's steps, after two that compile and warm up."""
+    """Take an epoch's steps, after two that compile and warm up; tell their arithmetic, too.
+
+    The machine's rate is the faster of that before and that after the steps.
+    """
     import jax
 
-    for _ in range(2):
-        jax.block_until_ready(run.take_step())
+    from experiments.bench import programs
+
+    dtype = run.config.training.dtype
+    flops = _flops_of_first_step(run)
+    jax.block_until_ready(run.take_step())
+    before = programs.product_rate(dtype)
     started = time.perf_counter()
     for _ in range(run.steps_per_epoch):
         last = run.take_step()
     jax.block_until_ready(last)
-    return {'seconds': time.perf_counter() - started}
+    return {
+        'seconds': time.perf_counter() - started,
+        'steps': run.steps_per_epoch,
+        'padding': run.padding,
+        'flops': run.steps_per_epoch * flops,
+        'product_rate': max(before, programs.product_rate(dtype)),
+    }
+
+
+def _flops_of_first_step(run: Any) -> float:
+    """Take a step; return the arithmetic of its products (on a GPU but those within kernels)."""
+    from adapters_jax.training.flops import product_flops
+
+    step, found = run.train_step, []
+
+    def counted(*given: Any) -> Any:
+        found.append(product_flops(step.trace(*given).jaxpr))
+        return step(*given)
+
+    run.train_step = counted
+    run.take_step()
+    run.train_step = step
+    return found[0]
 
 
 def _their_epoch(
