@@ -38,6 +38,8 @@ BENCHES = {
     'speech': 'experiments.domains.speech',
     'images': 'experiments.domains.images',
     'bench': 'experiments.bench.__main__',
+    'bench_gpu': 'experiments.bench.__main__',
+    'population_gpu': 'experiments.bench.population',
 }
 COLUMNS = (
     *('task', 'method', 'trained parameters', 'metric', 'mean ± s.d.', 'seeds', 'split'),

@@ -190,6 +190,17 @@ def test_races_with_other_libraries_are_told_apart():
     assert told.index('torch 9') < told.index('only=sweep')
 
 
+def test_what_is_said_of_a_race_is_said_of_its_machine_and_kind():
+    cpu = {**provenance('a' * 12), 'hardware': '2 cores of x'}
+    gpu = provenance('b' * 12)
+    quick = Race('quick', times(0.0105), times(0.02), {})
+    told = bench.render({'inference': bench.collect([quick], gpu)})
+    assert '| 10.50 ms | 20.00 ms |' in told
+    assert 'bfloat16' in told and 'GLIBC_TUNABLES' not in told and 'trainer' not in told
+    told = bench.render({'epoch': bench.collect([RACE], cpu)})
+    assert 'GLIBC_TUNABLES' in told and 'trainer' in told and 'bfloat16' not in told
+
+
 def test_the_versions_of_the_raced_libraries_are_told():
     found = libraries.describe()
     assert {'jax', *libraries.RACED} <= found['versions'].keys()
@@ -304,7 +315,8 @@ def test_a_pause_is_no_part_of_a_measurement():
 
 
 def test_the_race_says_what_each_side_does_by_itself():
-    told = bench.render({})
+    cpu = {**provenance('a' * 12), 'hardware': '2 cores of x'}
+    told = bench.render({'sweep': bench.collect([RACE], cpu)})
     for named in ('eager', '`group_by_length`', '`GLIBC_TUNABLES`', '`mallopt`'):
         assert named in told
     readme = (ROOT / 'README.md').read_text('utf-8')

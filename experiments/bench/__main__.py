@@ -71,7 +71,7 @@ def render(result: dict[str, Any]) -> str:
     lines = [f'| {" | ".join(heads)} |', '|---' * len(heads) + '|']
     for name, first in result.items():
         lines += [_line(name, race) for race in (first, *first['more'])]
-    return '\n'.join([*lines, '', _HOW, '', *_where(result)])
+    return '\n'.join([*lines, '', _how(result), '', *_where(result)])
 
 
 _HOW = (
@@ -80,39 +80,63 @@ _HOW = (
     'smaller folder; brackets that hold 1 decide nothing. *Share of rate*: arithmetic of matrix '
     'products in a second, as a part of what large products reach at the time. Heads '
     "are two dense layers on the first token's state, as `adapters` has them: of the last layer "
-    'ours computes no other token. Over 2 devices means `JAX_NUM_CPU_DEVICES=2`. On a CPU theirs '
-    'is eager, as it comes, and ours is compiled by XLA: `torch.compile` is used on a GPU, against '
-    '`peft` in bfloat16. Where each '
+    'ours computes no other token.'
+)
+_ON_A_CPU = (
+    'Over 2 devices means `JAX_NUM_CPU_DEVICES=2`. Theirs is eager, as it comes, and ours is '
+    'compiled by XLA. Where each '
     'side has processes of its own, ours does what our commands do by themselves, and theirs what '
     'theirs do, which is nothing of this: a training batch is cut into parts, memory that a step '
     'gives back is kept for the next one (`mallopt`), and of `epoch`, `sweep` and `memory` it is '
     'in large pages, as the scripts in `launch/` start them (`GLIBC_TUNABLES`), of `first_step` '
-    'where it says so.\n'
-    '\n'
+    'where it says so.'
+)
+_ON_A_GPU = (
+    'Steps are of bfloat16. `peft` is compiled by `torch.compile`, `adapters` is eager, as it '
+    'comes, and ours is compiled by XLA. Where kernels are launched one by one from Python, theirs '
+    "may wait for that longer than for the GPU; `mode='reduce-overhead'` records them once (CUDA "
+    'graphs).'
+)
+_OF_RUNS = (
     'Of `epoch` and `sweep` our time is that of the steps: two before them, which compile and warm '
     'up, and the loader, optimizer and schedule are left out (what compiling a step costs is in '
     '`first_step`). Theirs is the whole of `trainer.train()`, which compiles nothing, but makes '
     'these three and warms up within its time: that favours ours. Ours has several texts in a row, '
     'theirs pads to the longest of a batch, whose texts are drawn from all: `group_by_length`, '
     'which their trainer has and does not use unless it is asked to, is off. Theirs of `sweep` is '
-    f'{whole_runs.MEMBERS} times one run, not as many runs.\n'
-    '\n'
+    f'{whole_runs.MEMBERS} times one run, not as many runs.'
+)
+_OF_FILES = (
     'Of `file_size` all files of a folder count, the model card that `peft` writes, too; both hold '
     "the same number of parameters in float32, heads included (with `peft`, transformers' linear "
     'layer on what the checkpoint pools).'
 )
 
 
+def _how(result: dict[str, Any]) -> str:
+    """Return how it was measured, as far as it is of these races on these machines."""
+    on_cpu = {' cores of ' in race['hardware'] for race in result.values()}
+    parts = [' '.join([_HOW, *[_ON_A_CPU] * (True in on_cpu), *[_ON_A_GPU] * (False in on_cpu)])]
+    parts += [_OF_RUNS] * bool({'epoch', 'sweep'} & result.keys())
+    parts += [_OF_FILES] * ('file_size' in result)
+    return '\n\n'.join(parts)
+
+
 def _line(name: str, race: dict[str, Any]) -> str:
-    digits = 3 if race['unit'] == 's' else 0
     cells = (
         f'`{name}`',
         race['title'],
-        *(f'{race[side]:,.{digits}f} {race["unit"]}' for side in ('ours', 'theirs')),
+        *(_amount(race[side], race['unit']) for side in ('ours', 'theirs')),
         _ratio(race),
         f'{100 * race["share_of_rate"]:.0f} %' if 'share_of_rate' in race else '',
     )
     return f'| {" | ".join(cells)} |'
+
+
+def _amount(value: float, unit: str) -> str:
+    if unit == 's' and value < 0.1:
+        return f'{1000 * value:.2f} ms'
+    return f'{value:,.{3 if unit == "s" else 0}f} {unit}'
 
 
 def _ratio(race: dict[str, Any]) -> str:
