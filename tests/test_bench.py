@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import toy
 
+from adapters_jax import sharding
 from adapters_jax.interop.backbones import load_backbone
 from adapters_jax.models.heads import HeadConfig
 from adapters_jax.training import batching
@@ -50,6 +51,14 @@ def test_the_arithmetic_of_products_is_counted_wherever_they_stand():
     batched = jnp.ones((2, 3, 5)), jnp.ones((2, 7, 5))
     assert flops(lambda x, y: jnp.einsum('bij,bkj->bik', x, y), *batched) == 2 * once
     assert flops(lambda a, b: a.sum() + b.sum(), a, b) == 0
+
+
+def test_the_arithmetic_of_all_devices_is_counted():
+    mesh = sharding.make_mesh(2)
+    rows = jax.sharding.PartitionSpec('data')
+    whole = jax.sharding.PartitionSpec()
+    own = jax.shard_map(jnp.matmul, mesh=mesh, in_specs=(rows, whole), out_specs=rows)
+    assert flops(own, jnp.ones((4, 5)), jnp.ones((5, 7))) == 2 * 4 * 5 * 7
 
 
 def test_a_forward_pass_has_the_arithmetic_of_a_transformer(tmp_path):

@@ -11,13 +11,18 @@ from typing import Any
 def product_flops(jaxpr: Any, passes: bool = True) -> float:
     """Return the additions and multiplications of all matrix products of a traced program.
 
-    What a loop does counts for each pass, or once where not `passes`.
+    What a loop does counts for each pass, or once where not `passes`; what each device does with
+    its own part, for all devices.
     """
     total = 0.0
     for equation in jaxpr.eqns:
         inner = [part for value in equation.params.values() for part in _programs_in(value)]
-        loop = passes and equation.primitive.name == 'scan'
-        times = equation.params['length'] if loop else 1
+        times = 1
+        if passes and equation.primitive.name == 'scan':
+            times = equation.params['length']
+        elif equation.primitive.name == 'shard_map':
+            sizes = equation.params['mesh'].shape
+            times = math.prod(sizes[axis] for axis in equation.params['newly_manual_axes'])
         total += times * sum(product_flops(part, passes) for part in inner)
         if equation.primitive.name == 'dot_general':
             (contracted, _), _ = equation.params['dimension_numbers']
