@@ -92,8 +92,10 @@ _ON_A_CPU = (
     'where it says so.'
 )
 _ON_A_GPU = (
-    'Steps are of bfloat16. `peft` is compiled by `torch.compile`, `adapters` is eager, as it '
-    'comes, and ours is compiled by XLA. Where kernels are launched one by one from Python, theirs '
+    'Steps compute in bfloat16. Frozen weights in bfloat16 are those of ours alone: theirs stay in '
+    'float32, as autocast has them, and so do ours where nothing is said. `peft` is compiled by '
+    '`torch.compile`, `adapters` is eager, as it comes, and ours is compiled by XLA. '
+    'Where kernels are launched one by one from Python, theirs '
     "may wait for that longer than for the GPU; `mode='reduce-overhead'` records them once (CUDA "
     'graphs).'
 )

@@ -38,7 +38,7 @@ class Course:
     parts: int = 0  # that ours cuts a training batch into; 0: as our commands do
     devices: int = 1  # that ours spreads the rows over
     frozen_dtype: str = 'float32'  # of ours, as training.frozen_dtype
-    mode: str = 'default'  # of torch.compile, where theirs is compiled
+    mode: str = 'default'  # of torch.compile, where theirs is compiled: `peft` on a GPU
 
     @property
     def title(self) -> str:
@@ -110,6 +110,7 @@ def race(mode: str, course: Course, dtype: str, root: Path, rounds: int) -> Race
     stored = {'devices': course.devices, 'frozen_dtype': course.frozen_dtype}
     ours = getattr(programs, mode)(*made, batch, **stored, **cut)
     model = libraries.make(course.library, folder, course.method, course.size, 2)
+    # As its documentation recommends on a GPU; on a CPU theirs is eager.
     compiled = course.mode if course.library == 'peft' and dtype == 'bfloat16' else ''
     run = libraries.train_step if mode == 'training' else libraries.forward
     together = 1 if jax.default_backend() == 'cpu' else TOGETHER

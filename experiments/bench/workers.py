@@ -103,7 +103,7 @@ def _timed(run: Any) -> Found:
 
 
 def _flops_of_first_step(run: Any) -> float:
-    """Take a step; return the arithmetic of its products (on a GPU but those within kernels)."""
+    """Take a step; return the arithmetic of its products, but for those of a GPU's kernels."""
     from adapters_jax.training.flops import product_flops
 
     step, found = run.train_step, []
