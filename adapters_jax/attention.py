@@ -17,9 +17,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, UInt32
 
-from adapters_jax import functional
+from adapters_jax import functional, quantize
+
+# A kernel [D, H * K] and what is added to its product: [H * K], [B, 1, H * K], or nothing.
+Affine = tuple[Array | quantize.Quantized, Array | None]
 
 _LOG = logging.getLogger(__name__)
+# Of the scores of a query: see `_largest`.
+PIECE, MOST_PIECES = 32, 16
 _KERNELS = contextvars.ContextVar('kernels', default=True)
 
 
@@ -62,6 +67,61 @@ def attend(
     return _mix(rate, *heads, mask, words, bias).swapaxes(1, 2)
 
 
+def asks_little(query: Float[Array, 'B T H K'], inputs: Float[Array, 'B S D']) -> bool:
+    """Tell whether `attend_to_inputs` is worth it: half of the arithmetic or less."""
+    tokens, size, seen = query.shape[1], query.shape[3], inputs.shape[1]
+    return 2 * tokens * (size + seen) <= size * seen
+
+
+def attend_to_inputs(
+    query: Float[Array, 'B T H K'],
+    inputs: Float[Array, 'B S D'],
+    key: Affine,
+    value: Affine,
+    mask: Bool[Array, '#B 1 #T S'] | None,
+    rate: float,
+    rng: PRNGKeyArray | None,
+    scale: float,
+) -> Float[Array, 'B T H K']:
+    """Return what `attend` does with keys and values that are affine maps of the inputs.
+
+    Neither is computed: `q (x W)^T = (q W^T) x^T` and `a (x W) = (a x) W`, which is less to do
+    where few tokens ask. What is added to every key adds the same to all scores of a query, and so
+    nothing to their softmax; it stays, for the gradient of nearly zero that `attend` has for it.
+    """
+    rows, tokens, heads, _ = query.shape
+    (into_key, of_key), (into_value, of_value) = (_by_head(own, query) for own in (key, value))
+    asked = _product('BTHK,DHK->BHTD', query, into_key).astype(query.dtype)
+    # One product a row, of all heads' questions.
+    scores = _product('BQD,BSD->BQS', asked.reshape(rows, heads * tokens, -1), inputs)
+    scores = scores.reshape(rows, heads, tokens, -1)
+    if of_key is not None:
+        scores += (query * of_key).sum(-1, dtype=jnp.float32).swapaxes(1, 2)[..., None]
+    scores *= scale
+    if mask is not None:
+        scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
+    weights = _softmax(scores).astype(inputs.dtype)
+    words = None if rng is None or rate == 0.0 else functional.words_of(rng)
+    weights = _dropped(weights, words, rate)
+    mixed = _product('BQS,BSD->BQD', weights.reshape(rows, heads * tokens, -1), inputs)
+    mixed = mixed.astype(inputs.dtype).reshape(rows, heads, tokens, -1)
+    found = _product('BHTD,DHK->BTHK', mixed, into_value).astype(query.dtype)
+    if of_value is None:
+        return found
+    return found + weights.sum(-1).swapaxes(1, 2)[..., None] * of_value
+
+
+def _by_head(
+    given: Affine, query: Float[Array, 'B T H K']
+) -> tuple[Float[Array, 'D H K'], Float[Array, '#B 1 H K'] | None]:
+    """Return an affine map's parts with an axis of heads, in the query's number format."""
+    kernel, bias = given
+    heads, dtype = query.shape[2:], query.dtype
+    kernel = quantize.dequantize(kernel).astype(dtype)
+    kernel = kernel.reshape(len(kernel), *heads)
+    return kernel, None if bias is None else bias.astype(dtype).reshape(-1, 1, *heads)
+
+
 @functools.cache
 def _kernels() -> ModuleType | None:
     """Return the kernels of a GPU; a CPU does without importing Pallas.
@@ -99,7 +159,7 @@ def _forward(rate, query, key, value, mask, words, bias):
         scores = scores + bias
     if mask is not None:
         scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
-    weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
+    weights = _softmax(scores).astype(value.dtype)
     mixed = _product('BHTS,BHSK->BHTK', _dropped(weights, words, rate), value).astype(value.dtype)
     return mixed, (query, key, value, mask, words, bias, weights, mixed)
 
@@ -134,6 +194,25 @@ def _backward(rate, saved, gradient):
 
 
 _mix.defvjp(_forward, _backward)
+
+
+def _softmax(scores: Float[Array, '... S']) -> Float[Array, '... S']:
+    """Return the softmax over the last axis, in float32."""
+    weights = jnp.exp(scores - _largest(scores))
+    return weights / weights.sum(-1, keepdims=True)
+
+
+def _largest(scores: Float[Array, '... S']) -> Float[Array, '... 1']:
+    """Return the largest number of the last axis, by which nothing is differentiated.
+
+    XLA's CPU compiler takes a maximum over more than 32 numbers three times as long as a sum; here
+    it is first that of equal pieces, number by number.
+    """
+    scores, seen = jax.lax.stop_gradient(scores), scores.shape[-1]
+    most = MOST_PIECES if jax.default_backend() == 'cpu' else 1
+    fitting = (n for n in range(-(-seen // PIECE), most + 1) if seen % n == 0)
+    pieces = jnp.split(scores, next(fitting, 1), axis=-1)
+    return functools.reduce(jnp.maximum, pieces).max(-1, keepdims=True)
 
 
 def _product(spec: str, left: Array, right: Array) -> Array:

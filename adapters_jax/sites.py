@@ -38,6 +38,7 @@ PROJECTIONS = {
     'cross_attention': ('query', 'key', 'value', 'output'),
     'feed_forward': ('up', 'down', 'gate'),  # a gate where the family has one
 }
+KEYS = ('key', 'value')
 
 
 # The places of a block, in the order in which a forward pass meets them.
@@ -263,6 +264,11 @@ class Sites:
     def key_value(self, layer: int, sub_layer: str, seen: KeyValue) -> KeyValue:
         """Change or extend the keys and values of an attention, and its mask with them."""
         return seen
+
+    def sees_keys(self, layer: int, sub_layer: str) -> bool:
+        """Tell whether it may look at keys and values of an attention; else none need be there."""
+        own = type(self)
+        return own.linear is not Sites.linear or own.key_value is not Sites.key_value
 
     def sub_layer(self, layer: int, name: str, end: SubLayer) -> Float[Array, 'B T D']:
         """Return the sub-layer's result after residual connection and LayerNorm."""

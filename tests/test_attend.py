@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from adapters_jax import functional
-from adapters_jax.attention import attend
+from adapters_jax.attention import _softmax, asks_little, attend, attend_to_inputs
 
 
 def random_attention(seed, B=2, T=5, S=7, H=3, K=4):
@@ -67,6 +67,55 @@ def test_attention_drops_weights_with_a_key_only():
     assert not np.allclose(dropped[0], still)
     error = np.asarray(dropped.std(0)) / np.sqrt(len(keys))
     assert (np.abs(dropped.mean(0) - still) < 6 * error + 1e-6).all()
+
+
+@pytest.mark.parametrize('rate', [0.0, 0.3])
+@pytest.mark.parametrize('mask_shape', [None, (2, 1, 1, 7), (2, 1, 5, 7), (1, 1, 5, 7)])
+@pytest.mark.parametrize('biases', [(), (12,), (2, 1, 12)], ids=['none', 'one', 'of each row'])
+def test_keys_and_values_need_not_be_computed(mask_shape, biases, rate):
+    """Outputs and gradients are those of attention to them, and so is what dropout keeps."""
+    rng = np.random.default_rng(0)
+    query = random_attention(0)[0]
+    inputs = rng.standard_normal((2, 7, 6)).astype(np.float32)
+    kernels = [rng.standard_normal((6, 12)).astype(np.float32) for _ in range(2)]
+    added = [2 * rng.standard_normal(biases).astype(np.float32) if biases else None] * 2
+    mask = None if mask_shape is None else rng.random(mask_shape) < 0.5
+    given, key = (query, inputs, *zip(kernels, added, strict=True)), jax.random.key(3)
+
+    def by_keys(query, inputs, *maps):
+        made = (functional.dense(inputs, *own).reshape(2, 7, 3, 4) for own in maps)
+        return attend(query, *made, mask, rate, key, scale=0.7)
+
+    def by_inputs(*given):
+        return attend_to_inputs(*given, mask, rate, key, 0.7)
+
+    gradient = rng.standard_normal(query.shape).astype(np.float32)
+
+    def both(function):
+        mixed, pull = jax.vjp(jax.jit(function), *given)
+        return mixed, pull(gradient)
+
+    (expected, wanted), (found, own) = both(by_keys), both(by_inputs)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    # That of the keys' bias is nothing but rounding.
+    largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(wanted))
+    for ours, theirs in zip(jax.tree.leaves(own), jax.tree.leaves(wanted), strict=True):
+        assert ours.shape == theirs.shape
+        np.testing.assert_allclose(ours, theirs, atol=5e-6 * largest)
+
+
+@pytest.mark.parametrize('seen', [1, 7, 32, 33, 64, 96, 100, 127, 512, 514])
+def test_the_softmax_of_any_length_is_that_of_jax(seen):
+    scores = 30 * np.random.default_rng(seen).standard_normal((2, 3, seen)).astype(np.float32)
+    scores[0, 0] = np.finfo(np.float32).min  # nothing to attend to
+    np.testing.assert_allclose(_softmax(scores), jax.nn.softmax(scores), rtol=1e-6)
+
+
+def test_little_is_asked_by_few_tokens():
+    x = jnp.zeros((2, 128, 384))
+    assert asks_little(jnp.zeros((2, 1, 12, 32)), x) and asks_little(jnp.zeros((2, 12, 12, 32)), x)
+    assert not asks_little(jnp.zeros((2, 13, 12, 32)), x)
+    assert not asks_little(jnp.zeros((2, 1, 4, 2)), jnp.zeros((2, 3, 8)))
 
 
 def plain(query, key, value, mask, keep=None, rate=0.0):

@@ -56,7 +56,7 @@ def test_every_job_reports_what_is_raced(tmp_path, job, dtype, side):
     ],
 )
 def test_both_sides_of_a_race_run(tmp_path, mode, devices, method, library, size):
-    course = steps.Course('minilm', method, library, size, 2, 16, parts=2, devices=devices)
+    course = steps.Course('minilm', method, library, size, 4, 16, parts=2, devices=devices)
     told = steps.race(mode, course, 'float32', tmp_path, rounds=2).to_json()
     assert told['ours'] > 0 and told['theirs'] > 0 and 0 < told['share_of_rate'] < 1.5
     assert told['settings']['tokens'] == 16

@@ -22,7 +22,7 @@ from adapters_jax.adapters.method import At, Change, Method, acts
 from adapters_jax.adapters.routing import bind_bank
 from adapters_jax.adapters.union import Union
 from adapters_jax.params import Tree, flatten
-from adapters_jax.sites import SUB_LAYERS, Sites, Stream, SubLayer
+from adapters_jax.sites import KEYS, SUB_LAYERS, Sites, Stream, SubLayer
 
 
 def bind(
@@ -170,6 +170,12 @@ class Adapted(Sites):
             return seen
         at = self._at(layer, sub_layer, 10 + SUB_LAYERS.index(sub_layer))
         return self.method.key_value(params, seen, at)
+
+    def sees_keys(self, layer, sub_layer):
+        """Tell whether the method acts on the keys and values here, or on their projections."""
+        here, method = self._find(f'layer_{layer}', sub_layer), type(self.method)
+        projected = acts(method, 'linear') and any(name in (here or {}) for name in KEYS)
+        return projected or (here is not None and acts(method, 'key_value'))
 
     def sub_layer(self, layer, name, end):
         """Let the method end a sub-layer."""

@@ -64,6 +64,10 @@ class Stack(Sites):
             seen = member.key_value(layer, sub_layer, seen)
         return seen
 
+    def sees_keys(self, layer, sub_layer):
+        """Tell whether a member may look at the keys and values."""
+        return any(member.sees_keys(layer, sub_layer) for member in self.members)
+
     def sub_layer(self, layer, name, end):
         """Let each member change a sub-layer's output; the last of them ends it."""
         return self.close(layer, name, end, self.adapt(layer, name, end).output)

@@ -208,6 +208,10 @@ class Routed(Sites):
             mask=jnp.concatenate([front, mask], axis=-1),
         )
 
+    def sees_keys(self, layer: int, sub_layer: str) -> bool:
+        """Tell whether the members may look at the keys and values."""
+        return self._bound.sees_keys(layer, sub_layer)
+
     def sub_layer(self, layer, name, end):
         """End the own rows of a sub-layer; the others' are whatever comes out."""
         stream, norm = end.stream, end.norm
@@ -220,7 +224,12 @@ class Routed(Sites):
 
     def ends(self, layer: int, name: str) -> bool:
         """Tell whether the members act on the end of this sub-layer."""
-        return self.bind(self.method, self.params, None, self.scope).ends(layer, name)
+        return self._bound.ends(layer, name)
+
+    @property
+    def _bound(self) -> Any:
+        """The sites of all members at once, which tell where they act."""
+        return self.bind(self.method, self.params, None, self.scope)
 
     def block(self, layer, stream):
         """Change the own rows of a block's output."""

@@ -228,6 +228,10 @@ class Tiled(Sites):
         """Hand on to the adapters above the trunk."""
         return seen if layer < self.before else self.inner.key_value(layer, sub_layer, seen)
 
+    def sees_keys(self, layer, sub_layer):
+        """Hand on to the adapters above the trunk."""
+        return layer >= self.before and self.inner.sees_keys(layer, sub_layer)
+
     def sub_layer(self, layer, name, end):
         """Hand on to the adapters above the trunk."""
         below = layer < self.before

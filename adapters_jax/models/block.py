@@ -17,11 +17,11 @@ from flax import struct
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
-from adapters_jax import functional
-from adapters_jax.attention import attend
+from adapters_jax import attention, functional
 from adapters_jax.models import leaves
 from adapters_jax.models.layers import Norm
 from adapters_jax.sites import (
+    KEYS,
     START,
     KeyValue,
     LayerNorm,
@@ -101,15 +101,20 @@ class Projection(nn.Module):
     biased: bool = True
 
     @nn.compact
+    def weights(self, inputs: int, sites: Sites) -> attention.Affine:
+        """Return the kernel and the bias, if it has one, for so many inputs."""
+        kernel = leaves.leaf(self, 'kernel', leaves.normal, (inputs, self.features))
+        if not self.biased:
+            return kernel, None
+        bias = leaves.leaf(self, 'bias', leaves.zeros, (self.features,))
+        path = f'layer_{self.layer}/{self.sub_layer}/{self.name}/bias'
+        return kernel, sites.vector(path, bias)
+
     def __call__(
         self, x: Float[Array, 'B T I'], mask: Bool[Array, '#B 1 #T T'] | None, sites: Sites
     ) -> Float[Array, 'B T O']:
         """Return what the `linear` site makes of `x @ kernel + bias`."""
-        kernel = leaves.leaf(self, 'kernel', leaves.normal, (x.shape[-1], self.features))
-        bias = None
-        if self.biased:
-            bias = leaves.leaf(self, 'bias', leaves.zeros, (self.features,))
-            bias = sites.vector(f'layer_{self.layer}/{self.sub_layer}/{self.name}/bias', bias)
+        kernel, bias = self.weights(x.shape[-1], sites)
         y = checkpoint_name(functional.dense(x, kernel, bias), _PROJECTED)
         end = Linear(inputs=x, kernel=kernel, bias=bias, output=y, mask=mask)
         return sites.linear(self.layer, self.sub_layer, self.name, end)
@@ -138,7 +143,7 @@ class Attention(nn.Module):
         """Return the stream after attention, residual connection and LayerNorm.
 
         `known` is the attention's output where that has been computed before. With `places` it is
-        the stream of these tokens alone: of the others, keys and values are needed.
+        the stream of these tokens alone: of the others, at most keys and values are needed.
         """
         c, itself = self.config, memory is None
         norm = _norm(self, sites)
@@ -161,6 +166,15 @@ class Attention(nn.Module):
             return project('key', *given), project('value', *given)
 
         query = project('query', x, own)
+        rng = None if deterministic else self.make_rng('dropout')
+        scale = query.shape[-1] ** -0.5 if c.scaled else 1.0
+        few = places is not None and attention.asks_little(query, memory.hidden)
+        if few and not sites.sees_keys(self.layer, self.kind):
+            maps = (_projection(self, c.inner, name).weights(c.hidden, sites) for name in KEYS)
+            mixed = attention.attend_to_inputs(
+                query, memory.hidden, *maps, mask, c.attention_dropout, rng, scale
+            )
+            return self._ended(mixed, norm, stream, sites, deterministic)
         if stream.at is None:
             key, value = keys_and_values()
         elif itself:
@@ -169,14 +183,22 @@ class Attention(nn.Module):
             key, value = self._kept(keys_and_values)
         seen = KeyValue(inputs=x, key=key, value=value, mask=mask, text_mask=own)
         seen = sites.key_value(self.layer, self.kind, seen)
-        rng = None if deterministic else self.make_rng('dropout')
         bias = _fitted(stream.bias, seen.key.shape[1]) if itself else None
-        scale = seen.key.shape[-1] ** -0.5 if c.scaled else 1.0
-        mixed = attend(
+        mixed = attention.attend(
             query, seen.key, seen.value, seen.mask, c.attention_dropout, rng, bias, scale
         )
-        mixed = mixed.reshape(*x.shape[:-1], c.inner)
-        y = _projection(self, c.hidden, 'output')(mixed, own, sites)
+        return self._ended(mixed, norm, stream, sites, deterministic)
+
+    def _ended(
+        self,
+        mixed: Float[Array, 'B T H K'],
+        norm: LayerNorm,
+        stream: Stream,
+        sites: Sites,
+        deterministic: bool,
+    ) -> Stream:
+        mixed = mixed.reshape(*mixed.shape[:2], -1)
+        y = _projection(self, self.config.hidden, 'output')(mixed, stream.mask, sites)
         return _finish(self, y, norm, stream, sites, deterministic)
 
     def _extended(

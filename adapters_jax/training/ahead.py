@@ -21,7 +21,7 @@ from adapters_jax.config import Config
 from adapters_jax.data.encoded import TAGS
 from adapters_jax.interop.backbones import describe_backbone
 from adapters_jax.params import Tree
-from adapters_jax.training import batching, collectives, fitting, flops, loop
+from adapters_jax.training import batching, collectives, cutting, fitting, flops, loop
 from adapters_jax.training.experiment import Experiment, check_numbers, make_model, make_task
 from adapters_jax.training.members import load as load_members
 from adapters_jax.training.placement import Described, make_mesh
@@ -186,7 +186,8 @@ def trace_step(plan: Plan) -> jax.stages.Traced:
 
 def trace_forward(plan: Plan) -> jax.stages.Traced:
     """Trace the forward pass of an evaluation, on a batch of training."""
-    return plan.start.forward.trace(plan.start.trainable, plan.start.frozen, plan.batch)
+    with cutting.into(1):
+        return plan.start.forward.trace(plan.start.trainable, plan.start.frozen, plan.batch)
 
 
 # Simulated devices run nothing, so their programs need not be fast.

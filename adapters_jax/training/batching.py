@@ -1,15 +1,8 @@
-"""How a split becomes batches: packing or buckets, and in how many parts, chosen once per run.
-
-A CPU takes a training batch in parts, one after another: a part's activations take the memory of
-those of the part before, and fewer of them have left the processor's cache when the backward pass
-reads them. Measured by `python -m experiments.bench.parts`. Forward passes keep nothing, and are
-not cut.
-"""
+"""How a split becomes batches: packing or buckets, and in how many parts, chosen once per run."""
 
 import logging
 from collections.abc import Sequence
 
-import jax
 import numpy as np
 
 from adapters_jax import tasks
@@ -19,13 +12,11 @@ from adapters_jax.data import batches, pipeline, policies
 from adapters_jax.data.shares import Mixing
 from adapters_jax.model import Model
 from adapters_jax.tasks.task import Task
+from adapters_jax.training import cutting
 
 _LOG = logging.getLogger(__name__)
 TOKENS = 'input_ids'
 BATCHINGS = ('packed', 'buckets')
-# Tokens that a part of a batch has at least. It is a constant, and no matter of the machine's cores
-# and caches, because dropout draws by parts.
-PART = 1024
 
 
 def check(config: Config, method: Method, devices: int) -> None:
@@ -121,16 +112,7 @@ def choose_parts(config: Config, model: Model, task: Task, policy: policies.Poli
     written = length if model.config.decoder is not None else 0
     # Whisper's encoder takes two frames to a vector (Radford et al. 2023, section 2.2).
     tokens = read[model.config.reads] // (2 if model.config.reads == 'sound' else 1) + written
-    return quick_parts(pipeline.rows_of(policy), tokens)
-
-
-def quick_parts(rows: int, tokens: int) -> int:
-    """Return how many parts a training batch is best cut into here: 1, except on a CPU.
-
-    Parts have equally many rows, of `tokens` tokens each, and `PART` tokens or more.
-    """
-    most = rows * tokens // PART if jax.default_backend() == 'cpu' else 1
-    return next((n for n in range(most, 1, -1) if rows % n == 0), 1)
+    return cutting.quick_parts(pipeline.rows_of(policy), tokens)
 
 
 def filled_rows(config: Config, rows: int, devices: int, parts: int) -> int:

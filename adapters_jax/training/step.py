@@ -20,6 +20,7 @@ from adapters_jax.generation import generate
 from adapters_jax.model import Batch, Model
 from adapters_jax.params import Tree, flatten, map_with_path, merge
 from adapters_jax.tasks.task import Task
+from adapters_jax.training import cutting
 
 Metrics = dict[str, Float[Array, '']]
 # The sum of losses and the count of examples of each task by name, where there are several.
@@ -88,13 +89,10 @@ def gradients(
             f'a batch of {rows} rows does not divide into {accumulate} parts; choose '
             'training.accumulate so that it divides the rows of every batch'
         )
-    # Part i takes every `accumulate`-th row from row i on, so it has rows of every device.
-    parts = {
-        name: column.reshape(-1, accumulate, *column.shape[1:]).swapaxes(0, 1)
-        for name, column in batch.items()
-    }
     zeros = (jax.tree.map(jnp.zeros_like, trainable), jnp.zeros(()), jnp.zeros(()))
-    carry, tasks = jax.lax.scan(part, zeros, (jnp.arange(accumulate), parts))
+    carry, tasks = jax.lax.scan(
+        part, zeros, (jnp.arange(accumulate), cutting.cut(batch, accumulate))
+    )
     return *carry, jax.tree.map(lambda x: x.sum(0), tasks)
 
 
@@ -199,7 +197,9 @@ def jit_outputs(
 
     def outputs(trainable: Tree, frozen: Tree, batch: Batch) -> Float[Array, 'B S W']:
         params = merge(trainable, frozen)
-        return model.apply(params, batch) if task is None else needed(model, task, params, batch)
+        if task is None:
+            return cutting.forward(lambda rows: model.apply(params, rows), model, batch)
+        return needed(model, task, params, batch)
 
     few = task is not None and task.generates
     return jax.jit(outputs, compiler_options=xla.options(placed, few=few))
@@ -211,9 +211,13 @@ def needed(model: Model, task: Task, params: Tree, batch: Batch) -> Float[Array,
     Of a model that writes texts these are its scores of what was to be written, where that is
     known, and then the tokens that it writes.
     """
+
+    def reduced(rows: Batch) -> Float[Array, 'B S W']:
+        return task.reduced(model.apply(params, rows), rows)
+
     found = []
     if not task.writes or 'target_ids' in batch:
-        found.append(task.reduced(model.apply(params, batch), batch))
+        found.append(cutting.forward(reduced, model, batch))
     if task.generates:
         written = generate(model, params, batch, task.rules, task.search)
         found.append(written.tokens[:, None, 0].astype(jnp.float32))

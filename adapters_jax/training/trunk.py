@@ -32,6 +32,7 @@ from adapters_jax.model import Model
 from adapters_jax.params import Tree, partition
 from adapters_jax.sharding import own_rows, put_batch, row_parts, to_host
 from adapters_jax.sites import Place
+from adapters_jax.training import cutting
 from adapters_jax.training.dtypes import DTYPES, choose_frozen_dtype
 from adapters_jax.training.experiment import Experiment, check_trained
 from adapters_jax.training.placement import Placement
@@ -223,7 +224,8 @@ def jit_outputs(model: Model, params: Tree, dtype: str, mesh: Mesh) -> Outputs:
 
     @functools.partial(jax.jit, compiler_options=xla.options(params))
     def run(params: Tree, batch: Mapping[str, Array]) -> Float[Array, 'B T N D']:
-        return model.trunk_outputs(params, batch).astype(DTYPES[dtype])
+        found = cutting.forward(lambda rows: model.trunk_outputs(params, rows), model, batch)
+        return found.astype(DTYPES[dtype])
 
     def outputs(batch: Batch) -> Float[Array, 'B T N D']:
         first, last = own_rows(mesh, len(batch['input_ids']))

@@ -86,7 +86,7 @@ _ON_A_CPU = (
     'Over 2 devices means `JAX_NUM_CPU_DEVICES=2`. Theirs is eager, as it comes, and ours is '
     'compiled by XLA. Where each '
     'side has processes of its own, ours does what our commands do by themselves, and theirs what '
-    'theirs do, which is nothing of this: a training batch is cut into parts, memory that a step '
+    'theirs do, which is nothing of this: a large batch is cut into parts, memory that a step '
     'gives back is kept for the next one (`mallopt`), and of `epoch`, `sweep` and `memory` it is '
     'in large pages, as the scripts in `launch/` start them (`GLIBC_TUNABLES`), of `first_step` '
     'where it says so.'

@@ -126,8 +126,10 @@ def train_step(
     return step
 
 
-def forward(model: Any, batch: dict[str, np.ndarray], dtype: str, compiled: str) -> Step:
-    """Return a forward pass without dropout on that batch; `compiled` as for `train_step`."""
+def forward(
+    model: Any, batch: dict[str, np.ndarray], dtype: str, compiled: str, parts: int = 1
+) -> Step:
+    """Return a forward pass without dropout on that batch; the rest as for `train_step`."""
     import torch
 
     device = prepare()
@@ -140,7 +142,9 @@ def forward(model: Any, batch: dict[str, np.ndarray], dtype: str, compiled: str)
             torch.inference_mode(),
             torch.autocast(device, torch.bfloat16, enabled=dtype == 'bfloat16'),
         ):
-            return run(input_ids=ids, attention_mask=torch.ones_like(ids)).logits.sum()
+            cut = ids.chunk(parts)
+            found = [run(input_ids=x, attention_mask=torch.ones_like(x)).logits for x in cut]
+            return torch.cat(found).sum()
 
     return step
 

@@ -2,8 +2,8 @@
 
     python -m experiments.bench.parts --output=DIR [--rounds=7]
 
-Training steps over padded rows, on a CPU: the reason for how many tokens
-`adapters_jax.training.batching` gives to a part. Writes DIR/parts.json and DIR/parts.md.
+Training steps and forward passes over padded rows, on a CPU: the reason for how many tokens
+`adapters_jax.training.cutting` gives to a part. Writes DIR/parts.json and DIR/parts.md.
 """
 
 from pathlib import Path
@@ -14,7 +14,7 @@ from absl import flags
 
 from adapters_jax import entry, files
 from adapters_jax.interop.backbones import load_backbone
-from adapters_jax.training import batching
+from adapters_jax.training import cutting
 from adapters_jax.training.provenance import describe
 from experiments.bench import backbones, programs
 from experiments.bench.timing import Ratio, compare
@@ -22,35 +22,38 @@ from experiments.output import where, write
 
 TOKENS = 128  # of a row
 PARTS = (1, 2, 4, 8)
-# A backbone, a method, and the rows of a batch.
+# A program, a backbone, a method, and the rows of a batch.
 COURSES = (
-    ('minilm', 'double_seq_bn[size=24]', 32),
-    ('minilm', 'double_seq_bn[size=24]', 16),
-    ('minilm', 'double_seq_bn[size=24]', 8),
-    ('minilm', 'lora[r=8]', 32),
-    ('minilm', 'full', 32),
-    ('base', 'double_seq_bn[size=48]', 16),
+    ('training', 'minilm', 'double_seq_bn[size=24]', 32),
+    ('training', 'minilm', 'double_seq_bn[size=24]', 16),
+    ('training', 'minilm', 'double_seq_bn[size=24]', 8),
+    ('training', 'minilm', 'lora[r=8]', 32),
+    ('training', 'minilm', 'full', 32),
+    ('training', 'base', 'double_seq_bn[size=48]', 16),
+    ('inference', 'minilm', 'double_seq_bn[size=24]', 32),
+    ('inference', 'minilm', 'double_seq_bn[size=24]', 8),
+    ('inference', 'base', 'double_seq_bn[size=48]', 16),
 )
 
 
 def measure(root: Path, rounds: int) -> list[dict[str, Any]]:
     """Return for each course what each number of parts takes; weights go below `root`."""
     return [
-        {'backbone': backbone, 'method': method, 'rows': rows}
-        | _raced(str(backbones.folder(backbone, root)), method, rows, rounds)
-        for backbone, method, rows in COURSES
+        {'mode': mode, 'backbone': backbone, 'method': method, 'rows': rows}
+        | _raced(mode, str(backbones.folder(backbone, root)), method, rows, rounds)
+        for mode, backbone, method, rows in COURSES
     ]
 
 
-def _raced(folder: str, method: str, rows: int, rounds: int) -> dict[str, Any]:
+def _raced(mode: str, folder: str, method: str, rows: int, rounds: int) -> dict[str, Any]:
     loaded = load_backbone(folder)
     batch = programs.random_batch(rows, TOKENS, loaded.config.vocabulary)
     model, params = programs.make(loaded, method)
-    compiled = {n: programs.training(model, params, batch, parts=n) for n in PARTS}
+    compiled = {n: getattr(programs, mode)(model, params, batch, parts=n) for n in PARTS}
     times = compare({n: program.call for n, program in compiled.items()}, rounds)
     ratios = {n: times[1].over(times[n]) for n in PARTS[1:]}
     return {
-        'automatic': batching.quick_parts(rows, TOKENS),
+        'automatic': cutting.quick_parts(rows, TOKENS),
         'seconds': times[1].median,
         'ratios': {str(n): [ratio.value, ratio.low, ratio.high] for n, ratio in ratios.items()},
         'temporary': {str(n): program.temporary for n, program in compiled.items()},
@@ -61,7 +64,7 @@ def render(result: dict[str, Any]) -> str:
     """Return the Markdown table, and below it how it was measured."""
     columns = [f'{n} parts' for n in PARTS[1:]]
     lines = [
-        f'| step | tokens | whole | {" | ".join(columns)} | temporaries, MiB |',
+        f'| program | tokens | whole | {" | ".join(columns)} | temporaries, MiB |',
         f'|---|---|---|{"---|" * len(columns)}---|',
         *map(_row, result['courses']),
     ]
@@ -79,7 +82,8 @@ def _row(course: dict[str, Any]) -> str:
     cells |= {int(n): str(Ratio(*ratio)) for n, ratio in course['ratios'].items()}
     cells[course['automatic']] = f'**{cells[course["automatic"]]}**'
     temporary = ', '.join(f'{size / 2**20:,.0f}' for size in course['temporary'].values())
-    first = f'`{course["method"]}` on {course["backbone"]} | {course["rows"] * TOKENS:,}'
+    mode = {'training': 'step', 'inference': 'forward pass'}[course['mode']]
+    first = f'{mode}, `{course["method"]}` on {course["backbone"]} | {course["rows"] * TOKENS:,}'
     return f'| {first} | {" | ".join(cells.values())} | {temporary} |'
 
 

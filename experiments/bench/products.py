@@ -92,10 +92,9 @@ def both(mode: str) -> dict[str, programs.Program]:
     loaded = load_backbone('minilm')
     batch = programs.random_batch(32, 128, loaded.config.vocabulary)
     made = programs.make(loaded, 'double_seq_bn[size=24]')
-    whole = {'parts': 1} if mode == 'training' else {}
-    ours = getattr(programs, mode)(*made, batch, **whole)
+    ours = getattr(programs, mode)(*made, batch, parts=1)
     with _as_xla_comes():
-        default = getattr(programs, mode)(*made, batch, **whole)
+        default = getattr(programs, mode)(*made, batch, parts=1)
     return {'default': default, 'ours': ours}
 
 

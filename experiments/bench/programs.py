@@ -16,7 +16,7 @@ from adapters_jax.model import Batch, Model
 from adapters_jax.models.heads import HeadConfig
 from adapters_jax.params import Tree, partition
 from adapters_jax.tasks.classification import Classification
-from adapters_jax.training import batching
+from adapters_jax.training import cutting
 from adapters_jax.training.dtypes import DTYPES
 from adapters_jax.training.flops import product_flops
 from adapters_jax.training.optimizer import OptimizerConfig, make_optimizer
@@ -36,7 +36,7 @@ class Program:
     call: Callable[[], Any]
     flops: float
     compiled: Any
-    parts: int = 1  # that a training batch is cut into
+    parts: int = 1  # that a batch is cut into
 
     @property
     def temporary(self) -> int:
@@ -90,17 +90,27 @@ def make(
 
 
 def inference(
-    model: Model, params: Tree, batch: Batch, devices: int = 1, frozen_dtype: str = 'float32'
+    model: Model,
+    params: Tree,
+    batch: Batch,
+    parts: int = 0,
+    devices: int = 1,
+    frozen_dtype: str = 'float32',
 ) -> Program:
-    """Compile the forward pass without dropout, its rows spread over the devices."""
+    """Compile the forward pass without dropout, its rows spread over the devices.
+
+    The batch is cut into so many parts, 0: as our commands do.
+    """
+    parts = parts or cutting.quick_parts(*batch['input_ids'].shape, devices)
     mesh = sharding.make_mesh(devices)
     everywhere = sharding.replicated(mesh)
     trainable, frozen = partition(params, model.rules)
     trees = [sharding.place(trainable, np.float32, everywhere)]
     trees.append(sharding.place(frozen, DTYPES[frozen_dtype], everywhere))
     batch = sharding.put_batch(batch, mesh)
-    program, flops = _compiled(functools.partial(jit_outputs, model), (*trees, batch))
-    return Program(lambda: program(*trees, batch), flops, program)
+    with cutting.into(parts):
+        program, flops = _compiled(functools.partial(jit_outputs, model), (*trees, batch))
+    return Program(lambda: program(*trees, batch), flops, program, parts)
 
 
 def training(
@@ -124,7 +134,7 @@ def training(
     frozen = sharding.place(frozen, DTYPES[frozen_dtype], everywhere)
     batch = sharding.put_batch(batch, mesh)
     rest = (frozen, batch, jax.device_put(jax.random.key(1), everywhere), np.int32(0))
-    parts = parts or batching.quick_parts(*batch['input_ids'].shape)
+    parts = parts or cutting.quick_parts(*batch['input_ids'].shape)
     make_step = functools.partial(
         jit_train_step, *state, model=model, task=TASK, optimizer=optimizer, accumulate=parts
     )

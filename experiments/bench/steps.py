@@ -35,7 +35,7 @@ class Course:
     size: int  # the bottleneck's, or the rank
     rows: int
     tokens: int
-    parts: int = 0  # that ours cuts a training batch into; 0: as our commands do
+    parts: int = 0  # that ours cuts a batch into; 0: as our commands do
     devices: int = 1  # that ours spreads the rows over
     frozen_dtype: str = 'float32'  # of ours, as training.frozen_dtype
     mode: str = 'default'  # of torch.compile, where theirs is compiled: `peft` on a GPU
@@ -90,8 +90,6 @@ def inference(root: Path, rounds: int) -> Iterator[Race]:
 def _races(mode: str, root: Path, rounds: int) -> Iterator[Race]:
     dtype = 'float32' if jax.default_backend() == 'cpu' else 'bfloat16'
     for course in courses():
-        if mode == 'inference' and course.parts:
-            continue
         yield race(mode, course, dtype, root, rounds)
         gc.collect()
 
@@ -105,10 +103,8 @@ def race(mode: str, course: Course, dtype: str, root: Path, rounds: int) -> Race
     loaded = load_backbone(str(folder))
     batch = programs.random_batch(course.rows, course.tokens, loaded.config.vocabulary)
     made = programs.make(loaded, course.method, dtype)
-    # A forward pass is not cut.
-    cut = {'parts': course.parts} if mode == 'training' else {}
-    stored = {'devices': course.devices, 'frozen_dtype': course.frozen_dtype}
-    ours = getattr(programs, mode)(*made, batch, **stored, **cut)
+    options = {name: getattr(course, name) for name in ('parts', 'devices', 'frozen_dtype')}
+    ours = getattr(programs, mode)(*made, batch, **options)
     model = libraries.make(course.library, folder, course.method, course.size, 2)
     # As its documentation recommends on a GPU; on a CPU theirs is eager.
     compiled = course.mode if course.library == 'peft' and dtype == 'bfloat16' else ''
@@ -118,7 +114,7 @@ def race(mode: str, course: Course, dtype: str, root: Path, rounds: int) -> Race
     calls = {OURS: _repeated(ours.call, together)}
     calls |= {size: _repeated(product.call, together) for size, product in products.items()}
     for parts in sorted({1, ours.parts}):
-        theirs = run(model, batch, dtype, compiled, **({'parts': parts} if cut else {}))
+        theirs = run(model, batch, dtype, compiled, parts)
         calls[f'theirs in {parts}'] = _repeated(theirs, together, lambda tensor: tensor.item())
     found = compare(calls, rounds, pause=PAUSE)
     times = {

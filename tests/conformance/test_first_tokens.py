@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch_families import VARIANTS
 
+from adapters_jax import attention
 from adapters_jax import params as trees
 from adapters_jax.model import Model, attention_mask
 from adapters_jax.models.backbone import Backbone
@@ -56,8 +57,11 @@ def rows_of(method):
     return cases.ROWS if method.packable else [[row[0]] for row in cases.ROWS]
 
 
+@pytest.mark.parametrize('few', [True, False])
 @pytest.mark.parametrize('preset', cases.quick(families=QUICK))
-def test_outputs_and_gradients_are_those_of_a_whole_last_layer(preset, monkeypatch):
+def test_outputs_and_gradients_are_those_of_a_whole_last_layer(preset, few, monkeypatch):
+    """Whether its keys and values are computed (but for methods that see them) or not."""
+    monkeypatch.setattr(attention, 'asks_little', lambda *_: few)
     model = model_of(preset)
     batch = tiny.batch(rows_of(model.method), cases.WIDTH)
     params = cases.trained(preset)

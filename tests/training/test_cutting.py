@@ -1,4 +1,4 @@
-"""In how many parts a batch is stepped on: a CPU alone chooses it, and by the batches alone."""
+"""In how many parts a batch is computed: a CPU alone chooses it, and by the batches alone."""
 
 import re
 import types
@@ -6,13 +6,21 @@ import types
 import jax
 import numpy as np
 import pytest
+import tiny
 import toy
 
+from adapters_jax import params as trees
+from adapters_jax import sharding
+from adapters_jax.adapters import registry
+from adapters_jax.adapters.composed import Composed
 from adapters_jax.config import Config
 from adapters_jax.data.policies import Buckets, Packed
+from adapters_jax.models.heads import HeadConfig
 from adapters_jax.sweep import sweep
 from adapters_jax.train import train
-from adapters_jax.training import batching
+from adapters_jax.training import batching, cutting
+from adapters_jax.training import step as steps
+from adapters_jax.training.flops import product_flops
 
 PLAIN = types.SimpleNamespace()  # a task that says nothing of its inputs
 
@@ -31,9 +39,9 @@ PLAIN = types.SimpleNamespace()  # a task that says nothing of its inputs
     ],
 )
 def test_how_many_parts_are_quick(monkeypatch, rows, tokens, parts):
-    assert batching.quick_parts(rows, tokens) == parts
+    assert cutting.quick_parts(rows, tokens) == parts
     monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
-    assert batching.quick_parts(rows, tokens) == 1
+    assert cutting.quick_parts(rows, tokens) == 1
 
 
 def model_of(reads, positions=32, decoder=None):
@@ -85,7 +93,7 @@ def trained(data, workdir, **changes):
 def test_no_number_of_devices_changes_the_parts_or_what_dropout_draws(data, tmp_path, monkeypatch):
     whole, told = trained(data, tmp_path / 'whole')
     assert not told
-    monkeypatch.setattr(batching, 'PART', 64)
+    monkeypatch.setattr(cutting, 'PART', 64)
     one, told = trained(data, tmp_path / 'one')
     (parts,) = told
     assert parts > 1 and not np.allclose(one, whole, rtol=1e-4)
@@ -99,7 +107,7 @@ def test_no_number_of_devices_changes_the_parts_or_what_dropout_draws(data, tmp_
 
 
 def test_a_population_is_cut_as_its_members_are_alone(data, tmp_path, monkeypatch):
-    monkeypatch.setattr(batching, 'PART', 64)
+    monkeypatch.setattr(cutting, 'PART', 64)
     alone, _ = trained(data, tmp_path / 'alone')
     small = {'training__steps': 3, 'training__batch_size': 24, 'data__max_length': 16}
     config = toy.config(*data, training__dropout=True, mesh__data=2, **small)
@@ -109,3 +117,46 @@ def test_a_population_is_cut_as_its_members_are_alone(data, tmp_path, monkeypatc
     first = [toy.losses(member)[0][1] for member in members]
     # Before any rate has acted.
     np.testing.assert_allclose(first, [alone[0]] * 2, rtol=1e-5)
+
+
+ROWS = tiny.batch([[3, 4], [8], [2, 2], [5]] * 4, 8)
+
+
+def passed(model, batch, devices=1):
+    """Return the outputs of a forward pass over the devices, and its loops over parts."""
+    mesh = sharding.make_mesh(devices)
+    params = trees.partition(tiny.params(model), model.rules)
+    given = *(sharding.put(tree, sharding.replicated(mesh)) for tree in params), batch
+    given = *given[:2], sharding.put_batch(batch, mesh)
+    traced = steps.jit_outputs(model).trace(*given)
+    loops = [eqn.params['length'] for eqn in traced.jaxpr.eqns if eqn.primitive.name == 'scan']
+    return traced.lower().compile()(*given), loops, product_flops(traced.jaxpr)
+
+
+@pytest.mark.parametrize('devices', [1, 2, 8])
+@pytest.mark.parametrize('pooling', ['mean', 'cls'])
+def test_a_forward_pass_in_parts_has_the_outputs_of_the_whole(monkeypatch, devices, pooling):
+    model = tiny.model(registry.create('lora[r=2]'), HeadConfig(pooling=pooling))
+    whole, loops, arithmetic = passed(model, ROWS)
+    assert not loops
+    monkeypatch.setattr(cutting, 'PART', 32)
+    found, loops, own = passed(model, ROWS, devices)
+    # 16 rows of 8 tokens; a part has a row of each device at least.
+    assert loops == [min(4, 16 // devices)] and own == arithmetic
+    np.testing.assert_allclose(found, whole, atol=1e-5)
+    with cutting.into(1):
+        assert passed(model, ROWS, devices)[1] == []
+
+
+def test_a_batch_stays_whole_where_an_adapter_counts_its_rows(monkeypatch):
+    lora = registry.create('lora[r=2]')
+    monkeypatch.setattr(cutting, 'PART', 32)
+    seen = {}
+    for text in ('stack(a, b)', 'parallel(a, b)', 'batch_split(a, b, batch_sizes=[6, 10])'):
+        method = Composed(expression=text, members={'a': lora, 'b': lora})
+        seen[text] = passed(tiny.model(method), ROWS)[1]
+    assert list(seen.values()) == [[4], [], []]
+    calls = []
+    grouped = ROWS | {'adapter': np.zeros(8, np.int32)}  # of a bank, one for two rows
+    cutting.forward(lambda rows: calls.append(len(rows['input_ids'])), tiny.model(lora), grouped)
+    assert calls == [16]
