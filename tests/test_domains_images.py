@@ -65,9 +65,8 @@ def test_looking_back_reads_what_tuning_has_left_of_the_weights(done):
     pretrained = adapter_folder.load(done / 'first_0' / 'adapter')
     first = experiment.First(pretrained, loaded, done / 'sets' / 'first')
     tuned = adapter_folder.load(done / 'classes_full_0' / 'adapter')
-    assert first.accuracy(adapter_folder.load(done / 'classes_pfeiffer_0' / 'adapter')) == (
-        first.accuracy()
-    )
+    adapter = adapter_folder.load(done / 'classes_pfeiffer-reduction_factor-8_0' / 'adapter')
+    assert first.accuracy(adapter) == first.accuracy()
     # Weights of nothing but zeros know nothing of the first set.
     norm = {name: 0 * leaf for name, leaf in tuned.backbone_params['final_norm'].items()}
     spoilt = {**tuned.backbone_params, 'final_norm': norm}

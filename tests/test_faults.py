@@ -16,7 +16,10 @@ from experiments.faults.campaign import Campaign
 def campaign(folder, count, monkeypatch, *names, seed=0, kinds=runs.KINDS[:1]):
     chosen = {name: injections.FAULTS[name] for name in names or injections.FAULTS}
     monkeypatch.setattr('experiments.faults.campaign.FAULTS', chosen)
-    return Campaign(folder, count, seed, kinds).run(2) | {'hardware': 'a machine'}
+    return Campaign(folder, count, seed, kinds).run(2) | {
+        'hardware': 'a machine',
+        'commit': 'a' * 12,
+    }
 
 
 @pytest.mark.slow

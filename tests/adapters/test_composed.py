@@ -36,6 +36,8 @@ def member(preset, name):
     text = cases.text_of(preset)
     if name == 'a' and preset.startswith('prefix_tuning'):
         text = text.replace('prefix_length=3', 'prefix_length=2')
+    if preset == 'ia3':  # what scales inputs would have to come first, which not all can
+        text = text.replace('ia3', 'ia3[scale_inputs=[],scale_outputs=[key,value,up]]')
     return registry.create(text)
 
 
