@@ -1,4 +1,4 @@
-"""A batch in parts, one after another, for which a CPU takes less memory, and in training less time.
+"""A batch in parts, one after another: on a CPU less memory, and in training less time.
 
 A part's activations take the memory of those of the part before, and fewer of them have left the
 processor's cache when they are read again. Measured by `python -m experiments.bench.parts`.
