@@ -83,7 +83,7 @@ def attend_to_inputs(
     rng: PRNGKeyArray | None,
     scale: float,
 ) -> Float[Array, 'B T H K']:
-    """Return what `attend` does with keys and values that are affine maps of the inputs.
+    """Return what `attend` does (Vaswani et al. 2017, eq. 1) with affine maps of the inputs.
 
     Neither is computed: `q (x W)^T = (q W^T) x^T` and `a (x W) = (a x) W`, which is less to do
     where few tokens ask. What is added to every key adds the same to all scores of a query, and so
@@ -205,8 +205,8 @@ def _softmax(scores: Float[Array, '... S']) -> Float[Array, '... S']:
 def _largest(scores: Float[Array, '... S']) -> Float[Array, '... 1']:
     """Return the largest number of the last axis, by which nothing is differentiated.
 
-    XLA's CPU compiler takes a maximum over more than 32 numbers three times as long as a sum; here
-    it is first that of equal pieces, number by number.
+    XLA's CPU compiler takes much longer for a maximum over more than 32 numbers than for a sum
+    (`python -m experiments.bench.kernels`); here it is first that of equal pieces.
     """
     scores, seen = jax.lax.stop_gradient(scores), scores.shape[-1]
     most = MOST_PIECES if jax.default_backend() == 'cpu' else 1

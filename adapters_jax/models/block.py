@@ -14,18 +14,15 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
 from adapters_jax import attention, functional
-from adapters_jax.models import leaves
-from adapters_jax.models.layers import Norm
+from adapters_jax.models.layers import PROJECTED, Norm, Projection
 from adapters_jax.sites import (
     KEYS,
     START,
     KeyValue,
     LayerNorm,
-    Linear,
     Place,
     Sites,
     Stream,
@@ -37,7 +34,6 @@ from adapters_jax.sites import (
 # What the backward pass finds of a block's forward pass: everything, the outputs of projections, or
 # its input alone. The rest is computed again.
 REMAT = ('none', 'dots', 'full')
-_PROJECTED = 'projected'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,34 +86,6 @@ class Memory:
     hidden: Float[Array, 'B S D']
     mask: Bool[Array, '#B 1 #T S'] | None
     own: Bool[Array, '#B 1 #S S'] | None
-
-
-class Projection(nn.Module):
-    """A dense layer that offers its input, kernel and output at the `linear` site."""
-
-    features: int
-    layer: int
-    sub_layer: str
-    biased: bool = True
-
-    @nn.compact
-    def weights(self, inputs: int, sites: Sites) -> attention.Affine:
-        """Return the kernel and the bias, if it has one, for so many inputs."""
-        kernel = leaves.leaf(self, 'kernel', leaves.normal, (inputs, self.features))
-        if not self.biased:
-            return kernel, None
-        bias = leaves.leaf(self, 'bias', leaves.zeros, (self.features,))
-        path = f'layer_{self.layer}/{self.sub_layer}/{self.name}/bias'
-        return kernel, sites.vector(path, bias)
-
-    def __call__(
-        self, x: Float[Array, 'B T I'], mask: Bool[Array, '#B 1 #T T'] | None, sites: Sites
-    ) -> Float[Array, 'B T O']:
-        """Return what the `linear` site makes of `x @ kernel + bias`."""
-        kernel, bias = self.weights(x.shape[-1], sites)
-        y = checkpoint_name(functional.dense(x, kernel, bias), _PROJECTED)
-        end = Linear(inputs=x, kernel=kernel, bias=bias, output=y, mask=mask)
-        return sites.linear(self.layer, self.sub_layer, self.name, end)
 
 
 class Attention(nn.Module):
@@ -393,7 +361,7 @@ def rematerialised(policy: str) -> type[Block]:
     """
     if policy == 'none':
         return Block
-    keep = jax.checkpoint_policies.save_only_these_names(_PROJECTED) if policy == 'dots' else None
+    keep = jax.checkpoint_policies.save_only_these_names(PROJECTED) if policy == 'dots' else None
     return nn.remat(Block, static_argnums=(3, 5), policy=keep)
 
 

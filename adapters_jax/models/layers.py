@@ -1,13 +1,16 @@
-"""The smallest modules: what poolers, embeddings and blocks are made of beside projections."""
+"""The smallest modules: what blocks, embeddings and poolers are made of."""
 
 from collections.abc import Callable
 
 import flax.linen as nn
-from jaxtyping import Array, Float
+from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Array, Bool, Float
 
-from adapters_jax import functional
+from adapters_jax import attention, functional
 from adapters_jax.models import leaves
-from adapters_jax.sites import LayerNorm, Sites
+from adapters_jax.sites import LayerNorm, Linear, Sites
+
+PROJECTED = 'projected'  # what projections return, for rematerialisation to keep
 
 
 class Norm(nn.Module):
@@ -26,6 +29,34 @@ class Norm(nn.Module):
             bias = leaves.leaf(self, 'bias', leaves.zeros, (features,))
             bias = sites.vector(f'{self.where}/bias', bias)
         return LayerNorm(scale, bias, self.epsilon)
+
+
+class Projection(nn.Module):
+    """A dense layer that offers its input, kernel and output at the `linear` site."""
+
+    features: int
+    layer: int
+    sub_layer: str
+    biased: bool = True
+
+    @nn.compact
+    def weights(self, inputs: int, sites: Sites) -> attention.Affine:
+        """Return the kernel and the bias, if it has one, for so many inputs."""
+        kernel = leaves.leaf(self, 'kernel', leaves.normal, (inputs, self.features))
+        if not self.biased:
+            return kernel, None
+        bias = leaves.leaf(self, 'bias', leaves.zeros, (self.features,))
+        path = f'layer_{self.layer}/{self.sub_layer}/{self.name}/bias'
+        return kernel, sites.vector(path, bias)
+
+    def __call__(
+        self, x: Float[Array, 'B T I'], mask: Bool[Array, '#B 1 #T T'] | None, sites: Sites
+    ) -> Float[Array, 'B T O']:
+        """Return what the `linear` site makes of `x @ kernel + bias`."""
+        kernel, bias = self.weights(x.shape[-1], sites)
+        y = checkpoint_name(functional.dense(x, kernel, bias), PROJECTED)
+        end = Linear(inputs=x, kernel=kernel, bias=bias, output=y, mask=mask)
+        return sites.linear(self.layer, self.sub_layer, self.name, end)
 
 
 class Dense(nn.Module):
