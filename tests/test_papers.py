@@ -255,6 +255,8 @@ def test_a_part_of_a_protocol_has_a_report_too(given, tmp_path):
 def test_a_report_grows_by_what_is_trained_on_other_days():
     stored = Path(report.__file__).parents[1] / 'results' / 'papers' / 'houlsby2019_small'
     before = json.loads((stored / 'houlsby2019.json').read_text())
+    before['rows'] = [row for row in before['rows'] if row['task'] != 'cr']  # as of the day before
+    before['examined']['spans'].pop('cr', None)
     known, _ = report.from_json(before)
     anew = dataclasses.replace(known.of('full', 'trec')[0], scores=[0.5, 0.5, 0.5])
     other = dataclasses.replace(known.of('layer_norm', 'trec')[0], task='cr')
