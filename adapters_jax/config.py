@@ -13,7 +13,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from adapters_jax import defaults
+from adapters_jax import defaults, grammar
 from adapters_jax.defaults import Config, base
 from adapters_jax.params import flatten, unflatten
 
@@ -32,6 +32,8 @@ NEUTRAL_KEYS = (
 )
 
 
+# A quoted value, and what stands before one.
+_QUOTED = re.compile(r"""((?:^|[,;=:(\[{])\s*)('(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*")""")
 # Keys of `data` that all tasks of a run have in common.
 _SHARED_DATA = ('seed', 'batching', 'cache_dir')
 
@@ -114,26 +116,38 @@ def named_items(text: str, key: str) -> dict[str, str]:
 
 
 def split_outside_brackets(text: str, separator: str = ',') -> list[str]:
-    """Split at separators that are not inside (), [] or {}; blank parts are dropped.
+    """Split at separators that are not inside (), [], {} or quotes; blank parts are dropped.
+
+    Quotes are such where a value begins with them, and letters elsewhere (`don't`).
 
     Raises:
         ValueError: brackets that do not match.
     """
-    if any(text.count(left) != text.count(right) for left, right in ('()', '[]', '{}')):
+    bare = _QUOTED.sub(lambda quoted: quoted[1] + '_' * len(quoted[2]), text)
+    if any(bare.count(left) != bare.count(right) for left, right in ('()', '[]', '{}')):
         raise ValueError(f'the brackets in {text!r} do not match')
     parts, depth = [''], 0
-    for letter in text:
-        depth += (letter in '([{') - (letter in ')]}')
-        if letter == separator and depth == 0:
+    for letter, plain in zip(text, bare, strict=True):
+        depth += (plain in '([{') - (plain in ')]}')
+        if plain == separator and depth == 0:
             parts.append('')
         else:
             parts[-1] += letter
     return [part.strip() for part in parts if part.strip()]
 
 
+def text_of(value: str) -> str:
+    """Return a text as it is meant: in quotes it may end with a blank, and hold separators.
+
+    Raises:
+        ValueError: it begins with a quote and does not end with it.
+    """
+    return grammar.parse_value(value) if value[:1] in ('"', "'") else value
+
+
 def _convert(key: str, value: str, default: Any, what: str = 'config argument') -> Any:
     if isinstance(default, str):
-        return value
+        return text_of(value)
     try:
         literal = ast.literal_eval(value)
     except (ValueError, SyntaxError) as error:

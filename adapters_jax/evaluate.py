@@ -9,7 +9,7 @@ With `--drop_layers=N` the adapter is left out of the N lowest layers (AdapterDr
 
 import json
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,13 @@ from adapters_jax import config as configs
 from adapters_jax import entry, files, processes
 from adapters_jax.adapters import dropping, registry
 from adapters_jax.adapters.dropping import Dropped
+from adapters_jax.data.encoded import Encoded
 from adapters_jax.interop import adapter_folder
 from adapters_jax.tasks.task import Task
 from adapters_jax.training import experiment, inference, multitask, preprocessing, provenance
 from adapters_jax.training.members import Members
 from adapters_jax.training.placement import make_mesh
+from adapters_jax.training.progress import CONFIG, SUMMARY
 
 _LOG = logging.getLogger('adapters_jax.evaluate')  # __name__ is '__main__' on the command line
 
@@ -37,10 +39,11 @@ def evaluate(workdir: str | Path, split: str = 'test', drop_layers: Dropped = 0)
 
     Raises:
         FileNotFoundError: no run, or one without a finished adapter.
-        ValueError: no such split (those there are get listed), or no layers to drop.
+        ValueError: no such split (those there are get listed), no layers to drop, or data that have
+            changed since training so that the split may hold what was trained on.
     """
     workdir = Path(workdir)
-    config = configs.read(workdir / 'config.json')
+    config = configs.read(workdir / CONFIG)
     if processes.is_writer():
         files.make_directory(workdir)  # where what is found will be written
     config.start = ''  # which may be gone, as may finished members: the adapter is here
@@ -52,6 +55,7 @@ def evaluate(workdir: str | Path, split: str = 'test', drop_layers: Dropped = 0)
         whole = Members(registry.from_json(folder.method), {}) if config.adapters else None
         run = experiment.build(config, members=whole)
         _check_split(split, run.splits, split in run.splits)
+        _check_data(workdir, run.splits, split)
         predictions = _predictions(workdir, split, drop_layers)
         scored = _evaluate_one(folder, run, split, predictions, drop_layers)
         result = {'split': split, **scored}
@@ -91,6 +95,36 @@ def _check_split(split: str, splits: Iterable[str], found: bool) -> None:
         )
 
 
+def _check_data(workdir: Path, splits: Mapping[str, Encoded], split: str) -> None:
+    """Refuse a split that may hold what was trained on; tell of one that has changed.
+
+    One that is cut off the training file is another one where that file has changed.
+    """
+    summary = workdir / SUMMARY
+    finished = json.loads(summary.read_text('utf-8')) if summary.exists() else {}
+    known = finished.get('data_fingerprints', {})
+    names = [name for name in ('train', split) if name in known]
+    changed = [name for name in names if splits[name].fingerprint() != known[name]]
+    if split not in changed:
+        return
+    if 'train' in changed and split != 'train':
+        raise ValueError(
+            f"the data of this run have changed since training, 'train' and {split!r} both, so "
+            f'that {split!r} may hold what was trained on; bring back the files that the section '
+            f'data of {workdir / CONFIG} names, or train again in another --workdir'
+        )
+    _LOG.warning('the split %r has changed since training: this scores it as it is now', split)
+
+
+def _check_labels(task: Task, here: Task) -> None:
+    own, given = (one.to_json().get('labels') for one in (task, here))
+    if own != given:
+        raise ValueError(
+            f'the classes in the data are {", ".join(given)}, and those that were trained '
+            f'{", ".join(own)}; bring back the names that the labels had'
+        )
+
+
 def _evaluate_one(
     folder: adapter_folder.AdapterFolder,
     run: experiment.Experiment,
@@ -103,6 +137,7 @@ def _evaluate_one(
     encoded, rows = run.splits[split], run.texts[split]
     # With what training has tuned of it.
     task = experiment.served(folder, run.backbone)
+    _check_labels(task, run.task)
     if task.writes and not task.is_labelled(encoded):
         task = task.predicting()  # where nothing is known to be right, texts are all there is
     found = inference.outputs(folder, run.backbone, encoded, run.config, task, dropped)
@@ -129,6 +164,7 @@ def _evaluate_tasks(
     results, first = {}, {}
     for name, key in wanted:
         predictions = _predictions(workdir, f'{name}_{key}', dropped)
+        _check_data(workdir, run.splits, f'{name}/{key}')
         result = _evaluate_one(folders[name], run.members[name], key, predictions, dropped)
         results[f'{name}/{key}'] = result
         first.setdefault(name, result['metrics'])

@@ -83,8 +83,10 @@ def atomic(path: Path | str) -> Iterator[Path]:
 
     Raises:
         DiskError: the disk is full, or the directory may not be written to.
-        FileExistsError: a file is to replace a directory, or a directory a file.
+        FileExistsError: a file is to replace a directory, a directory a file, or either a device or
+            a pipe.
     """
+    _refuse_special(Path(path))
     path = _target(path)
     temporary = path.with_name(f'.{path.name}.{_OWN_HOST}{os.getpid()}-{secrets.token_hex(4)}.tmp')
     with explained(path):
@@ -192,12 +194,21 @@ def check_target(path: Path | str) -> None:
 
     Raises:
         DiskError: its directory may not be written to.
-        FileExistsError: it is a directory, or its directory is a file.
+        FileExistsError: it is a directory, a device or a pipe, or its directory is a file.
     """
     path = Path(path)
     if path.is_dir():
         raise FileExistsError(f'{path} is a directory: remove it, or choose another name')
+    _refuse_special(path)
     make_directory(path.parent)
+
+
+def _refuse_special(path: Path) -> None:
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise FileExistsError(
+            f'{path} is a device or a pipe, and what is written takes the place of what was there: '
+            'give the name of a file'
+        )
 
 
 def write_text(path: Path | str, text: str) -> None:

@@ -147,13 +147,19 @@ def _tell_replaced(rows: Rows, result: Rows) -> None:
         name
         for row, found in zip(rows, result, strict=True)
         for name in row
-        if found[name] != row[name] and not (name == 'label' and found['gold'] == row[name])
+        if _differ(found[name], row[name])
+        and (name != 'label' or _differ(found['gold'], row[name]))
     }
     if replaced:
         _LOG.warning(
             'predictions overwrite what the input has as %s; rename it there to keep it',
             ' and '.join(sorted(replaced)),
         )
+
+
+def _differ(found: Any, given: Any) -> bool:
+    # NaN, which JSON has no name for and Python writes all the same, differs from itself.
+    return found is not given and found != given
 
 
 def read_lines(path: Path) -> dict[int, dict[str, Any]]:
@@ -176,7 +182,7 @@ def read_lines(path: Path) -> dict[int, dict[str, Any]]:
             continue
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f'{path}, line {number} is not JSON: {error}') from error
         if not isinstance(row, dict):
             raise ValueError(f'{path}, line {number} is not a JSON object but {line[:60]!r}')

@@ -20,7 +20,7 @@ from rich.text import Text
 
 from adapters_jax import entry, tasks
 from adapters_jax.config import Config
-from adapters_jax.data import tokenize
+from adapters_jax.data import sources, tokenize
 from adapters_jax.data.preprocess.align import piece_tags
 from adapters_jax.data.preprocess.chain import Chain, Stage
 from adapters_jax.data.preprocess.document import Document
@@ -76,7 +76,7 @@ def preprocess(config: Config) -> tuple[dict[str, Preview], Chain]:
         )
     kind, chain = tasks.kind(config.task.name), preprocessing.make_chain(config)
     preprocessing.check_task(kind, chain)
-    splits = kind.read(config.data)
+    splits = sources.limited(kind.read(config.data), config.data)
     if 'train' not in splits:
         raise ValueError('data has no training split; set data.train or data.dir')
     split = splits['train']

@@ -15,9 +15,9 @@ from ml_collections import config_flags
 from adapters_jax import entry, files, processes
 from adapters_jax.config import Config, differences, read, to_json
 from adapters_jax.training import experiment, loop, multitask, multitask_run
+from adapters_jax.training.progress import CONFIG, SUMMARY
 
 _LOG = logging.getLogger('adapters_jax.train')  # __name__ is '__main__' on the command line
-SUMMARY, CONFIG = 'summary.json', 'config.json'
 
 
 def train(config: Config, workdir: str | Path) -> dict[str, Any]:

@@ -72,6 +72,21 @@ def test_splitting_undoes_joining(parts):
     assert config.split_outside_brackets(' ; '.join(parts), ';') == parts
 
 
+def test_quoted_values_keep_their_blanks_and_commas():
+    text = """a, 'b, (c', "d: ", don't, e = 'f,g', h['i,]', j]"""
+    parts = ['a', "'b, (c'", '"d: "', "don't", "e = 'f,g'", "h['i,]', j]"]
+    assert config.split_outside_brackets(text) == parts
+    made = config.base()
+    for value, expected in (
+        ("'to German: '", 'to German: '),
+        ('"it\'s, "', "it's, "),
+        ("a'b'", "a'b'"),
+    ):
+        assert config.assign(made, 'task.prefix', value) == made.task.prefix == expected
+    with pytest.raises(ValueError, match='is not quoted text'):
+        config.assign(made, 'task.prefix', "'to German: ")
+
+
 def test_json_brings_every_key_back():
     changed = config.base()
     changed.seed = 5

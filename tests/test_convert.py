@@ -86,6 +86,14 @@ def test_a_head_that_others_cannot_express_is_left_out_and_said(runs, tmp_path, 
         predict(tmp_path / 'hub', TEXTS, str(runs / 'bert'))
 
 
+@pytest.mark.parametrize('threshold', [0.1, 0.5])
+def test_a_threshold_that_others_do_not_know_is_told(runs, tmp_path, caplog, threshold):
+    folder, loaded = formats.load(runs / 'lora' / 'adapter')
+    task = {'name': 'multi_label', 'labels': folder.task['labels'], 'threshold': threshold}
+    formats.save(dataclasses.replace(folder, task=task), tmp_path / 'hub', loaded, 'adapterhub')
+    assert ('The threshold of the task, 0.1, has no place' in caplog.text) is (threshold == 0.1)
+
+
 def test_the_command(runs, tmp_path):
     arguments = {
         'source': runs / 'lora' / 'adapter',

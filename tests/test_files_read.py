@@ -1,5 +1,6 @@
 """Directories that are read while they are replaced, links, and what is looked at before work."""
 
+import os
 import resource
 import threading
 import time
@@ -30,6 +31,12 @@ def test_a_target_that_cannot_be_written_is_refused_before_anything_is_computed(
     (tmp_path / 'file').write_text('')
     with pytest.raises(FileExistsError, match='is a file'):
         files.check_target(tmp_path / 'file' / 'out.jsonl')
+    os.mkfifo(tmp_path / 'pipe')
+    with pytest.raises(FileExistsError, match='pipe is a device or a pipe'):
+        files.check_target(tmp_path / 'pipe')
+    with pytest.raises(FileExistsError, match='pipe is a device or a pipe'):
+        files.write_text(tmp_path / 'pipe', 'x')
+    assert (tmp_path / 'pipe').is_fifo()
     files.check_target(tmp_path / 'new' / 'out.jsonl')
     assert list((tmp_path / 'new').iterdir()) == []
 

@@ -1,6 +1,7 @@
 """Predictions from Python and from the command line: order, fields, unicode, many lines."""
 
 import json
+import math
 
 import command
 import numpy as np
@@ -215,8 +216,17 @@ def test_a_label_of_the_input_is_kept_and_other_fields_that_go_are_told(runs, ca
     caplog.clear()
     predict(runs / 'texts' / 'adapter', [{'text': 'the cat', 'label': 'snow'}])
     assert not caplog.text
+    predict(runs / 'texts' / 'adapter', [{'text': 'a', 'label': math.nan, 'score': math.nan}])
+    assert not caplog.text
     (taken,) = predict(runs / 'texts' / 'adapter', [{'text': 'a', 'label': 'snow', 'gold': 'x'}])
     assert taken['gold'] == 'x' and 'overwrite what the input has as label;' in caplog.text
+
+
+@pytest.mark.parametrize('line', ['{"text": ' + '[' * 100_000, '{"text": "a", "n": 1' + '0' * 5000])
+def test_lines_that_python_cannot_read_are_named(tmp_path, line):
+    (tmp_path / 'in.jsonl').write_text('{"text": "a"}\n' + line + '}\n')
+    with pytest.raises(ValueError, match=r'in\.jsonl, line 2 is not JSON'):
+        read_lines(tmp_path / 'in.jsonl')
 
 
 def test_an_adapter_of_single_texts_wants_no_second_one(runs):

@@ -138,10 +138,17 @@ class Choices:
                     f'{where}: the label {label!r} may be the number of a candidate or the text of '
                     'another one; give it as a number, not a text, or as a letter from A'
                 )
-        elif choices.count(text) == 1:
-            number = choices.index(text)
         elif re.fullmatch('[A-Za-z]', text):
             number = ord(text.upper()) - ord('A')
+            if number >= len(choices) and choices.count(text) == 1:
+                number = choices.index(text)
+            elif text in choices and choices[number:][:1] not in ([], [text]):
+                raise ValueError(
+                    f'{where}: the label {label!r} may be the letter of a candidate or the text of '
+                    f'another one; give a number from {self.first} (data.first_choice)'
+                )
+        elif choices.count(text) == 1:
+            number = choices.index(text)
         if not 0 <= number < len(choices):
             raise ValueError(
                 f'{where}: the label {label!r} is none of the {len(choices)} candidates; give a '

@@ -67,10 +67,16 @@ class Choice:
 
         Raises ValueError where neither the line nor the choice tells.
         """
-        if self.named_in(cells, usual):
+        usual = tuple(usual)
+        named = self.named_in(cells, usual)
+        positions = [int(name) for name in self.given.values() if _is_index(name)]
+        if 'text_a' in self.given and len(positions) == len(self.given):
+            own = [cells[place] for place in positions if place < len(cells)]
+            # A cell with such a word in it may be one of a column's values.
+            if not named or all(self.named_in([cell], usual) for cell in own):
+                return named
+        elif named or 'text_a' in self.given:
             return True
-        if 'text_a' in self.given:
-            return not all(_is_index(name) for name in self.given.values())
         raise ValueError(
             f'Cannot tell whether the first line, {shown(cells)}, names the columns. Set '
             'data.header to True or False, and data.columns.text_a and data.columns.label to '

@@ -28,6 +28,8 @@ USUAL = {
     'text_a': ('source', 'src', 'text', 'document', 'article', 'dialogue', 'input'),
     'label': ('target', 'tgt', 'summary', 'highlights', 'output', 'translation', 'label'),
 }
+# What columns of numbers are called, also that of a table that pandas has written.
+NUMBERS = ('', 'id', 'idx', 'index', 'guid', 'uid', 'unnamed: 0')
 # What is to be written is no class, and is not called `label` among rows.
 _COLUMNS = {'text_a': 'text_a', 'label': 'target'}
 OBJECTS = 'translation'  # what hub data sets call the column of {'de': ..., 'en': ...}
@@ -58,31 +60,38 @@ class Pairs:
         """Find the two columns; see `Form.choose`."""
         if self.languages and OBJECTS in names:
             return {'text_a': OBJECTS}
-        wanted = {'text_a': True, 'label': labelled}
-        found = {}
-        for key, place in (('text_a', 0), ('label', 1)):
-            own = self._find(key, place, names)
-            if own is not None:
-                found[key] = own
-            elif wanted[key]:
+        given = {key: self.choice.given[key] for key in USUAL if key in self.choice.given}
+        found = {key: name for key, own in given.items() if (name := named(names, own)) is not None}
+        free = [name for name in names if name not in found.values()]
+        known = {
+            key: self._known(key, place, free)
+            for place, key in enumerate(USUAL)
+            if key not in given
+        }
+        found |= {key: own[0] for key, own in known.items() if len(own) == 1}
+        missing = [key for key, own in known.items() if not own]
+        left = [name for name in names if name not in found.values()]
+        # Of two columns each is one, the first one the text if no name tells.
+        by_place = len(names) == 2 and len(missing) == len(left) and not self.languages
+        if by_place and not any(name.casefold() in NUMBERS for name in left):
+            found |= zip(missing, left, strict=True)
+        for key in USUAL if labelled else ('text_a',):
+            if key not in found:
                 raise ValueError(
                     f'{where}: no column for data.columns.{key} among {shown(names)}; set it, or '
                     "data.languages to the names of two, such as 'de,en'."
                 )
+        if len(set(found.values())) < len(found):
+            raise ValueError(f'{where}: one column is used twice in {found}; set data.columns.')
         return found
 
-    def _find(self, key: str, place: int, names: Sequence[str]) -> str | None:
-        given = self.choice.given.get(key)
-        if given is not None:
-            return named(names, given)
-        if self.languages:
-            language = self.languages[place]
-            own = [name for name in names if name.casefold() == language.casefold()]
-            return language if language in own else own[0] if len(own) == 1 else None
-        usual = [name for name in names if name.casefold() in USUAL[key]]
-        if not usual and len(names) == 2:
-            return names[place]
-        return usual[0] if len(usual) == 1 else None
+    def _known(self, key: str, place: int, names: Sequence[str]) -> list[str]:
+        """Return the columns that may be the one of a key by their names."""
+        if not self.languages:
+            return [name for name in names if name.casefold() in USUAL[key]]
+        language = self.languages[place]
+        own = [name for name in names if name.casefold() == language.casefold()]
+        return [language] if language in own else own
 
     def build(
         self, values: Mapping[str, Sequence[Any]], labelled: bool, place: Place
@@ -117,7 +126,7 @@ def languages_of(data: Mapping[str, Any]) -> tuple[str, ...]:
     """
     given = data.get('languages') or ''
     found = tuple(name.strip() for name in given.split(',')) if given else ()
-    if len(found) not in (0, 2) or not all(found):
+    if len(found) not in (0, 2) or not all(found) or len(set(found)) < len(found):
         raise ValueError(
             f"data.languages is {given!r}; expected two, that of the texts first: 'de,en'"
         )

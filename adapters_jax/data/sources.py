@@ -26,7 +26,7 @@ of a JSON object of lists FILE.json#KEY or FILE.json#KEY+KEY |
 | quoting | 'csv' (quotes delimit fields), 'none' (they are text), 'auto' (csv for .csv only) |
 | split_fractions | (validation, test): shares cut off the training split, see `_complete` |
 | split_seed | seed of that cut and of the limits |
-| limit | at most so many rows a split, drawn at random, for trials; 0 for all |
+| limit | at most so many rows a split, drawn at random, for trials; 0 for all (`limited`) |
 | train_limit | the same of the training split alone |
 """
 
@@ -77,12 +77,21 @@ def finish(found: Splits, data: Mapping[str, Any], groups: Groups | None = None)
 
     groups: gives each row of a split a number; where one is cut off, rows of one number stay
     together (None: rows that share a text).
-    Raises ValueError where there is nothing in one, or too little to cut.
+    Raises ValueError where there is nothing in one, or too little to cut, or where one has single
+    texts and another one pairs.
     """
     for name, split in found.items():
         if not len(split):
             raise ValueError(f'The split {name!r} is empty; it must hold at least one example.')
-    found = _complete(found, data, groups)
+    _check_pairs(found)
+    return _complete(found, data, groups)
+
+
+def limited(found: Mapping[str, datasets.Dataset], data: Mapping[str, Any]) -> Splits:
+    """The splits cut down to `limit` and `train_limit` rows; which classes there are, all rows say.
+
+    Raises ValueError for a negative number.
+    """
     cut = {name: _limited(split, data, 'limit') for name, split in found.items()}
     few = {'train': _limited(cut['train'], data, 'train_limit')} if 'train' in cut else {}
     return cut | few
@@ -269,6 +278,17 @@ def _complete(found: Splits, data: Mapping[str, Any], groups: Groups | None) -> 
         del wanted['test']
     pool = found['train']
     return found | splits.split_off(pool, wanted, _seed(data), groups and groups(pool))
+
+
+def _check_pairs(found: Splits) -> None:
+    kinds = {name: 'text_b' in split.column_names for name, split in found.items()}
+    other = next((name for name, paired in kinds.items() if paired != kinds.get('train')), None)
+    if 'train' in kinds and other:
+        single, pairs = sorted(('train', other), key=kinds.get)
+        raise ValueError(
+            f'The split {pairs!r} has pairs of texts, and {single!r} single ones; give the files '
+            'the same columns, or set data.columns.text_a (and data.columns.text_b for pairs).'
+        )
 
 
 def _seed(data: Mapping[str, Any]) -> int:

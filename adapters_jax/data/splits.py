@@ -43,8 +43,8 @@ def split_off(
     if groups is None:
         pair = 'text_b' in pool.column_names
         groups = same_text_groups(pool['text_a'][:], pool['text_b'][:] if pair else None)
-    _, first_row = np.unique(groups, return_index=True)
-    classes = _classes(pool, first_row)
+    _, first_row, numbers = np.unique(groups, return_index=True, return_inverse=True)
+    classes = _classes(pool, first_row, numbers)
     left = np.arange(len(first_row))
     members = {}
     for name, share in fractions.items():
@@ -90,14 +90,19 @@ def same_text_groups(texts_a: Sequence[str], texts_b: Sequence[str] | None) -> n
     return np.unique(first * np.int64(len(keys)) + second, return_inverse=True)[1]
 
 
-def _classes(pool: datasets.Dataset, rows: np.ndarray) -> np.ndarray:
+def _classes(pool: datasets.Dataset, rows: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """Return the class of each group: of its first row, unless another's would then be of none."""
     key = next((key for key in ('label', 'tags') if key in pool.column_names), None)
     labels = pool[key][:] if key else []
     if labels and isinstance(labels[0], list):
         labels = _rarest(labels)
     if not labels or not isinstance(labels[0], str):
         return np.zeros(len(rows), np.int64)
-    return np.unique(np.array(labels)[rows], return_inverse=True)[1]
+    every = np.array(labels)
+    found = every[rows]
+    for lost in np.setdiff1d(every, found):
+        found[groups[np.flatnonzero(every == lost)[0]]] = lost
+    return np.unique(found, return_inverse=True)[1]
 
 
 def _rarest(sets: Sequence[Sequence[str]]) -> list[str]:

@@ -174,15 +174,32 @@ def save(folder: AdapterFolder, directory: Path, loaded: LoadedBackbone, format:
     check_format(format)
     if format == OURS:
         return adapter_folder.save(folder, directory)
+    _tell_lost(folder, loaded, format)
+    if format == MERGED:
+        return _save_merged(folder, directory, loaded)
+    return FOREIGN[format].save(folder, directory, loaded)
+
+
+def _tell_lost(folder: AdapterFolder, loaded: LoadedBackbone, format: str) -> None:
+    """Tell of what predictions depend on and another format has no place for."""
     if folder.preprocess:
         _LOG.warning(
             'The adapter was trained on texts after the steps %s, which %s has no place for: who '
             'uses it there must do the same to them first.',
             *(', '.join(str(step['step']) for step in folder.preprocess), format),
         )
-    if format == MERGED:
-        return _save_merged(folder, directory, loaded)
-    return FOREIGN[format].save(folder, directory, loaded)
+    threshold = folder.task.get('threshold', 'none')
+    if folder.head and threshold not in ('none', 0.5):  # with which it is read back
+        _LOG.warning(
+            'The threshold of the task, %s, has no place in %s: who uses the adapter there must '
+            'compare with it, or gets other predictions.',
+            *(threshold, format),
+        )
+    if folder.max_length < loaded.config.positions:
+        _LOG.info(
+            'texts of more than %d tokens were cut in training; %s says nothing of that',
+            *(folder.max_length, format),
+        )
 
 
 def _save_merged(folder: AdapterFolder, directory: Path, loaded: LoadedBackbone) -> Path:

@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Array, Float, Float32, Int
 
 from adapters_jax.data import sources, tokenize
-from adapters_jax.data.choices import Choices
+from adapters_jax.data.choices import LABELS, Choices
 from adapters_jax.data.encoded import PART, Encoded
 from adapters_jax.lazy import Functions
 from adapters_jax.tasks.losses import check_smoothing, masked_sum
@@ -78,14 +78,16 @@ class MultipleChoice(Task):
         form, lines = Choices.of({}), list(lines)
         names = list(dict.fromkeys(name for given in objects for name in given))
         try:
-            found = form.choose(names, False, 'the input')
+            # Labels, of which there may be several, decide nothing here.
+            found = form.choose(
+                [x for x in names if x.casefold() not in LABELS], False, 'the input'
+            )
         except ValueError as error:
             raise ValueError(
                 f'the input has the fields {", ".join(names)}; expected "choices" (a list), or '
                 '"choice0", "choice1" and so on, and what they belong to: "context", or "context" '
                 'and "question"'
             ) from error
-        found.pop('label', None)
         if pair is not None and pair != ('text_b' in found):
             raise ValueError(
                 f'the input has the fields {", ".join(names)}; the adapter was trained '

@@ -19,7 +19,7 @@ from adapters_jax import tasks
 from adapters_jax.adapters import dropping, registry
 from adapters_jax.adapters.dropping import Dropped
 from adapters_jax.config import Config
-from adapters_jax.data import tokenize
+from adapters_jax.data import sources, tokenize
 from adapters_jax.data.encoded import Encoded
 from adapters_jax.data.preprocess.chain import Chain
 from adapters_jax.interop.adapter_folder import AdapterFolder
@@ -167,6 +167,7 @@ def build(
     if 'train' not in texts:
         raise ValueError('there is no training split; set data.train, data.dir or data.name')
     task = make_task(config, texts['train'])
+    texts = sources.limited(texts, config.data)
     backbone = backbone or load_backbone(config.backbone, dtype=None)
     fitting.check_input(task, backbone)
     task = fitted(task, backbone)

@@ -80,7 +80,7 @@ class Shard:
 
 
 def parse_axis(text: str, where: str = GRID) -> Axis:
-    """Parse 'KEY=VALUE,VALUE,...'; commas inside brackets do not separate.
+    """Parse 'KEY=VALUE,VALUE,...'; commas inside brackets or quotes do not separate.
 
     `where` is the key of the config that the text comes from.
 
@@ -96,7 +96,8 @@ def parse_axis(text: str, where: str = GRID) -> Axis:
         )
     if key.split('.')[0] == 'sweep':
         raise ValueError(f'{where} holds {text!r}; a key of the sweep itself cannot be swept')
-    twice = [value for i, value in enumerate(values) if value in values[:i]]
+    texts = [configs.text_of(value) for value in values]
+    twice = [value for i, value in enumerate(values) if texts[i] in texts[:i]]
     if twice:
         raise ValueError(f'{where} holds {text!r}, which has the value {twice[0]!r} twice')
     return Axis(key, tuple(values))

@@ -16,7 +16,8 @@ from adapters_jax.training.experiment import Experiment
 from adapters_jax.training.members import load as load_members
 from adapters_jax.training.optimizer import OptimizerConfig, Rates, make_schedule
 from adapters_jax.training.placement import Placement
-from adapters_jax.training.run import NonFiniteLossError, Progress, Run, Stopped
+from adapters_jax.training.progress import Progress
+from adapters_jax.training.run import NonFiniteLossError, Run, Stopped
 from adapters_jax.training.state import prepare
 
 __all__ = ['NonFiniteLossError', 'Progress', 'Stopped', 'Trainer', 'check']

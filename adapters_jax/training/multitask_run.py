@@ -20,7 +20,7 @@ from adapters_jax.data.shares import Mixing
 from adapters_jax.training import batching, evaluation
 from adapters_jax.training.loop import Trainer
 from adapters_jax.training.multitask import Multitask
-from adapters_jax.training.run import Progress, Results
+from adapters_jax.training.progress import Progress, Results
 from adapters_jax.training.step import jit_outputs
 
 MEAN = 'validation'  # the split under which the mean of the tasks is noted

@@ -30,11 +30,11 @@ from adapters_jax.training.monitor import Monitor
 from adapters_jax.training.optimizer import OptimizerConfig, Rates, make_optimizer, make_schedule
 from adapters_jax.training.placement import make_mesh
 from adapters_jax.training.population import State, Traits
-from adapters_jax.training.run import Progress, Results, Run
+from adapters_jax.training.progress import CONFIG, SUMMARY, Progress, Results
+from adapters_jax.training.run import Run
 from adapters_jax.training.widening import widen
 
 _LOG = logging.getLogger(__name__)
-SUMMARY, CONFIG = 'summary.json', 'config.json'
 # How much of a step may be computed twice for members to have devices of their own.
 _REPEATED = 0.1
 # Of each member the steps of its evaluations and the scores there, where they are numbers.

@@ -8,7 +8,7 @@ what is noted of it depends on what is trained: one adapter (`loop`) or many (`p
 import abc
 import contextlib
 import dataclasses
-import math
+import functools
 import signal
 import threading
 import time
@@ -26,14 +26,13 @@ from adapters_jax.config import decisive
 from adapters_jax.data import pipeline
 from adapters_jax.data.policies import Policy
 from adapters_jax.data.shares import Mixing
-from adapters_jax.tasks.task import Task
 from adapters_jax.training import batching, evaluation, monitor, provenance, trunk
 from adapters_jax.training.checkpoint import Checkpoints
 from adapters_jax.training.experiment import Experiment
 from adapters_jax.training.placement import Placement, make_mesh
+from adapters_jax.training.progress import Progress, share_of_steps
 from adapters_jax.training.state import step_options
 
-Results = Mapping[str, Mapping[str, float]]  # the metrics of each validation split
 # A scheduler's way to end a process, Ctrl-C, and the end of the terminal.
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -44,46 +43,6 @@ class NonFiniteLossError(FloatingPointError):
 
 class Stopped(SystemExit):
     """The process was asked to end by a signal and has saved its state."""
-
-
-@dataclasses.dataclass
-class Progress:
-    """What early stopping and the summary need to know of the steps already taken."""
-
-    best: float | None = None
-    best_step: int = 0
-    since_best: int = 0
-    steps: int | None = None  # where it ended before the run did
-    seconds: float = 0.0  # until it ended, or until now
-    examples: int = 0
-    finished: str = ''
-    best_metrics: dict[str, Any] = dataclasses.field(default_factory=dict)
-
-    def judge(self, task: Task, results: Results, step: int) -> bool:
-        """Note an evaluation, and tell whether it is the best so far.
-
-        The first validation split decides; without one the last step is the best.
-        """
-        decisive = next(iter(results.values()), None)
-        score = None if decisive is None else decisive[task.primary]
-        if score is not None and not task.is_better(score, self.best):
-            self.since_best += 1
-            return False
-        self.best, self.best_step, self.since_best = score, step, 0
-        self.best_metrics = dict(results)
-        return True
-
-    def stop(self, patience: int, last: bool) -> None:
-        """End the run after its last step, or where `patience` evaluations brought nothing."""
-        if patience and self.since_best >= patience:
-            self.finished = f'no improvement in {patience} evaluations'
-        elif last:
-            self.finished = 'all steps taken'
-
-
-def share_of_steps(steps: int, share: float) -> int:
-    """Return so many times these steps, begun ones whole: 1.1 times 100 are 110, in floats too."""
-    return math.ceil(round(steps * share, 6))
 
 
 class Run(abc.ABC):
@@ -197,6 +156,10 @@ class Run(abc.ABC):
     def _finish(self) -> dict[str, Any]:
         """Return the summary."""
 
+    @functools.cached_property
+    def _fingerprints(self) -> dict[str, str]:
+        return {name: split.fingerprint() for name, split in self.experiment.splits.items()}
+
     @property
     def identity(self) -> dict[str, Any]:
         """What a checkpoint must agree on with the run that continues it."""
@@ -207,7 +170,7 @@ class Run(abc.ABC):
             'data_fingerprint': self.data.fingerprint(),
             # The best score so far is one on these.
             'validation_fingerprints': {
-                name: run.splits[name].fingerprint() for name in run.validation_splits
+                name: self._fingerprints[name] for name in run.validation_splits
             },
             'config': decisive(self.config),
             # In no checkpoint where frozen: the folders must still hold what they held.
@@ -392,6 +355,7 @@ class Run(abc.ABC):
             'compilations': self.train_step._cache_size(),
             'peak_memory_bytes': monitor.peak_memory_bytes(),
             'seed': seed,
+            'data_fingerprints': self._fingerprints,
             **provenance.describe(),
         }
 

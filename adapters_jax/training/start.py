@@ -18,7 +18,7 @@ from adapters_jax.params import Tree, flatten, partition, unflatten
 from adapters_jax.tasks.task import Task
 
 _LOG = logging.getLogger(__name__)
-_REPORTED = ('metrics', 'primary')  # of a task: what changes nothing that is learned
+_MEANING = ('name', 'labels')  # of a task: what the outputs of a head stand for
 # Options that say nothing of what a trained adapter computes. `init_weights_seed` is none of them:
 # leaves that are not trained may be drawn from it.
 _OF_TRAINING = {
@@ -72,7 +72,7 @@ def _decisive(values: Any) -> Any:
 def same_head(folder: AdapterFolder, model: Model, task: Task) -> bool:
     """Tell whether the adapter was trained with the same head for the same task."""
     own, here = (
-        {key: value for key, value in values.items() if key not in _REPORTED}
+        {key: value for key, value in values.items() if key in _MEANING}
         for values in (folder.task, task.to_json())
     )
     return own == here and folder.head == model.head_config.to_json()

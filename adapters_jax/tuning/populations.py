@@ -21,7 +21,8 @@ from adapters_jax.tasks.task import Task
 from adapters_jax.training import experiment, grid, loop, ranking
 from adapters_jax.training.monitor import METRICS
 from adapters_jax.training.optimizer import OptimizerConfig
-from adapters_jax.training.population_run import SUMMARY, PopulationRun, Prune
+from adapters_jax.training.population_run import PopulationRun, Prune
+from adapters_jax.training.progress import SUMMARY
 
 MEMBERS, POPULATIONS = 'members', 'populations'
 _FILES_OPEN = 4  # of a member: its lock, and what its monitor writes

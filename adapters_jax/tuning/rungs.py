@@ -15,7 +15,7 @@ from adapters_jax import processes
 from adapters_jax.training import grid
 from adapters_jax.training.experiment import Experiment
 from adapters_jax.training.population_run import PopulationRun
-from adapters_jax.training.run import Progress, share_of_steps
+from adapters_jax.training.progress import Progress, share_of_steps
 from adapters_jax.tuning import populations, pruning
 from adapters_jax.tuning.pruning import Rule
 

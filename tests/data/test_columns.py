@@ -79,6 +79,8 @@ def test_an_unlabelled_split_needs_no_label_column():
         (['hello there', 'x'], Choice(text_a='words'), True),
         (['hello there', 'x'], Choice(text_a=0, label=1), False),
         (['text', 'label'], Choice(text_a=0, label=1), True),
+        (['number', 'text', 'label'], Choice(text_a=1, label=2), True),
+        (['question', 'label'], Choice(text_a='words', label=1), True),
     ],
 )
 def test_header_is_seen_from_its_names(cells, choice, header):
@@ -88,6 +90,9 @@ def test_header_is_seen_from_its_names(cells, choice, header):
 def test_header_that_cannot_be_seen_is_an_error():
     with pytest.raises(ValueError, match=r"first line, 'hello', '3'.*data\.header"):
         Choice().header_in(['hello', '3'])
+    # A class that is called what a column is often called.
+    with pytest.raises(ValueError, match=r"first line, 'question', 'how are you'.*data\.header"):
+        Choice(text_a='1', label='0').header_in(['question', 'how are you'])
 
 
 def test_integer_like_classes_stay_readable():

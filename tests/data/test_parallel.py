@@ -50,6 +50,45 @@ def test_tables(tmp_path, columns, data):
     assert sorted(itertools.chain(*map(texts_of, found.values()))) == sorted(rows)
 
 
+@pytest.mark.parametrize(
+    ('columns', 'data', 'text', 'target'),
+    [
+        (('summary', 'body'), {}, 'body', 'summary'),
+        (('body', 'summary'), {}, 'body', 'summary'),
+        (('other', 'source'), {}, 'source', 'other'),
+        (('en', 'de'), {'columns': {'text_a': 'de'}}, 'de', 'en'),
+        (('en', 'de'), {'columns': {'label': 0}, 'header': True}, 'de', 'en'),
+        (('text', 'source'), {'columns': {'label': 'text'}}, 'source', 'text'),
+    ],
+)
+def test_of_two_columns_each_is_one(tmp_path, columns, data, text, target):
+    lines = ['\t'.join(columns), *('\t'.join(f'{name} {i}' for name in columns) for i in range(3))]
+    for name in ('train', 'test'):
+        write_lines(tmp_path / f'{name}.tsv', lines)
+    for split in parallel.load({'dir': str(tmp_path)} | data).values():
+        assert texts_of(split) == [(f'{text} {i}', f'{target} {i}') for i in range(3)]
+
+
+def test_numbers_of_texts_are_nothing_to_be_written(tmp_path):
+    write_lines(tmp_path / 'train.tsv', ['source\ttarget', 'a\tb'])
+    write_lines(tmp_path / 'test.tsv', ['id\tsource', '1\ta'])
+    assert parallel.load({'dir': str(tmp_path)})['test'].column_names == ['text_a']
+    write_lines(tmp_path / 'train.tsv', ['id\tsource', '1\ta'])
+    with pytest.raises(
+        ValueError, match=r"no column for data\.columns\.label among 'id', 'source'"
+    ):
+        parallel.load({'dir': str(tmp_path)})
+
+
+def test_no_text_is_written_from_itself(tmp_path):
+    write_lines(tmp_path / 'train.tsv', ['one\ttwo', 'a\tb'])
+    for columns in ({'text_a': 'one', 'label': 'one'}, {'text_a': 0, 'label': 'one'}):
+        with pytest.raises(ValueError, match='one column is used twice'):
+            parallel.load({'dir': str(tmp_path), 'columns': columns})
+    with pytest.raises(ValueError, match=r"data\.languages is 'de,de'; expected two"):
+        parallel.load({'dir': str(tmp_path), 'languages': 'de,de'})
+
+
 def test_objects_of_languages(tmp_path):
     rows = [{'translation': {'de': de, 'en': en, 'fr': 'x'}} for de, en in ROWS * 4]
     write_lines(tmp_path / 'train.jsonl', [json.dumps(row) for row in rows])

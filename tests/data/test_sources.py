@@ -4,9 +4,14 @@ import datasets
 import ml_collections
 import pytest
 
-from adapters_jax.data.sources import load
+from adapters_jax.data import sources
 
 CSV = 'text,label\n' + ''.join(f'"text, {i}",{"odd" if i % 2 else "even"}\n' for i in range(40))
+
+
+def load(data, kind):
+    """Read as a run does, which settles the classes in between."""
+    return sources.limited(sources.load(data, kind), data)
 
 
 def config(**data):
@@ -225,6 +230,16 @@ def test_sources_that_cannot_be_are_refused(data, message):
         ({'train__csv': CSV}, {'limit': -1}, 'data.limit is -1'),
         ({'train__csv': CSV}, {'train_limit': -1}, 'data.train_limit is -1'),
         ({'train__csv': CSV, 'dev__csv': 'text\nx\n'}, {}, r'dev\.csv: no column .* the label'),
+        (
+            {'train__csv': CSV, 'dev__csv': 'sentence1,sentence2,label\nx,y,1\n'},
+            {},
+            "'validation' has pairs of texts, and 'train' single ones",
+        ),
+        (
+            {'train__csv': 'sentence1,sentence2,label\nx,y,1\n', 'test__csv': CSV},
+            {},
+            "'train' has pairs of texts, and 'test' single ones",
+        ),
     ],
 )
 def test_bad_folders_and_files_are_explained(tmp_path, files, data, message):

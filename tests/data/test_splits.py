@@ -71,6 +71,15 @@ def test_rare_classes_always_stay_learnable():
         assert set(splits['train']['label']) == set(labels)
 
 
+def test_a_class_that_only_repeated_texts_have_stays_learnable():
+    texts = [f't{i}' for i in range(40)]
+    labels = [('x', 'y')[i % 2] for i in range(40)]
+    for place in range(0, 40, 4):
+        pool = pool_of([*texts, texts[place], texts[place]], [*labels, 'z', 'v'])
+        splits = split_off(pool, FRACTIONS, seed=place)
+        assert set(splits['train']['label']) == {'x', 'y', 'z', 'v'}
+
+
 def test_rare_tags_always_stay_learnable():
     tags = [['O', 'O']] * 40 + [['O', f'B-{i}'] for i in range(10)]
     for seed in range(5):

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import adapters
+import jax
 import numpy as np
 import reference
 import torch
@@ -15,8 +16,10 @@ from safetensors.torch import save_file
 
 from adapters_jax import tasks
 from adapters_jax.adapters import registry
+from adapters_jax.adapters.binding import bind
 from adapters_jax.interop.backbones import load_backbone
 from adapters_jax.model import Model
+from adapters_jax.models.backbone import Backbone
 from adapters_jax.models.heads import HeadConfig
 
 CLASSES = {
@@ -218,6 +221,28 @@ def our_outputs(folder, source, padded=True):
     }
     # Not compiled as a whole: most operations recur from test to test.
     return np.asarray(model.apply(params, batch))
+
+
+def states(source, model, padded=True, **options):
+    """Return the library's last hidden states, and whatever else it returns."""
+    ids, mask = texts(source, padded)
+    with torch.no_grad():
+        return model.bert(torch.tensor(ids), attention_mask=torch.tensor(mask).long(), **options)
+
+
+def ours(source, method, tree, padded=True):
+    """Return our last hidden states, and the weights of all fusions."""
+    ids, mask = texts(source, padded)
+    loaded, record = source.loaded, {}
+
+    def run(tree):
+        sites = bind(method, tree, None, record=record)
+        hidden = Backbone(loaded.config).apply(
+            {'params': loaded.params}, ids, mask=mask[:, None, None, :], sites=sites
+        )
+        return hidden, record
+
+    return jax.jit(run)(tree)
 
 
 def edit(path, **changes):

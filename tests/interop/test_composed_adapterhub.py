@@ -3,18 +3,14 @@
 import json
 
 import adapters
-import jax
 import library_folders as library
 import numpy as np
 import pytest
-import torch
 from adapters.composition import Average, BatchSplit, Fuse, Parallel, Split, Stack
 
 from adapters_jax.adapters import registry
-from adapters_jax.adapters.binding import bind
 from adapters_jax.interop import formats
 from adapters_jax.interop.adapterhub import setup
-from adapters_jax.models.backbone import Backbone
 
 ROWS, TOKENS = 3, 9
 # The library crashes where a part of a batch has no adapter at a place, so there all have both.
@@ -73,28 +69,6 @@ def _last(child):
     return child if isinstance(child, str) else child.last()
 
 
-def states(source, model, padded=True, **options):
-    """Return the library's last hidden states, and whatever else it returns."""
-    ids, mask = library.texts(source, padded)
-    with torch.no_grad():
-        return model.bert(torch.tensor(ids), attention_mask=torch.tensor(mask).long(), **options)
-
-
-def ours(source, method, tree, padded=True):
-    """Return our last hidden states, and the weights of all fusions."""
-    ids, mask = library.texts(source, padded)
-    loaded, record = source.loaded, {}
-
-    def run(tree):
-        sites = bind(method, tree, None, record=record)
-        hidden = Backbone(loaded.config).apply(
-            {'params': loaded.params}, ids, mask=mask[:, None, None, :], sites=sites
-        )
-        return hidden, record
-
-    return jax.jit(run)(tree)
-
-
 # Which are in deeper ones.
 REPEATED = ('split', 'batch_split', 'fuse_dynamic')
 
@@ -107,12 +81,12 @@ def test_what_the_library_saved_computes_the_same_here(source, tmp_path, case):
     model = theirs(source, kinds, block(), config)
     model.save_adapter_setup(str(tmp_path / 'a'), block())
     method, tree = setup.as_method(setup.load(tmp_path / 'a', source.loaded))
-    found, weights = ours(source, method, tree)
+    found, weights = library.ours(source, method, tree)
     options = {'output_adapter_fusion_attentions': True} if config else {}
-    expected = states(source, model, **options)
+    expected = library.states(source, model, **options)
     np.testing.assert_allclose(found, expected[0].numpy(), atol=2e-5)
     plain = source.model().eval()
-    assert np.abs(found - states(source, plain)[0].numpy()).max() > 0.05
+    assert np.abs(found - library.states(source, plain)[0].numpy()).max() > 0.05
     assert bool(weights) == bool(config)
     if config:
         check_weights(weights, expected.adapter_fusion_attentions)
@@ -169,8 +143,8 @@ def test_a_fusion_saved_alone_finds_its_adapters(source, tmp_path, options, wher
     expected = library.library_logits(model, source)
     np.testing.assert_allclose(library.our_logits(held, source), expected, atol=2e-5)
     method = registry.from_json(held.method)
-    _, weights = ours(source, method, held.adapter_params)
-    outputs = states(source, model, output_adapter_fusion_attentions=True)
+    _, weights = library.ours(source, method, held.adapter_params)
+    outputs = library.states(source, model, output_adapter_fusion_attentions=True)
     check_weights(weights, outputs.adapter_fusion_attentions)
 
 
@@ -193,23 +167,24 @@ def test_parallel_gives_each_adapter_a_copy_of_the_batch(source, tmp_path):
     model = theirs(source, PLAIN, block, None)
     model.save_adapter_setup(str(tmp_path / 'a'), block)
     method, tree = setup.as_method(setup.load(tmp_path / 'a', source.loaded))
-    found, _ = ours(source, method, tree)
+    found, _ = library.ours(source, method, tree)
     assert method.replicas == 3 and len(found) == 9
-    np.testing.assert_allclose(found, states(source, model)[0].numpy(), atol=2e-5)
+    np.testing.assert_allclose(found, library.states(source, model)[0].numpy(), atol=2e-5)
 
 
-def test_the_library_divides_an_average_twice_and_we_do_not(source, tmp_path):
+def test_the_library_divides_an_average_twice_and_we_do_not(source, tmp_path, caplog):
     block = Average('a', 'b', weights=[0.3, 0.7])
     model = theirs(source, MIXED, block, None)
     model.save_adapter_setup(str(tmp_path / 'a'), block)
     held = setup.load(tmp_path / 'a', source.loaded)
     method, tree = setup.as_method(held)
     assert method.tree.weights == (0.3, 0.7)
-    found, _ = ours(source, method, tree)
-    halved = states(source, model)[0].numpy()
+    assert 'divides the average in average(a, b' in caplog.text
+    found, _ = library.ours(source, method, tree)
+    halved = library.states(source, model)[0].numpy()
     assert np.abs(found - halved).max() > 0.05
     model.set_active_adapters(Average('a', 'b', weights=[0.6, 1.4], normalize_weights=False))
-    np.testing.assert_allclose(found, states(source, model)[0].numpy(), atol=2e-5)
+    np.testing.assert_allclose(found, library.states(source, model)[0].numpy(), atol=2e-5)
 
 
 def test_a_language_adapter_under_a_task_adapter(source, tmp_path):
@@ -219,11 +194,11 @@ def test_a_language_adapter_under_a_task_adapter(source, tmp_path):
     model.save_adapter_setup(str(tmp_path / 'a'), block)
     held = setup.load(tmp_path / 'a', source.loaded)
     method, tree = setup.as_method(held)
-    found, _ = ours(source, method, tree)
-    expected = states(source, model)[0].numpy()
+    found, _ = library.ours(source, method, tree)
+    expected = library.states(source, model)[0].numpy()
     np.testing.assert_allclose(found, expected, atol=2e-5)
     setup.save(held, tmp_path / 'b', source.loaded)
     again, left = source.model(), {}
     again.load_adapter_setup(str(tmp_path / 'b'), use_safetensors=True, set_active=True,
                              loading_info=left)  # fmt: skip
-    np.testing.assert_allclose(states(source, again.eval())[0].numpy(), expected, atol=1e-6)
+    np.testing.assert_allclose(library.states(source, again.eval())[0].numpy(), expected, atol=1e-6)

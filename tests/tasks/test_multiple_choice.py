@@ -154,6 +154,11 @@ def test_predictions_have_a_rows_own_candidates_only():
         TASK.predict(outputs[:, :2], split, rows)
 
 
+def test_labels_under_several_names_are_no_matter():
+    given = {'context': 'p', 'choices': ['x', 'y'], 'label': 1, 'answer': 'y', 'Gold': None}
+    assert TASK.rows_of([given], [1], False).to_list() == [{'text_a': 'p', 'choices': ['x', 'y']}]
+
+
 @pytest.mark.parametrize(
     ('given', 'pair', 'message'),
     [

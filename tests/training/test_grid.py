@@ -38,6 +38,14 @@ def test_all_combinations_in_order_with_their_own_configs():
     assert last.sweep.grid == () and to_json(from_json(to_json(last))) == to_json(last)
 
 
+def test_texts_in_quotes_keep_their_blanks_and_commas():
+    given = config("""task.prefix='translate, please: ',"it's: ",none""", 'seed=0,1')
+    prefixes = [member.config.task.prefix for member in grid.expand(given)]
+    assert prefixes[::2] == prefixes[1::2] == ['translate, please: ', "it's: ", 'none']
+    with pytest.raises(ValueError, match='which has the value "\'x\'" twice'):
+        grid.expand(config("task.prefix=x,'x'"))
+
+
 def test_members_of_different_seeds_see_the_batches_of_the_sweeps_seed():
     seeds = {m.config.data.seed for m in grid.expand(config('seed=1,2', seed=3))}
     assert seeds == {3}
@@ -114,7 +122,7 @@ def test_names_are_folders_and_differ():
     for name in (*swept, *names('method=' + ','.join('abc'[i] * 300 for i in range(3)))):
         assert len(name) < 200 and not set(name) & set('/,=:* ') and name[0] not in '.-'
     # Equal but for what a name cannot hold, or for what some file systems do not tell apart.
-    same = names('data.train=a,A,a/,"a"')
+    same = names('data.train=a,A,a/,a"')
     assert len({name.casefold() for name in same}) == 4
 
 

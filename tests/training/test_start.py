@@ -83,6 +83,21 @@ def test_another_task_has_a_fresh_head(runs, caplog):
     assert [line.endswith('under a fresh head') for line in lines] == [False, True]
 
 
+@pytest.mark.parametrize(
+    ('key', 'value', 'fresh'),
+    [('task.metrics', "('accuracy',)", False), ('task.labels', '', True)],
+)
+def test_a_head_is_kept_where_its_outputs_mean_the_same(runs, caplog, key, value, fresh):
+    own = config(runs, METHODS[0])
+    labels = experiment.build(own).task.labels
+    assign(own, key, value or repr(labels[::-1]))
+    with caplog.at_level(logging.INFO):
+        found = flatten(experiment.build(own).init_params()['heads']['default'])
+    assert ('under a fresh head' in caplog.messages[-1]) is fresh
+    given = flatten(adapter_folder.load(own.start).head_params)
+    assert any(np.array_equal(found[path], leaf) for path, leaf in given.items()) is not fresh
+
+
 def test_each_member_of_a_population_begins_with_it(runs, tmp_path):
     grid = config(runs, METHODS[0], optimizer__learning_rate=1e-30)
     assign(grid, 'sweep.grid', "('method.init_weights=bert,zero','seed=0,1')")

@@ -5,7 +5,7 @@ import toy
 
 from adapters_jax.params import flatten
 from adapters_jax.training import grid
-from adapters_jax.training.run import Progress, share_of_steps
+from adapters_jax.training.progress import Progress, share_of_steps
 from adapters_jax.tuning import populations, rungs
 
 

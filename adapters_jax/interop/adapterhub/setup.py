@@ -26,7 +26,7 @@ from adapters_jax.adapters.composition import (
 )
 from adapters_jax.adapters.fusion import FusionConfig
 from adapters_jax.interop.adapter_folder import AdapterFolder
-from adapters_jax.interop.adapterhub import folder, fusion, heads, store
+from adapters_jax.interop.adapterhub import acting, folder, fusion, heads, store
 from adapters_jax.interop.adapterhub.fusion import Fusion
 from adapters_jax.interop.adapterhub.heads import Head
 from adapters_jax.interop.backbones import LoadedBackbone
@@ -159,10 +159,15 @@ def save(setup: Setup, directory: Path | str, loaded: LoadedBackbone) -> Path:
     """Write what `load_adapter_setup(directory, use_safetensors=True)` of the library reads.
 
     Raises:
-        ValueError: a part that is missing, or that the library has no place for.
+        ValueError: a part that is missing, or that the library has no place for, or a composition
+            that has other outputs there.
     """
     directory = Path(directory)
     _check_complete(setup)
+    acting.check(
+        setup.composition,
+        {name: registry.from_json(adapter.method) for name, adapter in setup.adapters.items()},
+    )
     with files.atomic(directory) as temporary:
         temporary.mkdir()
         described = {
@@ -208,8 +213,8 @@ def as_method(setup: Setup) -> tuple[Composed, Tree]:
     """Return a composition as a method whose members are frozen, and its parameters.
 
     Raises:
-        ValueError: fusions with different options, or a block that an adapter's method does not
-            support.
+        ValueError: fusions with different options, a block that an adapter's method does not
+            support, or a composition that has other outputs in the library.
     """
     configs = {fused.config for fused in setup.fusions.values()}
     if len(configs) > 1:
@@ -217,6 +222,7 @@ def as_method(setup: Setup) -> tuple[Composed, Tree]:
     config = next(iter(configs), FusionConfig())
     members = {name: registry.from_json(a.method) for name, a in setup.adapters.items()}
     names = setup.composition.names
+    acting.check(setup.composition, members)
     method = Composed(
         expression=str(setup.composition),
         members={name: members[name] for name in names},

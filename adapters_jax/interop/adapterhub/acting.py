@@ -1,0 +1,139 @@
+"""Which compositions compute in `adapters` what they compute here.
+
+Where the library takes the first adapter of a block for all of them, applies a LayerNorm once for
+each block around an adapter, or forgets what a neighbour did, a composition that was trained there
+has other outputs here, and ours has others there. What agrees was found by trying
+(`tests/interop/test_composed_agreement.py`); the rest is refused, as silence would be worse.
+"""
+
+import logging
+from collections.abc import Callable, Mapping
+
+from adapters_jax.adapters.bottleneck import Bottleneck
+from adapters_jax.adapters.composed import blocks_of
+from adapters_jax.adapters.composition import Composition
+from adapters_jax.adapters.ia3 import IA3
+from adapters_jax.adapters.invertible import Invertible
+from adapters_jax.adapters.lora import DoRA
+from adapters_jax.adapters.low_rank import LowRank
+from adapters_jax.adapters.method import Method
+from adapters_jax.adapters.prefix import PrefixTuning
+from adapters_jax.adapters.prompt import PromptTuning
+from adapters_jax.adapters.reft import ReFT
+from adapters_jax.adapters.union import Union
+
+_LOG = logging.getLogger(__name__)
+_OF_THE_FIRST = (Invertible, PromptTuning, ReFT)  # of a block the first adapter's alone acts
+# How a bottleneck is placed, which the library asks one of a block's adapters for.
+_PLACING = (
+    'is_parallel',
+    'original_ln_before',
+    'original_ln_after',
+    'residual_before_ln',
+    'adapter_residual_before_ln',
+)
+_Leaves = list[tuple[Method, ...]]  # of each adapter, in the order in which they are written
+
+
+def check(tree: Composition, members: Mapping[str, Method]) -> None:
+    """Refuse a composition that has other outputs in the library.
+
+    Raises:
+        ValueError: the block, and what is in the way.
+    """
+    if len(tree.names) > 1:
+        _check(tree, members, around='')
+    if any(block.kind == 'average' for block in blocks_of(tree)):
+        _LOG.warning(
+            '`adapters` divides the average in %s by the number of adapters once more: outputs '
+            'there and here differ',
+            tree,
+        )
+
+
+def _check(node: Composition | str, members: Mapping[str, Method], around: str) -> None:
+    if isinstance(node, str):
+        return
+    own = [_leaves(child, members) for child in node.children]
+    for problem in _PROBLEMS:
+        if said := problem(node, own, around):
+            raise ValueError(
+                f'{node} is not exchanged with `adapters`, which computes something else: {said}; '
+                'keep it in the format of this project'
+            )
+    for child in node.children:
+        _check(child, members, node.kind)
+
+
+def _leaves(node: Composition | str, members: Mapping[str, Method]) -> _Leaves:
+    if isinstance(node, str):
+        method = members[node]
+        return [method.members if isinstance(method, Union) else (method,)]
+    return [leaf for child in node.children for leaf in _leaves(child, members)]
+
+
+def _parts(children: list[_Leaves]) -> list[Method]:
+    return [part for leaves in children for leaf in leaves for part in leaf]
+
+
+def _holding(children: list[_Leaves], *kinds: type[Method]) -> list[int]:
+    """Return which children have a part of one of the kinds."""
+    return [i for i, own in enumerate(children) if any(isinstance(x, kinds) for x in _parts([own]))]
+
+
+def _gates(node: Composition, children: list[_Leaves], around: str) -> str | None:
+    if any(getattr(part, 'use_gating', False) for part in _parts(children)):
+        return 'gates act otherwise in a composition than alone'
+    return None
+
+
+def _first(node: Composition, children: list[_Leaves], around: str) -> str | None:
+    for kind in _OF_THE_FIRST:
+        places = _holding(children, kind)
+        if places and (node.kind != 'stack' or around or places != [0]):
+            return f'of {kind.architecture} it takes that of the first adapter alone'
+    return None
+
+
+def _stacked(node: Composition, children: list[_Leaves], around: str) -> str | None:
+    """What acts on what a parallel bottleneck or a change of a projection returned."""
+    if node.kind != 'stack' or len(children) == 1:
+        return None
+    bottlenecks = _holding(children, Bottleneck)
+    if len(bottlenecks) > 1 and any(getattr(x, 'is_parallel', False) for x in _parts(children)):
+        return 'of a stack with a parallel bottleneck the last one alone acts'
+    changed = [part for part in _parts(children) if isinstance(part, LowRank | IA3)]
+    several = len(_holding(children, LowRank, IA3)) > 1
+    if several and not all(isinstance(part, IA3) for part in changed):
+        return "the second adapter of a projection acts on the first one's change, not on the input"
+    if around and len(_holding(children, PrefixTuning)) > 1:
+        return 'prefixes of a stack are not joined inside of another block'
+    return None
+
+
+def _mixed(node: Composition, children: list[_Leaves], around: str) -> str | None:
+    """What a block other than a stack takes of one adapter for all, or does again inside."""
+    if node.kind == 'stack':
+        return None
+    for kind in (Bottleneck, LowRank, IA3, PrefixTuning):
+        if 0 < len(_holding(children, kind)) < len(children):
+            return 'where one of them does nothing, it takes the others alone'
+    bottlenecks = [part for part in _parts(children) if isinstance(part, Bottleneck)]
+    if len({tuple(getattr(part, name) for name in _PLACING) for part in bottlenecks}) > 1:
+        return 'LayerNorm and residual are those of one adapter for all'
+    if node.kind == 'fuse' and any(part.is_parallel for part in bottlenecks):
+        return 'parallel bottlenecks are fused with the input of the sub-layer as query'
+    nested = any(isinstance(child, Composition) for child in node.children)
+    if nested and any(part.original_ln_before for part in bottlenecks):
+        return 'a LayerNorm before the adapters (original_ln_before) is applied once for each block'
+    if _holding(children, DoRA):
+        return 'weight decomposition is not computed row by row'
+    return None
+
+
+_PROBLEMS: tuple[Callable[[Composition, list[_Leaves], str], str | None], ...] = (
+    _gates,
+    _first,
+    _stacked,
+    _mixed,
+)
