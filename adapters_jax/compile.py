@@ -106,10 +106,14 @@ def main(
     config: Config, devices: int, topology: str, length: int, texts: int, labels: int, output: str
 ) -> None:
     """Compile, print the report, and write it with the shardings where a directory is given."""
+    for name, value in (('length', length), ('labels', labels)):
+        if value < 0:
+            raise ValueError(f'--{name} is {value}; expected 0 or more')
+    if output:
+        directory = files.make_directory(Path(output))
     report, shardings = check(config, devices, topology, length, texts, labels)
     print(render(report))
     if output:
-        directory = files.make_directory(Path(output))
         files.write_json(directory / REPORT, report)
         files.write_text(directory / SHARDINGS, shardings)
         print(f'wrote {directory}: {REPORT}, {SHARDINGS}')

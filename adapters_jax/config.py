@@ -111,7 +111,7 @@ def named_items(text: str, key: str) -> dict[str, str]:
                 f'{key} has the item {item!r}; expected name=value with a name of its own, as in '
                 "'a=DIR,b=DIR'"
             )
-        items[name] = value
+        items[name] = text_of(value)
     return items
 
 

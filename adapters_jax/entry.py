@@ -149,13 +149,18 @@ def run(define: Define, main: Callable[..., None]) -> None:
         without_frameworks()
         allocator.keep_freed()
         with _told(lambda: show.value):
-            absent = [f'--{name}' for name, holder in holders.items() if holder.value is None]
+            absent = [f'--{name}' for name, holder in holders.items() if _is_absent(holder)]
             if absent:
                 raise ValueError(f'{" and ".join(absent)} must be given; --help shows all options')
             main(**{name: holder.value for name, holder in holders.items()})
 
     sys.unraisablehook = _report_unless_late
     app.run(guarded, flags_parser=parse)
+
+
+def _is_absent(flag: flags.FlagHolder) -> bool:
+    # An empty one is a shell's variable that is not set, and would be the current directory.
+    return flag.value is None or (flag.default is None and flag.value == '')
 
 
 def _end(number: int, _: Any) -> None:
@@ -203,7 +208,7 @@ def load_config(text: str) -> Config:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: an argument that the file does not take.
+        ValueError: an argument that the file does not take, or a file that is no config.
     """
     name, _, argument = text.partition(':')
     path = Path(name)
@@ -212,10 +217,31 @@ def load_config(text: str) -> Config:
         raise FileNotFoundError(
             f'--config: there is no file {name}; {path.parent} holds {", ".join(beside) or "none"}'
         )
-    get_config = runpy.run_path(str(path)).get('get_config')
-    if get_config is None:
-        raise ValueError(f'--config: {name} defines no function get_config')
-    return get_config(argument or None)
+    try:
+        get_config = runpy.run_path(str(path)).get('get_config')
+        if get_config is None:
+            raise ValueError(f'--config: {name} defines no function get_config')
+        config = get_config(argument or None)
+    except (SyntaxError, ImportError, AttributeError, NameError, TypeError, KeyError) as error:
+        said = (str(error).splitlines() or [''])[0][:200]
+        raise ValueError(
+            f'--config: {name} fails{_line_in(path, error)}: {type(error).__name__}: {said}'
+        ) from error
+    if not isinstance(config, Config):
+        raise ValueError(
+            f'--config: get_config of {name} returns a {type(config).__name__}; expected what '
+            '`adapters_jax.config.base()` returns, changed'
+        )
+    return config
+
+
+def _line_in(path: Path, error: BaseException) -> str:
+    """Return the last line of a file that an error passed, in words."""
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if frame.filename == str(path)]
+    if isinstance(error, SyntaxError) and error.filename == str(path):
+        lines.append(error.lineno)
+    return f' in line {lines[-1]}' if lines else ''
 
 
 def config_first(argv: Sequence[str]) -> list[str]:
@@ -232,6 +258,8 @@ def config_first(argv: Sequence[str]) -> list[str]:
             rest.append(argument)  # which the library refuses
         else:
             first.append(f'--config={value}')
+    if len(first) > 1:
+        raise ValueError(f'{" and ".join(first)} are given; expected one --config')
     return [*argv[:1], *first, *rest]
 
 

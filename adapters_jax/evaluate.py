@@ -20,13 +20,12 @@ from adapters_jax import config as configs
 from adapters_jax import entry, files, processes
 from adapters_jax.adapters import dropping, registry
 from adapters_jax.adapters.dropping import Dropped
-from adapters_jax.data.encoded import Encoded
 from adapters_jax.interop import adapter_folder
 from adapters_jax.tasks.task import Task
 from adapters_jax.training import experiment, inference, multitask, preprocessing, provenance
 from adapters_jax.training.members import Members
 from adapters_jax.training.placement import make_mesh
-from adapters_jax.training.progress import CONFIG, SUMMARY
+from adapters_jax.training.progress import CONFIG, DATA
 
 _LOG = logging.getLogger('adapters_jax.evaluate')  # __name__ is '__main__' on the command line
 
@@ -55,7 +54,7 @@ def evaluate(workdir: str | Path, split: str = 'test', drop_layers: Dropped = 0)
         whole = Members(registry.from_json(folder.method), {}) if config.adapters else None
         run = experiment.build(config, members=whole)
         _check_split(split, run.splits, split in run.splits)
-        _check_data(workdir, run.splits, split)
+        _check_data(workdir, run.fingerprints, split)
         predictions = _predictions(workdir, split, drop_layers)
         scored = _evaluate_one(folder, run, split, predictions, drop_layers)
         result = {'split': split, **scored}
@@ -95,21 +94,20 @@ def _check_split(split: str, splits: Iterable[str], found: bool) -> None:
         )
 
 
-def _check_data(workdir: Path, splits: Mapping[str, Encoded], split: str) -> None:
+def _check_data(workdir: Path, found: Mapping[str, str], split: str) -> None:
     """Refuse a split that may hold what was trained on; tell of one that has changed.
 
-    One that is cut off the training file is another one where that file has changed.
+    `found` has the fingerprints of the splits as they are now. One that is cut off the training
+    file is another one where that file has changed.
     """
-    summary = workdir / SUMMARY
-    finished = json.loads(summary.read_text('utf-8')) if summary.exists() else {}
-    known = finished.get('data_fingerprints', {})
-    names = [name for name in ('train', split) if name in known]
-    changed = [name for name in names if splits[name].fingerprint() != known[name]]
-    if split not in changed:
+    path = workdir / DATA
+    known = json.loads(path.read_text('utf-8')) if path.exists() else found
+    pool = '/'.join([*split.split('/')[:-1], 'train'])
+    if found[split] == known.get(split):
         return
-    if 'train' in changed and split != 'train':
+    if found[pool] != known[pool] and split != pool:
         raise ValueError(
-            f"the data of this run have changed since training, 'train' and {split!r} both, so "
+            f'the data of this run have changed since training, {pool!r} and {split!r} both, so '
             f'that {split!r} may hold what was trained on; bring back the files that the section '
             f'data of {workdir / CONFIG} names, or train again in another --workdir'
         )
@@ -164,7 +162,7 @@ def _evaluate_tasks(
     results, first = {}, {}
     for name, key in wanted:
         predictions = _predictions(workdir, f'{name}_{key}', dropped)
-        _check_data(workdir, run.splits, f'{name}/{key}')
+        _check_data(workdir, run.fingerprints, f'{name}/{key}')
         result = _evaluate_one(folders[name], run.members[name], key, predictions, dropped)
         results[f'{name}/{key}'] = result
         first.setdefault(name, result['metrics'])

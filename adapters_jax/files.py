@@ -52,12 +52,18 @@ def explained(path: Path | str) -> Iterator[None]:
 
     Raises:
         DiskError: the disk is full, or the directory may not be written to; other errors pass.
+        FileExistsError: a directory in it is a file.
     """
     try:
         yield
     except DiskError:
         raise
     except OSError as error:
+        for above in (Path(path), *Path(path).parents):
+            if error.errno in (errno.ENOTDIR, errno.EEXIST) and above.is_file():
+                raise FileExistsError(
+                    f'{above} is a file: remove it, or choose another directory'
+                ) from error
         if error.errno not in _FULL + _FORBIDDEN:
             raise
         raise refusal(error.errno, path) from error
@@ -86,10 +92,10 @@ def atomic(path: Path | str) -> Iterator[Path]:
         FileExistsError: a file is to replace a directory, a directory a file, or either a device or
             a pipe.
     """
-    _refuse_special(Path(path))
     path = _target(path)
     temporary = path.with_name(f'.{path.name}.{_OWN_HOST}{os.getpid()}-{secrets.token_hex(4)}.tmp')
     with explained(path):
+        _refuse_special(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         recover(path)
         _remove_leftovers(path)
@@ -197,9 +203,10 @@ def check_target(path: Path | str) -> None:
         FileExistsError: it is a directory, a device or a pipe, or its directory is a file.
     """
     path = Path(path)
-    if path.is_dir():
-        raise FileExistsError(f'{path} is a directory: remove it, or choose another name')
-    _refuse_special(path)
+    with explained(path):
+        if path.is_dir():
+            raise FileExistsError(f'{path} is a directory: remove it, or choose another name')
+        _refuse_special(path)
     make_directory(path.parent)
 
 

@@ -171,6 +171,8 @@ def read_lines(path: Path) -> dict[int, dict[str, Any]]:
     """
     if not path.exists():
         raise FileNotFoundError(f'--input: {path} does not exist')
+    if path.is_dir():
+        raise FileNotFoundError(f'--input: {path} is a directory; expected a JSONL file')
     try:
         text = path.read_text(encoding='utf-8-sig')
     except UnicodeDecodeError as error:

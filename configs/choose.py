@@ -12,6 +12,7 @@ on. Recommended is the cheapest method within `--config.sweep.margin` of the bes
 """
 
 from adapters_jax import config as configs
+from adapters_jax import tasks
 from adapters_jax.config import Config, parse_arg
 from adapters_jax.data import builtin
 from adapters_jax.data import glue as glue_tasks
@@ -56,6 +57,9 @@ def data(task: str, backbone: str) -> Config:
     if glue_tasks.key_of(task) in glue_tasks.TASKS:
         return glue.get_config(f'task={task},backbone={backbone}')
     if task not in builtin.SETS:
+        if task not in tasks.names():
+            known = *glue_tasks.TASKS, *builtin.SETS, *tasks.names()
+            raise ValueError(f'unknown task {task!r}; known: {", ".join(known)}')
         return text_classification.get_config(f'task={task},backbone={backbone}')
     config = configs.base()
     config.backbone = backbone

@@ -1,13 +1,18 @@
 """`evaluate` scores a run on the data beside which it was trained, or tells that they changed."""
 
+import json
 from pathlib import Path
 
 import pytest
 import toy
 
+from adapters_jax.config import add_task
 from adapters_jax.evaluate import evaluate
+from adapters_jax.interop.backbones import load_backbone
+from adapters_jax.predict import predict
+from adapters_jax.sweep import sweep, sweep_shard
 from adapters_jax.train import train
-from adapters_jax.training import experiment
+from adapters_jax.training import experiment, grid
 
 pytestmark = pytest.mark.usefixtures('compiled_once')
 
@@ -33,6 +38,85 @@ def test_a_split_that_may_hold_what_was_trained_on_is_not_scored(run):
         evaluate(workdir, 'test')
     texts.write_text(''.join(lines))
     assert evaluate(workdir, 'test')['metrics'] == before
+
+
+def test_a_split_that_is_cut_off_only_now_is_not_scored(tmp_path):
+    for seed, name in enumerate(('train', 'dev')):
+        toy.write_texts(tmp_path / f'{name}.csv', 40, seed)
+    own = toy.config(toy.write_backbone(tmp_path / 'bert'), '', method='pfeiffer[size=4]')
+    own.data.dir, own.training.steps = str(tmp_path), 1
+    train(own, tmp_path / 'run')
+    (tmp_path / 'run' / 'summary.json').unlink()  # as of a run that was stopped
+    (tmp_path / 'dev.csv').unlink()
+    with pytest.raises(ValueError, match="'train' and 'test' both"):
+        evaluate(tmp_path / 'run', 'test')
+
+
+def test_of_several_tasks_each_has_data_of_its_own(tmp_path):
+    files = {
+        name: {
+            split: toy.write_texts(tmp_path / f'{name}-{split}.csv', 30, seed)
+            for seed, split in enumerate(('train', 'validation', 'test'))
+        }
+        for name in 'ab'
+    }
+    own = toy.config(toy.write_backbone(tmp_path / 'bert'), '', method='pfeiffer[size=4]')
+    for name, splits in files.items():
+        add_task(own, name).data.update(splits)
+    own.training.steps = 1
+    train(own, tmp_path / 'run')
+    toy.write_texts(Path(files['a']['train']), 35, seed=7)
+    toy.write_texts(Path(files['b']['test']), 33, seed=8)
+    assert evaluate(tmp_path / 'run', 'test')['examples'] == 63
+    toy.write_texts(Path(files['a']['test']), 33, seed=9)
+    with pytest.raises(ValueError, match="'a/train' and 'a/test' both"):
+        evaluate(tmp_path / 'run', 'test')
+
+
+def test_members_of_a_sweep_know_their_data(tmp_path):
+    texts = toy.write_texts(tmp_path / 'texts.csv', 60)
+    own = toy.config(toy.write_backbone(tmp_path / 'bert'), texts, method='pfeiffer[size=4]')
+    own.training.steps, own.sweep.grid = 1, ('seed=0,1',)
+    sweep(own, tmp_path / 'sweep')
+    member = tmp_path / 'sweep' / 'members' / 'seed-0'
+    evaluate(member, 'test')
+    toy.write_texts(Path(texts), 70)
+    with pytest.raises(ValueError, match="'train' and 'test' both"):
+        evaluate(member, 'test')
+
+
+def test_members_that_had_other_data_are_not_compared_with(tmp_path):
+    texts = toy.write_texts(tmp_path / 'texts.csv', 60)
+    own = toy.config(toy.write_backbone(tmp_path / 'bert'), texts, method='pfeiffer[size=4]')
+    own.training.steps, own.sweep.grid = 1, ('method=pfeiffer[size=4],lora[r=2]',)
+    sweep_shard(own, tmp_path / 'sweep', grid.Shard(0, 2))
+    toy.write_texts(Path(texts), 60, seed=3)
+    with pytest.raises(ValueError, match='was trained when the data were others'):
+        sweep(own, tmp_path / 'sweep')
+    toy.write_texts(Path(texts), 60)
+    sweep(own, tmp_path / 'sweep')
+
+
+def test_weights_are_another_backbone_where_more_is_computed_with_them(tmp_path):
+    texts = toy.write_texts(tmp_path / 'texts.csv', 60)
+    backbone = Path(toy.write_backbone(tmp_path / 'bert'))
+    own = toy.config(str(backbone), texts, method='pfeiffer[size=4]', training__steps=1)
+    train(own, tmp_path / 'run')
+    (tmp_path / 'run' / 'summary.json').unlink()
+    before = load_backbone(str(backbone))
+    described = json.loads((backbone / 'config.json').read_text())
+    for change, same in (
+        ({'attention_probs_dropout_prob': 0.3}, True),
+        ({'hidden_act': 'relu'}, False),
+    ):
+        (backbone / 'config.json').write_text(json.dumps(described | change))
+        after = load_backbone(str(backbone))
+        assert (after.architecture == before.architecture) is same
+        assert after.fingerprint == before.fingerprint
+    with pytest.raises(ValueError, match='made for another backbone: its architecture is'):
+        predict(tmp_path / 'run' / 'adapter', [{'text': 'the cat'}])
+    with pytest.raises(ValueError, match='belongs to another run: backbone_architecture is'):
+        train(own, tmp_path / 'run')
 
 
 def test_labels_of_other_names_are_not_scored(run):

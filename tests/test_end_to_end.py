@@ -286,7 +286,15 @@ def test_the_commands_print_what_they_found_and_wrote(toys, tmp_path):
     assert trained.out.endswith(
         f'wrote {tmp_path}/w: adapter/, summary.json, metrics.jsonl, config.json, log.txt\n'
     )
-    expected = {'config.json', 'metrics.jsonl', 'log.txt', 'tensorboard', 'checkpoints', 'adapter'}
+    expected = {
+        'config.json',
+        'data.json',
+        'metrics.jsonl',
+        'log.txt',
+        'tensorboard',
+        'checkpoints',
+        'adapter',
+    }
     expected |= {'summary.json', '.lock'}
     assert {path.name for path in (tmp_path / 'w').iterdir()} == expected
     evaluated = command.run('evaluate', f'--workdir={tmp_path / "w"}', folder=tmp_path)

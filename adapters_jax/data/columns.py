@@ -69,11 +69,11 @@ class Choice:
         """
         usual = tuple(usual)
         named = self.named_in(cells, usual)
-        positions = [int(name) for name in self.given.values() if _is_index(name)]
-        if 'text_a' in self.given and len(positions) == len(self.given):
-            own = [cells[place] for place in positions if place < len(cells)]
-            # A cell with such a word in it may be one of a column's values.
-            if not named or all(self.named_in([cell], usual) for cell in own):
+        places = {key: int(name) for key, name in self.given.items() if _is_index(name)}
+        if 'text_a' in self.given and len(places) == len(self.given):
+            texts = [cells[i] for key, i in places.items() if key != 'label' and i < len(cells)]
+            # Only a class may be called what a column is called; a text is hardly such a word.
+            if not named or 'label' not in places or self.named_in(texts, usual):
                 return named
         elif named or 'text_a' in self.given:
             return True

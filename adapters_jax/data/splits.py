@@ -100,8 +100,9 @@ def _classes(pool: datasets.Dataset, rows: np.ndarray, groups: np.ndarray) -> np
         return np.zeros(len(rows), np.int64)
     every = np.array(labels)
     found = every[rows]
-    for lost in np.setdiff1d(every, found):
-        found[groups[np.flatnonzero(every == lost)[0]]] = lost
+    names, first = np.unique(every, return_index=True)
+    lost = first[~np.isin(names, found)]
+    found[groups[lost]] = every[lost]
     return np.unique(found, return_inverse=True)[1]
 
 

@@ -21,7 +21,8 @@ class Rules:
     `end_id`, after `max_length` words at the latest (that one included), and not before
     `min_length` words without it. `first` and `last` are words that are forced at the beginning and
     at `max_length`; -1: none. `never` are words that no text has, `not_first` those that it does
-    not begin with. No `repeated` words on end come twice; 0: they may.
+    not begin with: behind a forced one, if `start` is a single word, as `transformers` has it. No
+    `repeated` words on end come twice; 0: they may.
 
     Raises:
         ValueError: no start, or lengths that are none.
@@ -80,7 +81,8 @@ class Rules:
         if self.never:
             scores = without(scores, self.never, True)
         if self.not_first:
-            scores = without(scores, self.not_first, written == 0)
+            begin = int(self.first >= 0 and len(self.start) == 1)
+            scores = without(scores, self.not_first, written == begin)
         if self.first >= 0:
             scores = only(scores, self.first, written == 0)
         if self.last >= 0:
@@ -110,10 +112,28 @@ def from_hf(config: dict[str, object]) -> Iterator[tuple[str, object]]:
         if value is not None:
             yield ours, tuple(value) if isinstance(value, list) else value
     # Marian's way to say that padding is no word.
-    words = [own[0] for own in config.get('bad_words_ids') or () if len(own) == 1]
-    if words and config.get('suppress_tokens') is None:
-        yield 'never', tuple(words)
+    words = {own[0] for own in config.get('bad_words_ids') or () if len(own) == 1}
+    if words:
+        yield 'never', tuple(sorted(words.union(config.get('suppress_tokens') or ())))
 
+
+def unused(config: dict[str, object]) -> list[str]:
+    """Return the settings of a generation_config.json that would change texts and are not used."""
+    found = [
+        name for name, plain in _UNUSED.items() if config.get(name) not in (None, plain, [], {})
+    ]
+    longer = any(len(own) > 1 for own in config.get('bad_words_ids') or ())
+    return found + ['bad_words_ids of several tokens'] * longer
+
+
+# With what does nothing.
+_UNUSED = {
+    'repetition_penalty': 1.0,
+    'encoder_repetition_penalty': 1.0,
+    'encoder_no_repeat_ngram_size': 0,
+    'sequence_bias': None,
+    'exponential_decay_length_penalty': None,
+}
 
 _NAMES = {
     'forced_bos_token_id': 'first',

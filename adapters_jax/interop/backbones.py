@@ -6,6 +6,7 @@ that a checkpoint that is not what it says it is fails here and not in a table o
 """
 
 import dataclasses
+import hashlib
 import json
 import logging
 import re
@@ -41,6 +42,11 @@ class LoadedBackbone:
     name: str
     fingerprint: str  # of the weights in float32, whatever they are stored or loaded in
 
+    @property
+    def architecture(self) -> str:
+        """A name of what is computed with the weights, as far as the config is no usual one."""
+        return hashlib.sha256(json.dumps(_unusual(self.config)).encode()).hexdigest()[:16]
+
     def describe(self) -> dict[str, Any]:
         """Return what identifies the checkpoint that an adapter belongs to."""
         sizes = self.config.dimensions
@@ -50,6 +56,7 @@ class LoadedBackbone:
             'layers': sizes.layers,
             'hidden': sizes.hidden,
             'fingerprint': self.fingerprint,
+            'architecture': self.architecture,
         }
 
 
@@ -79,6 +86,18 @@ def load_backbone(name: str, dtype: DTypeLike | None = np.float32) -> LoadedBack
     stored = trees.unflatten(_translate(tensors, config, directory))
     params = stored if dtype is None else jax.tree.map(lambda x: _copy(x, dtype), stored)
     return LoadedBackbone(config, params, directory, name, trees.fingerprint(stored))
+
+
+def _unusual(config: Any) -> Any:
+    """Return what differs from the defaults, but for dropout: new options leave it as it is."""
+    if not dataclasses.is_dataclass(config):
+        return config
+    fields = {
+        field.name: getattr(config, field.name)
+        for field in dataclasses.fields(config)
+        if 'dropout' not in field.name and getattr(config, field.name) != field.default
+    }
+    return [type(config).__name__, {name: _unusual(value) for name, value in fields.items()}]
 
 
 def _copy(leaf: np.ndarray, dtype: DTypeLike) -> np.ndarray:

@@ -35,8 +35,7 @@ def read(backbone: LoadedBackbone) -> Tree:
     """Return a decoder's own scores of words in float32; {} where they are its words' vectors.
 
     Raises:
-        ValueError: tensors of other sizes than the backbone's, a checkpoint that says that its
-            scores are products with its words' vectors and has others, or one that has none.
+        ValueError: tensors of other sizes than the backbone's, or a checkpoint that has none.
     """
     decoder, vocabulary = backbone.config.decoder, backbone.config.written
     if decoder.transformed:
@@ -90,7 +89,9 @@ def write(params: Tree, config: BackboneConfig) -> dict[str, np.ndarray]:
             "their own; keep the adapter in this project's own format"
         )
     if kernel is not None:
-        found[_KERNELS[0]] = np.ascontiguousarray(np.asarray(kernel, np.float32).T)
+        found[_KERNELS[config.family == 'whisper']] = np.ascontiguousarray(
+            np.asarray(kernel, np.float32).T
+        )
     if bias is not None:
         found[_BIAS] = np.asarray(bias, np.float32).reshape(1, -1)
     return found

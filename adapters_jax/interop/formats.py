@@ -174,10 +174,12 @@ def save(folder: AdapterFolder, directory: Path, loaded: LoadedBackbone, format:
     check_format(format)
     if format == OURS:
         return adapter_folder.save(folder, directory)
-    _tell_lost(folder, loaded, format)
     if format == MERGED:
-        return _save_merged(folder, directory, loaded)
-    return FOREIGN[format].save(folder, directory, loaded)
+        written = _save_merged(folder, directory, loaded)
+    else:
+        written = FOREIGN[format].save(folder, directory, loaded)
+    _tell_lost(folder, loaded, format)
+    return written
 
 
 def _tell_lost(folder: AdapterFolder, loaded: LoadedBackbone, format: str) -> None:
@@ -195,7 +197,7 @@ def _tell_lost(folder: AdapterFolder, loaded: LoadedBackbone, format: str) -> No
             'compare with it, or gets other predictions.',
             *(threshold, format),
         )
-    if folder.max_length < loaded.config.positions:
+    if loaded.config.reads == 'input_ids' and folder.max_length < loaded.config.positions:
         _LOG.info(
             'texts of more than %d tokens were cut in training; %s says nothing of that',
             *(folder.max_length, format),

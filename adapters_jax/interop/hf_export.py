@@ -194,6 +194,10 @@ def _tensors(
             continue
         leaf = np.asarray(leaves[path], np.float32)
         tensors[prefix + name] = np.ascontiguousarray(leaf.T if transpose else leaf)
+    if config.decoder is not None and not config.decoder.tied:
+        # Without ties `transformers` looks for each stack's own words.
+        aliases = families.FAMILIES[config.family].aliases
+        tensors |= {prefix + own: tensors[prefix + name].copy() for own, name in aliases.items()}
     for name, tensor in (head or {}).items():
         inside = name.startswith('pooler.')
         tensors[prefix + name if inside else name] = tensor

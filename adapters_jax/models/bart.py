@@ -90,12 +90,14 @@ def block_config(hf: Mapping[str, Any], **options: Any) -> BlockConfig:
 
 def decoder(hf: Mapping[str, Any], block: BlockConfig, stem: TextStem, **options: Any) -> Decoder:
     """Return the decoder that belongs to an encoder of this block and stem."""
+    start = hf.get('decoder_start_token_id')
     return Decoder(
         layers=hf['decoder_layers'],
         positions=stem.positions,
         block=dataclasses.replace(block, cross_attention=True, causal=True),
         stem=dataclasses.replace(stem, decoder=True, shared=True),
-        start_id=hf.get('decoder_start_token_id', 2),
+        start_id=2 if start is None else start,
+        tied=hf.get('tie_word_embeddings', True),
         **options,
     )
 

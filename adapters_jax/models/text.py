@@ -4,10 +4,13 @@ The vectors of words may be those of the other stack, and are then given with th
 """
 
 import dataclasses
+import functools
+import math
 from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from adapters_jax import functional, quantize
@@ -136,8 +139,17 @@ def buckets(
         apart = jnp.abs(apart)
     else:
         offset, apart = 0, -jnp.minimum(apart, 0)
+    # A table, as logarithms of XLA fall below a whole number at some powers where others do not.
+    table = jnp.asarray(_far_buckets(count, distance))
+    return offset + table[jnp.minimum(apart, distance)]
+
+
+@functools.lru_cache
+def _far_buckets(count: int, distance: int) -> Int[np.ndarray, ' D']:
+    """Return the bucket of each distance from 0 to `distance`, which has the last one."""
     exact = count // 2
-    far = jnp.log(jnp.maximum(apart, 1).astype(jnp.float32) / exact)
-    far = far / jnp.log(jnp.float32(distance / exact)) * (count - exact)
-    far = jnp.minimum(exact + far.astype(jnp.int32), count - 1)
-    return offset + jnp.where(apart < exact, apart, far)
+    apart = np.arange(distance + 1)
+    far = np.log(np.maximum(apart, 1).astype(np.float32) / np.float32(exact))
+    far = far / np.float32(math.log(distance / exact)) * np.float32(count - exact)
+    far = np.minimum(exact + far.astype(np.int32), count - 1)
+    return np.where(apart < exact, apart, far).astype(np.int32)

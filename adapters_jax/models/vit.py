@@ -99,6 +99,14 @@ def patches(image: Float[Array, 'B H W C'], size: int) -> Float[Array, 'B N P']:
     return x.transpose(0, 1, 3, 4, 2, 5).reshape(batch, rows * columns, -1)
 
 
+def _side(patch: Any) -> int:
+    """Return the length of a patch's sides, which may be given one by one."""
+    sides = {*patch} if isinstance(patch, list | tuple) else {patch}
+    if len(sides) != 1:
+        raise ValueError(f'patch_size is {patch}; only square patches are supported')
+    return sides.pop()
+
+
 def read_config(hf: Mapping[str, Any]) -> BackboneConfig:
     """Translate a Hugging Face config.json of model type vit or deit.
 
@@ -111,7 +119,7 @@ def read_config(hf: Mapping[str, Any]) -> BackboneConfig:
         image = tuple(sides) if isinstance(sides, list | tuple) else (sides, sides)
         stem = PatchStem(
             image=image,
-            patch=hf['patch_size'],
+            patch=_side(hf['patch_size']),
             channels=hf.get('num_channels', 3),
             tokens=('cls', 'distillation') if family == 'deit' else ('cls',),
         )
@@ -119,6 +127,8 @@ def read_config(hf: Mapping[str, Any]) -> BackboneConfig:
             raise ValueError(
                 f'image_size is {image}, which patches of {stem.patch} pixels do not cover'
             )
+        if hf.get('pooler_act', 'tanh') != 'tanh':
+            raise ValueError(f"pooler_act is {hf['pooler_act']!r}; only 'tanh' is supported")
         unbiased = () if hf.get('qkv_bias', True) else ('query', 'key', 'value')
         block = bert.block_config(hf)
         return BackboneConfig(

@@ -93,8 +93,8 @@ def read_config(hf: Mapping[str, Any]) -> BackboneConfig:
     try:
         bart.equal_stacks(hf)
         block = bart.block_config(hf, pre_norm=True, unbiased=('key',))
-        scale = hf['d_model'] ** 0.5 if hf.get('scale_embedding', False) else 1.0
-        written = TextStem(hf['max_target_positions'], scale=scale)
+        # transformers reads `scale_embedding` and does not use it.
+        written = TextStem(hf['max_target_positions'])
         decoder = bart.decoder(hf, block, written, final_norm=True)
         stem = dataclasses.replace(decoder.stem, shared=False)
         return BackboneConfig(

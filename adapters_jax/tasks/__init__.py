@@ -10,7 +10,7 @@ from adapters_jax.tasks.regression import Regression
 from adapters_jax.tasks.sequence_to_sequence import SequenceToSequence
 from adapters_jax.tasks.speech_recognition import SpeechRecognition
 from adapters_jax.tasks.tagging import Tagging
-from adapters_jax.tasks.task import Task, create, from_json, kind
+from adapters_jax.tasks.task import Task, create, from_json, kind, names
 
 __all__ = [
     'Classification',
@@ -27,4 +27,5 @@ __all__ = [
     'create',
     'from_json',
     'kind',
+    'names',
 ]

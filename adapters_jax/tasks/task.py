@@ -366,6 +366,11 @@ def register(cls: type[Task]) -> type[Task]:
     return cls
 
 
+def names() -> list[str]:
+    """Return what kinds of tasks are called."""
+    return sorted(_KINDS)
+
+
 def kind(name: str) -> type[Task]:
     """Return the class of tasks that is called `name`.
 
@@ -373,7 +378,7 @@ def kind(name: str) -> type[Task]:
         ValueError: an unknown kind; the known ones are listed.
     """
     if name not in _KINDS:
-        raise ValueError(f'unknown task {name!r}; known: {", ".join(sorted(_KINDS))}')
+        raise ValueError(f'unknown task {name!r}; known: {", ".join(names())}')
     return _KINDS[name]
 
 

@@ -86,7 +86,13 @@ def check_texts(
     """
     for number, given in zip(lines, objects, strict=True):
         for name in names:
-            if not isinstance(given.get(name), str) or not given[name].strip():
+            if name in given and not isinstance(given[name], str):
+                raise ValueError(
+                    f'input line {number}: {name!r} is {given[name]!r}; expected a text'
+                )
+            if not given.get(name, '').strip():
+                if name in given:
+                    raise ValueError(f'input line {number}: the text under {name!r} is empty')
                 raise ValueError(
                     f'input line {number} has no text under {name!r}; expected {wanted} '
                     f'(this one has: {", ".join(given)})'

@@ -7,6 +7,7 @@ texts, unless only what can be had without is to be reported.
 import abc
 import dataclasses
 import json
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -28,6 +29,7 @@ from adapters_jax.models.heads import VOCABULARY, HeadConfig
 from adapters_jax.tasks.losses import check_smoothing, masked_sum
 from adapters_jax.tasks.task import Column, Rows, Task
 
+_LOG = logging.getLogger(__name__)
 # Of the mean cross-entropy of a token in nats, and the share of tokens that are found.
 FORCED: dict[str, Callable[[float, float], float]] = {
     'nll': lambda nll, right: nll,
@@ -95,8 +97,14 @@ class Writing(Task):
             raise ValueError(
                 f'the tokenizer of {directory} has no token that ends a text (eos_token)'
             )
-        start = self.start(config.decoder.start_id, own)
-        found = dict(rule.from_hf(generation_settings(directory))) | self.forced(own)
+        settings = generation_settings(directory)
+        given = settings.get('decoder_start_token_id')
+        start = self.start(config.decoder.start_id if given is None else given, own)
+        if unused := rule.unused(settings):
+            _LOG.warning(
+                'The checkpoint has rules for texts that are not used here: %s', ', '.join(unused)
+            )
+        found = dict(rule.from_hf(settings)) | self.forced(own)
         if self.repeated:
             found['repeated'] = self.repeated
         rules = Rules(
@@ -254,9 +262,7 @@ def _of_label(logits: Float[Array, 'B T V'], labels: Int[Array, 'B T']) -> Float
 
 
 def generation_settings(folder: Path) -> dict[str, Any]:
-    """Return the checkpoint's rules for texts; they stood in config.json once."""
-    found: dict[str, Any] = {}
-    for name in ('config.json', 'generation_config.json'):
-        if (folder / name).is_file():
-            found |= json.loads((folder / name).read_text('utf-8'))
-    return found
+    """Return the checkpoint's rules for texts: they stand in config.json where no file has them."""
+    names = ('generation_config.json', 'config.json')
+    path = next((folder / name for name in names if (folder / name).is_file()), None)
+    return json.loads(path.read_text('utf-8')) if path else {}

@@ -159,11 +159,12 @@ def _batch(
         names, texts = [], 1
         length = length if experiment.task.writes else 1
     length = length or config.data.max_length
-    if not 1 <= texts <= length or length > max(limit, 2 * config.data.max_length):
+    if not 1 <= texts <= max(length, 1):
+        raise ValueError(f'a row has {texts} texts; expected 1 to {max(length, 1)}, its tokens')
+    if length > max(limit, 2 * config.data.max_length):
         raise ValueError(
-            f'a row of {length} tokens with {texts} texts; expected 1 to {length} texts, and '
-            f'tokens up to the {limit} positions of the backbone, or up to twice data.max_length '
-            'where texts share a row'
+            f'a row has {length} tokens; expected as many as the {limit} positions of the backbone '
+            'at most, or twice data.max_length where texts share a row'
         )
     tokens = dict.fromkeys(names, jnp.int32)
     per_text = {'starts': jnp.int32, 'example_mask': bool, 'example_id': jnp.int32}

@@ -4,6 +4,7 @@ Everything that can be wrong about a run is found here, before any long work sta
 """
 
 import dataclasses
+import functools
 import logging
 import math
 import re
@@ -67,6 +68,11 @@ class Experiment:
     def validation_splits(self) -> list[str]:
         """The names of the splits that early stopping looks at; the first one decides."""
         return [name for name in self.splits if name.startswith('validation')]
+
+    @functools.cached_property
+    def fingerprints(self) -> dict[str, str]:
+        """A name of what is in each split."""
+        return {name: split.fingerprint() for name, split in self.splits.items()}
 
     @property
     def adapters_fingerprint(self) -> str:

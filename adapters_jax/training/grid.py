@@ -135,11 +135,12 @@ def _check_differ(members: Sequence[Member]) -> None:
     """Refuse members that are one run: they would be counted as if they were seeds."""
     known: dict[str, str] = {}
     for member in members:
-        other = known.setdefault(json.dumps(member.settings, sort_keys=True), member.name)
+        said = json.dumps(configs.decisive(member.config), sort_keys=True)
+        other = known.setdefault(said, member.name)
         if other != member.name:
             raise ValueError(
-                f'{GRID} has members with equal values, {other} and {member.name}: write each '
-                'value once'
+                f'{GRID} has members whose numbers would be equal, {other} and {member.name}: '
+                'write each value once'
             )
 
 

@@ -138,6 +138,10 @@ class Trainer(Run):
         if self.progress.judge(self.experiment.task, results, self.step):
             self._keep(settled, self.workdir / 'adapter')
         self.progress.stop(self.config.training.patience, self.step >= self.total_steps)
+        if self.finished and self.step < self.total_steps:
+            self.monitor.message(
+                f'stopped at step {self.step} of {self.total_steps}: {self.progress.finished}'
+            )
 
     def _keep(self, experiment: Experiment, directory: Path) -> None:
         """Write the trained leaves as a finished adapter; every process must call this."""

@@ -80,7 +80,7 @@ def _folder(directory: str, backbone: str) -> AdapterFolder:
     if folder.backbone_params:
         raise ValueError(
             f'{directory} holds leaves of the backbone itself ({min(folder.backbone_params)}...), '
-            'which all adapters share, so it cannot be part of an expression; leave it out of '
-            'config.adapters'
+            'which all adapters share, so it cannot be part of an expression; train one whose '
+            'method leaves the backbone as it is, such as double_seq_bn in place of houlsby'
         )
     return folder

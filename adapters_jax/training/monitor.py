@@ -270,6 +270,9 @@ class _Screen(rich.console.Console):
         self.quiet = True
 
 
+_SHORTEST = 0.1  # seconds from which few steps tell a speed
+
+
 class _Pace:
     """Speed over the last steps, without pauses, and without the first step's compilation."""
 
@@ -280,7 +283,8 @@ class _Pace:
     def add(self, step: int, examples: int) -> None:
         self._marks.append((time.monotonic(), step, examples))
         (start, first, skipped), (end, last, _) = self._marks[0], self._marks[-1]
-        if end > start:
+        # The last two steps before an evaluation may be marked at one time, which is no speed.
+        if end > start and (len(self._marks) > 3 or end - start > _SHORTEST):
             self.steps = (last - first) / (end - start)
             self.examples = (sum(mark[2] for mark in self._marks) - skipped) / (end - start)
 

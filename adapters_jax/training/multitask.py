@@ -50,6 +50,15 @@ class Multitask:
         ]
 
     @property
+    def fingerprints(self) -> dict[str, str]:
+        """A name of what is in each split 'TASK/SPLIT', the training splits each by itself."""
+        return {
+            f'{name}/{split}': found
+            for name, member in self.members.items()
+            for split, found in member.fingerprints.items()
+        }
+
+    @property
     def adapters_fingerprint(self) -> str:
         """Empty: no finished adapter is part of such a run."""
         return ''

@@ -236,6 +236,11 @@ class PopulationRun(Run):
                 self._tell(self.names.index(name), reason)
         self.state = self.state.replace(alive=self._alive())
 
+    @property
+    def workdirs(self) -> list[Path]:
+        """The members' own."""
+        return [own.workdir for own in self.own]
+
     @contextlib.contextmanager
     def _monitored(self) -> Iterator[None]:
         """Open the members' files, and the population's last: the screen and the log are its."""

@@ -8,7 +8,6 @@ what is noted of it depends on what is trained: one adapter (`loop`) or many (`p
 import abc
 import contextlib
 import dataclasses
-import functools
 import signal
 import threading
 import time
@@ -21,7 +20,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float
 
-from adapters_jax import params, processes, sharding
+from adapters_jax import files, params, processes, sharding
 from adapters_jax.config import decisive
 from adapters_jax.data import pipeline
 from adapters_jax.data.policies import Policy
@@ -30,7 +29,7 @@ from adapters_jax.training import batching, evaluation, monitor, provenance, tru
 from adapters_jax.training.checkpoint import Checkpoints
 from adapters_jax.training.experiment import Experiment
 from adapters_jax.training.placement import Placement, make_mesh
-from adapters_jax.training.progress import Progress, share_of_steps
+from adapters_jax.training.progress import DATA, Progress, share_of_steps
 from adapters_jax.training.state import step_options
 
 # A scheduler's way to end a process, Ctrl-C, and the end of the terminal.
@@ -156,9 +155,10 @@ class Run(abc.ABC):
     def _finish(self) -> dict[str, Any]:
         """Return the summary."""
 
-    @functools.cached_property
-    def _fingerprints(self) -> dict[str, str]:
-        return {name: split.fingerprint() for name, split in self.experiment.splits.items()}
+    @property
+    def workdirs(self) -> list[Path]:
+        """The workdir of each adapter that is trained."""
+        return [self.workdir]
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -167,10 +167,11 @@ class Run(abc.ABC):
         adapters = run.adapters_fingerprint
         return {
             'backbone_fingerprint': run.backbone.fingerprint,
+            'backbone_architecture': run.backbone.architecture,
             'data_fingerprint': self.data.fingerprint(),
             # The best score so far is one on these.
             'validation_fingerprints': {
-                name: self._fingerprints[name] for name in run.validation_splits
+                name: run.splits[name].fingerprint() for name in run.validation_splits
             },
             'config': decisive(self.config),
             # In no checkpoint where frozen: the folders must still hold what they held.
@@ -196,8 +197,15 @@ class Run(abc.ABC):
             if not self.saved:  # and not again after a pause
                 self._announce()
             self._resume()
+            self._note_data()
             self._train(min(until or self.total_steps, self.total_steps))
         return self._finish()
+
+    def _note_data(self) -> None:
+        """Write which data these are, with which a checkpoint that there is agrees by now."""
+        if processes.is_writer():
+            for workdir in self.workdirs:
+                files.write_json(workdir / DATA, self.experiment.fingerprints)
 
     @contextlib.contextmanager
     def _stoppable(self) -> Iterator[None]:
@@ -355,7 +363,6 @@ class Run(abc.ABC):
             'compilations': self.train_step._cache_size(),
             'peak_memory_bytes': monitor.peak_memory_bytes(),
             'seed': seed,
-            'data_fingerprints': self._fingerprints,
             **provenance.describe(),
         }
 

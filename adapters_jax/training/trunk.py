@@ -58,7 +58,7 @@ class Trunk:
     formats weights and activations are, `dtype` in which one the vectors are kept.
     """
 
-    backbone: str  # the fingerprint of its weights
+    backbone: str  # names of its weights and of what is computed with them
     place: Place
     vectors: int
     width: int
@@ -183,7 +183,7 @@ def describe(experiment: Experiment, shapes: Tree) -> Trunk:
     # Of numbers that were computed in 16 bits, 32 bits would keep 16 zeros.
     formats = (training.trunk_cache, training.dtype)
     return Trunk(
-        backbone=experiment.backbone.fingerprint,
+        backbone=f'{experiment.backbone.fingerprint} {experiment.backbone.architecture}',
         place=model.trunk(shapes),
         vectors=shape[2],
         width=shape[3],

@@ -5,7 +5,7 @@ What decides which runs there are - a grid, a search, halving - is none of this 
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from adapters_jax.training import experiment, grid, loop, ranking
 from adapters_jax.training.monitor import METRICS
 from adapters_jax.training.optimizer import OptimizerConfig
 from adapters_jax.training.population_run import PopulationRun, Prune
-from adapters_jax.training.progress import SUMMARY
+from adapters_jax.training.progress import CONFIG, DATA, SUMMARY
 
 MEMBERS, POPULATIONS = 'members', 'populations'
 _FILES_OPEN = 4  # of a member: its lock, and what its monitor writes
@@ -30,6 +30,8 @@ _FEWER = 'let sweep.size say how many members train together'
 
 # What an experiment is not built from: members that differ in these keys alone share one.
 _NOT_BUILT_FROM = ('seed', 'data.seed', 'optimizer.', 'training.', 'sweep.')
+# The sections of a config that name the examples, and make tokens of them.
+_OF_DATA = ('data', 'task', 'backbone', 'adapters')
 _BUILT_FROM = ('training.dtype', 'training.frozen_dtype', 'training.remat')
 
 
@@ -159,6 +161,7 @@ def train(
 
     Raises:
         NotPossibleError: it cannot be built, by a mistake that shows beside the data alone.
+        ValueError: other members were trained when the data were others.
     """
     own = workdir / POPULATIONS / name
     with processes.locked(own):
@@ -167,10 +170,36 @@ def train(
         check_files(group)
         try:
             built = build(group[0].config)
+        except ValueError as error:
+            raise NotPossibleError(str(error)) from error
+        _check_data(group[0].config, built.fingerprints, workdir / MEMBERS)
+        try:
             run = PopulationRun(built, group, own, workdir / MEMBERS, chunk, prune)
         except ValueError as error:
             raise NotPossibleError(str(error)) from error
         run.run()
+
+
+def _check_data(config: Config, found: Mapping[str, str], members: Path) -> None:
+    """Refuse to compare with members that had other data under the same names."""
+
+    def named(own: Config) -> dict[str, Any]:
+        decisive = configs.decisive(own).items()
+        return {k: v for k, v in decisive if k.split('.')[0] in _OF_DATA and k != 'data.seed'}
+
+    def scored(fingerprints: Mapping[str, str]) -> dict[str, str]:
+        return {k: v for k, v in fingerprints.items() if not k.startswith('test')}
+
+    for path in sorted(members.glob(f'*/{DATA}')):
+        known = json.loads(path.read_text('utf-8'))
+        if scored(known) == scored(found):
+            continue
+        if named(configs.read(path.with_name(CONFIG))) == named(config):
+            raise ValueError(
+                f'{path.parent} was trained when the data were others, so that it cannot be '
+                'compared with members that are trained now; bring back the files that its '
+                f'{CONFIG} names, or sweep in another --workdir'
+            )
 
 
 def all_ended(group: Sequence[grid.Member], workdir: Path) -> bool:

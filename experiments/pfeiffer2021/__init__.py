@@ -135,9 +135,11 @@ def _attention(results: Results) -> Iterator[Finding]:
         for own in (True, False)
     )
     yield Finding(
-        'a task with many examples looks at its own adapter more than one with few',
+        'on average, tasks with many examples look at their own adapter more than those with few',
         'figure 5',
-        ', '.join(f'{task}: {share:.2f}' for task, share in shares.items()),
+        f'many {many:.2f}, few {few:.2f} ('
+        + ', '.join(f'{task}: {share:.2f}' for task, share in shares.items())
+        + ')',
         many > few,
         tested=False,
     )

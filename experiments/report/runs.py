@@ -7,9 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from adapters_jax.config import NEUTRAL_KEYS
+
 SEED = 'seed'
-# What says where something lies, or how much is told of it, and changes no number.
-ASIDE = (SEED, 'data.cache_dir', 'training.log_every', 'training.checkpoint_every')
+ASIDE = (SEED, *NEUTRAL_KEYS)
 
 # What `evaluate` says of an example itself, beside what was made of it.
 _TOLD = ('gold', 'text', 'text_a', 'text_b', 'tokens', 'choices', 'id', 'question', 'context')

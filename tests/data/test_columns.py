@@ -81,6 +81,8 @@ def test_an_unlabelled_split_needs_no_label_column():
         (['text', 'label'], Choice(text_a=0, label=1), True),
         (['number', 'text', 'label'], Choice(text_a=1, label=2), True),
         (['question', 'label'], Choice(text_a='words', label=1), True),
+        (['review_text', 'label'], Choice(text_a=0), True),
+        (['premise', 'hypothesis', 'gold'], Choice(text_a=0, text_b=1, label=2), True),
     ],
 )
 def test_header_is_seen_from_its_names(cells, choice, header):

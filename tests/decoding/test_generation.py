@@ -157,6 +157,7 @@ def test_beams_are_those_of_transformers(name, how, penalty):
 RULES = [
     {'first': 9, 'last': 8},
     {'never': (10, 29, 14), 'not_first': (0, 27, 33)},
+    {'first': 9, 'not_first': (0, 2, 4)},
     {'repeated': 3, 'min_length': 11},
     {'min_length': 6},
     {'repeated': 2},
@@ -167,7 +168,7 @@ RULES = [
     ('options', 'beams'),
     [
         # The last two are in the one above them, and beams change nothing of the second.
-        pytest.param(options, beams, marks=[pytest.mark.slow] * (i > 2 or (i, beams) == (1, 3)))
+        pytest.param(options, beams, marks=[pytest.mark.slow] * (i > 3 or (i, beams) == (1, 3)))
         for i, options in enumerate(RULES)
         for beams in (1, 3)
     ],

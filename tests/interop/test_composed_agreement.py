@@ -32,6 +32,14 @@ KINDS = {
     'reft': adapters.LoReftConfig(),
     'mam': adapters.MAMConfig(),
     'unipelt': adapters.UniPELTConfig(),
+    # The same at fewer places.
+    'seq_above': adapters.SeqBnConfig(**SMALL, leave_out=[0]),
+    'late_above': adapters.SeqBnConfig(**SMALL, original_ln_before=False, leave_out=[0]),
+    'lora_key': adapters.LoRAConfig(r=2, alpha=2, attn_matrices=['k']),
+    'lora_all': adapters.LoRAConfig(r=2, alpha=2, intermediate_lora=True, output_lora=True),
+    'ia3_above': adapters.IA3Config(leave_out=[0]),
+    'prefix_long': adapters.PrefixTuningConfig(flat=True, prefix_length=5),
+    'prefix_above': adapters.PrefixTuningConfig(flat=True, prefix_length=3, leave_out=[0]),
 }
 # The library divides an average by the number of adapters once more; so its mean is that of ours.
 MEAN = {'weights': [1.0, 1.0], 'normalize_weights': False}
@@ -61,12 +69,17 @@ BLOCKS = {
     'parallel_rows': lambda: Parallel(BatchSplit('c', 'a', **ROWS), 'b'),
 }
 # Of c and a, and of b.
-PAIRS = [(kind, kind) for kind in KINDS] + [
+PAIRS = [(kind, kind) for kind in KINDS if '_' not in kind] + [
     *itertools.permutations(('seq', 'late', 'par'), 2),
     *itertools.permutations(('seq', 'lora', 'ia3'), 2),
     *((kind, 'seq') for kind in ('inv', 'reft', 'prompt', 'prefix', 'double', 'dora', 'vera')),
     *(('seq', kind) for kind in ('inv', 'reft', 'prompt', 'prefix')),
     *itertools.permutations(('par', 'lora', 'prefix'), 2),
+    *itertools.permutations(('double', 'late', 'late_above'), 2),
+    *itertools.permutations(('lora', 'lora_key', 'lora_all'), 2),
+    *itertools.permutations(('prefix', 'prefix_long', 'prefix_above'), 2),
+    *itertools.permutations(('seq', 'seq_above'), 2),
+    *itertools.permutations(('ia3', 'ia3_above'), 2),
 ]
 # What is exchanged, of both adapters of one kind: the others are refused, or crash there.
 AGREES = {
@@ -122,7 +135,7 @@ def test_it_has_the_librarys_outputs_or_is_refused(source, tmp_path, name):
     assert not differing
     agreeing = {first for (first, own), x in found.items() if own == first and x not in TOLD}
     assert agreeing == set(AGREES.get(name, agreeing)) and agreeing
-    assert len(agreeing) < len(KINDS)
+    assert len(agreeing) < len(KINDS) // 2
 
 
 @pytest.mark.parametrize(
@@ -148,7 +161,7 @@ def test_it_has_the_librarys_outputs_or_is_refused(source, tmp_path, name):
 def test_a_refusal_says_why(expression, kinds, reason):
     members = {name: registry.create(kind) for name, kind in zip('ab', kinds, strict=True)}
     with pytest.raises(ValueError, match=f'is not exchanged with `adapters`.*{reason}'):
-        acting.check(composition.parse(expression), members)
+        acting.check(composition.parse(expression), members, {'a': {}, 'b': {}})
 
 
 @pytest.mark.parametrize(
@@ -163,4 +176,4 @@ def test_a_refusal_says_why(expression, kinds, reason):
 )
 def test_what_agrees_is_exchanged(expression, kinds):
     members = {name: registry.create(kind) for name, kind in zip('ab', kinds, strict=True)}
-    acting.check(composition.parse(expression), members)
+    acting.check(composition.parse(expression), members, {'a': {}, 'b': {}})

@@ -90,7 +90,12 @@ def test_an_option_of_the_method_is_changed(method, key, value, expected):
         (('seed=',), 'head', "holds 'seed='; expected KEY=VALUE"),
         (('=1',), 'head', "holds '=1'; expected KEY=VALUE"),
         (('seed=1,2,1',), 'head', "has the value '1' twice"),
-        (('optimizer.learning_rate=1e-3,0.001',), 'head', 'equal values, learning_rate-1e-3 and '),
+        (('mesh.data=1,2',), 'head', 'numbers would be equal, data-1 and data-2'),
+        (
+            ('optimizer.learning_rate=1e-3,0.001',),
+            'head',
+            'numbers would be equal, learning_rate-1e-3 and ',
+        ),
         (('method.size.x=1',), 'pfeiffer[size=8]', "leave 'x' out of the key"),
         (('seed=1', 'seed=2'), 'head', "has the key 'seed' twice"),
         (('sede=1',), 'head', "unknown config key sede: no 'sede' here; known: .*seed"),

@@ -2,6 +2,7 @@
 
 import errno
 import io
+import itertools
 import json
 import logging
 import os
@@ -159,7 +160,9 @@ def test_long_lines_are_not_broken(tmp_path):
     assert run._console.file.getvalue() == 'word ' * 100 + '[bold]kept[/bold]\n'
 
 
-def test_a_bar_on_a_terminal(tmp_path):
+def test_a_bar_on_a_terminal(tmp_path, monkeypatch):
+    clock = itertools.count()
+    monkeypatch.setattr(monitor.time, 'monotonic', lambda: float(next(clock)))
     with open_monitor(tmp_path, 200, terminal=True) as run:
         run.start(100)
         run.train(101, {'loss': 0.5, 'examples': 32})
@@ -201,6 +204,17 @@ def test_speed_leaves_out_pauses(tmp_path, monkeypatch):
     assert '32 examples/s  8:18 left' in shown[2]
     assert '32 examples/s  8:18 left' in shown[4]
     assert '64 examples/s  4:09 left' in shown[5]
+
+
+def test_steps_that_are_told_of_at_once_are_no_speed(tmp_path, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(monitor.time, 'monotonic', lambda: clock[0])
+    with open_monitor(tmp_path, 1000, every=1) as run:
+        run.start()
+        for step, seconds in ((1, 60.0), (2, 0.009)):
+            clock[0] += seconds
+            run.train(step, {'examples': 16})
+    assert 'examples/s' not in run._console.file.getvalue()
 
 
 def test_warnings_of_the_package_are_logged(tmp_path):

@@ -202,7 +202,9 @@ def experiment_of(name, cache, **changes):
     splits = {'train': SPLIT, 'validation': make_split(9, 1), 'test': make_split(5, 2)}
     return Experiment(
         config=config,
-        backbone=SimpleNamespace(params=weights, fingerprint=trees.fingerprint(weights)),
+        backbone=SimpleNamespace(
+            params=weights, fingerprint=trees.fingerprint(weights), architecture='plain'
+        ),
         task=Classification(labels=('a', 'b')),
         model=model,
         splits=splits,

@@ -8,6 +8,7 @@ has other outputs here, and ours has others there. What agrees was found by tryi
 
 import logging
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 from adapters_jax.adapters.bottleneck import Bottleneck
 from adapters_jax.adapters.composed import blocks_of
@@ -21,6 +22,7 @@ from adapters_jax.adapters.prefix import PrefixTuning
 from adapters_jax.adapters.prompt import PromptTuning
 from adapters_jax.adapters.reft import ReFT
 from adapters_jax.adapters.union import Union
+from adapters_jax.params import Tree, flatten
 
 _LOG = logging.getLogger(__name__)
 _OF_THE_FIRST = (Invertible, PromptTuning, ReFT)  # of a block the first adapter's alone acts
@@ -32,17 +34,30 @@ _PLACING = (
     'residual_before_ln',
     'adapter_residual_before_ln',
 )
-_Leaves = list[tuple[Method, ...]]  # of each adapter, in the order in which they are written
 
 
-def check(tree: Composition, members: Mapping[str, Method]) -> None:
+class _Leaf(NamedTuple):
+    """An adapter: what it consists of, and where in the layers it has parameters."""
+
+    parts: tuple[Method, ...]
+    places: frozenset[str]
+
+
+_Leaves = list[_Leaf]  # in the order in which they are written
+_Problem = Callable[[Composition, list[_Leaves], str], str | None]
+
+
+def check(tree: Composition, members: Mapping[str, Method], params: Mapping[str, Tree]) -> None:
     """Refuse a composition that has other outputs in the library.
+
+    `params` are those of each adapter, which tell where it acts.
 
     Raises:
         ValueError: the block, and what is in the way.
     """
+    adapters = {name: _leaf(members[name], params[name]) for name in tree.names}
     if len(tree.names) > 1:
-        _check(tree, members, around='')
+        _check(tree, adapters, around='')
     if any(block.kind == 'average' for block in blocks_of(tree)):
         _LOG.warning(
             '`adapters` divides the average in %s by the number of adapters once more: outputs '
@@ -51,10 +66,16 @@ def check(tree: Composition, members: Mapping[str, Method]) -> None:
         )
 
 
-def _check(node: Composition | str, members: Mapping[str, Method], around: str) -> None:
+def _leaf(method: Method, params: Tree) -> _Leaf:
+    parts = method.members if isinstance(method, Union) else (method,)
+    paths = (path.rpartition('/')[0] for path in flatten(params))
+    return _Leaf(parts, frozenset(path for path in paths if 'layer_' in path))
+
+
+def _check(node: Composition | str, adapters: Mapping[str, _Leaf], around: str) -> None:
     if isinstance(node, str):
         return
-    own = [_leaves(child, members) for child in node.children]
+    own = [_leaves(child, adapters) for child in node.children]
     for problem in _PROBLEMS:
         if said := problem(node, own, around):
             raise ValueError(
@@ -62,18 +83,17 @@ def _check(node: Composition | str, members: Mapping[str, Method], around: str) 
                 'keep it in the format of this project'
             )
     for child in node.children:
-        _check(child, members, node.kind)
+        _check(child, adapters, node.kind)
 
 
-def _leaves(node: Composition | str, members: Mapping[str, Method]) -> _Leaves:
+def _leaves(node: Composition | str, adapters: Mapping[str, _Leaf]) -> _Leaves:
     if isinstance(node, str):
-        method = members[node]
-        return [method.members if isinstance(method, Union) else (method,)]
-    return [leaf for child in node.children for leaf in _leaves(child, members)]
+        return [adapters[node]]
+    return [leaf for child in node.children for leaf in _leaves(child, adapters)]
 
 
 def _parts(children: list[_Leaves]) -> list[Method]:
-    return [part for leaves in children for leaf in leaves for part in leaf]
+    return [part for leaves in children for leaf in leaves for part in leaf.parts]
 
 
 def _holding(children: list[_Leaves], *kinds: type[Method]) -> list[int]:
@@ -115,9 +135,15 @@ def _mixed(node: Composition, children: list[_Leaves], around: str) -> str | Non
     """What a block other than a stack takes of one adapter for all, or does again inside."""
     if node.kind == 'stack':
         return None
-    for kind in (Bottleneck, LowRank, IA3, PrefixTuning):
-        if 0 < len(_holding(children, kind)) < len(children):
-            return 'where one of them does nothing, it takes the others alone'
+    places = [frozenset().union(*(leaf.places for leaf in own)) for own in children]
+    kinds = [_holding(children, kind) for kind in (Bottleneck, LowRank, IA3, PrefixTuning)]
+    if (node.kind != 'fuse' and len(set(places)) > 1) or any(
+        0 < len(holding) < len(children) for holding in kinds
+    ):
+        return 'where one of them does nothing, it takes the others alone'
+    lengths = {part.prefix_length for part in _parts(children) if isinstance(part, PrefixTuning)}
+    if len(lengths) > 1:
+        return 'prefixes of different lengths are padded'
     bottlenecks = [part for part in _parts(children) if isinstance(part, Bottleneck)]
     if len({tuple(getattr(part, name) for name in _PLACING) for part in bottlenecks}) > 1:
         return 'LayerNorm and residual are those of one adapter for all'
@@ -131,9 +157,4 @@ def _mixed(node: Composition, children: list[_Leaves], around: str) -> str | Non
     return None
 
 
-_PROBLEMS: tuple[Callable[[Composition, list[_Leaves], str], str | None], ...] = (
-    _gates,
-    _first,
-    _stacked,
-    _mixed,
-)
+_PROBLEMS: tuple[_Problem, ...] = (_gates, _first, _stacked, _mixed)

@@ -167,6 +167,7 @@ def save(setup: Setup, directory: Path | str, loaded: LoadedBackbone) -> Path:
     acting.check(
         setup.composition,
         {name: registry.from_json(adapter.method) for name, adapter in setup.adapters.items()},
+        {name: adapter.adapter_params for name, adapter in setup.adapters.items()},
     )
     with files.atomic(directory) as temporary:
         temporary.mkdir()
@@ -222,7 +223,8 @@ def as_method(setup: Setup) -> tuple[Composed, Tree]:
     config = next(iter(configs), FusionConfig())
     members = {name: registry.from_json(a.method) for name, a in setup.adapters.items()}
     names = setup.composition.names
-    acting.check(setup.composition, members)
+    trees = {name: adapter.adapter_params for name, adapter in setup.adapters.items()}
+    acting.check(setup.composition, members, trees)
     method = Composed(
         expression=str(setup.composition),
         members={name: members[name] for name in names},
