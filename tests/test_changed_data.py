@@ -1,6 +1,7 @@
 """`evaluate` scores a run on the data beside which it was trained, or tells that they changed."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -113,6 +114,14 @@ def test_weights_are_another_backbone_where_more_is_computed_with_them(tmp_path)
         after = load_backbone(str(backbone))
         assert (after.architecture == before.architecture) is same
         assert after.fingerprint == before.fingerprint
+    own.backbone = str(shutil.copytree(backbone, tmp_path / 'relu'))
+    train(own, tmp_path / 'other')
+    (backbone / 'config.json').write_text(json.dumps(described))
+    both = {name: tmp_path / name / 'adapter' for name in ('run', 'other')}
+    with pytest.raises(ValueError, match="'run' and 'other' are of different backbones"):
+        predict(both, [{'text': 'the cat', 'adapter': name} for name in both])
+    own.backbone = str(backbone)
+    (backbone / 'config.json').write_text(json.dumps(described | {'hidden_act': 'relu'}))
     with pytest.raises(ValueError, match='made for another backbone: its architecture is'):
         predict(tmp_path / 'run' / 'adapter', [{'text': 'the cat'}])
     with pytest.raises(ValueError, match='belongs to another run: backbone_architecture is'):

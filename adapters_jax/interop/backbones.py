@@ -83,6 +83,10 @@ def load_backbone(name: str, dtype: DTypeLike | None = np.float32) -> LoadedBack
     config = families.read_config(hf_config)
     has_pooler = any(tensor.startswith(_POOLER) for tensor in tensors)
     config = dataclasses.replace(config, pooler=config.pooler and has_pooler)
+    if config.pooler and hf_config.get('pooler_act', 'tanh') != 'tanh':
+        raise ValueError(
+            f"{directory}: pooler_act is {hf_config['pooler_act']!r}; only 'tanh' is supported"
+        )
     stored = trees.unflatten(_translate(tensors, config, directory))
     params = stored if dtype is None else jax.tree.map(lambda x: _copy(x, dtype), stored)
     return LoadedBackbone(config, params, directory, name, trees.fingerprint(stored))

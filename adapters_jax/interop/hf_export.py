@@ -194,8 +194,8 @@ def _tensors(
             continue
         leaf = np.asarray(leaves[path], np.float32)
         tensors[prefix + name] = np.ascontiguousarray(leaf.T if transpose else leaf)
-    if config.decoder is not None and not config.decoder.tied:
-        # Without ties `transformers` looks for each stack's own words.
+    if config.decoder is not None and not config.decoder.tied and config.family != 't5':
+        # Without ties `transformers` looks for each stack's own words, but for T5's.
         aliases = families.FAMILIES[config.family].aliases
         tensors |= {prefix + own: tensors[prefix + name].copy() for own, name in aliases.items()}
     for name, tensor in (head or {}).items():

@@ -127,8 +127,6 @@ def read_config(hf: Mapping[str, Any]) -> BackboneConfig:
             raise ValueError(
                 f'image_size is {image}, which patches of {stem.patch} pixels do not cover'
             )
-        if hf.get('pooler_act', 'tanh') != 'tanh':
-            raise ValueError(f"pooler_act is {hf['pooler_act']!r}; only 'tanh' is supported")
         unbiased = () if hf.get('qkv_bias', True) else ('query', 'key', 'value')
         block = bert.block_config(hf)
         return BackboneConfig(

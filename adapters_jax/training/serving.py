@@ -45,7 +45,7 @@ def check_same_backbone(adapters: Mapping[str, tuple[AdapterFolder, LoadedBackbo
     """
     (first, (_, own)), *rest = adapters.items()
     for name, (_, loaded) in rest:
-        if loaded.fingerprint != own.fingerprint:
+        if (loaded.fingerprint, loaded.architecture) != (own.fingerprint, own.architecture):
             raise ValueError(
                 f'the adapters {first!r} and {name!r} are of different backbones '
                 f'({own.describe()["name"]} and {loaded.describe()["name"]}); predict for each '

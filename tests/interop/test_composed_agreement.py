@@ -32,7 +32,12 @@ KINDS = {
     'reft': adapters.LoReftConfig(),
     'mam': adapters.MAMConfig(),
     'unipelt': adapters.UniPELTConfig(),
-    # The same at fewer places.
+    # The same at the same places, with more parameters.
+    'seq_scaled': adapters.SeqBnConfig(**SMALL, scaling='learned'),
+    'par_scaled': adapters.ParBnConfig(**SMALL, scaling='learned'),
+    'late_norm': adapters.SeqBnConfig(**SMALL, original_ln_before=False, ln_before=True),
+    'prefix_deep': adapters.PrefixTuningConfig(prefix_length=3, bottleneck_size=8),
+    # At fewer places.
     'seq_above': adapters.SeqBnConfig(**SMALL, leave_out=[0]),
     'late_above': adapters.SeqBnConfig(**SMALL, original_ln_before=False, leave_out=[0]),
     'lora_key': adapters.LoRAConfig(r=2, alpha=2, attn_matrices=['k']),
@@ -68,6 +73,13 @@ BLOCKS = {
     'parallel_stack': lambda: Parallel(Stack('c', 'a'), 'b'),
     'parallel_rows': lambda: Parallel(BatchSplit('c', 'a', **ROWS), 'b'),
 }
+# Of these pairs neither is refused, where one of a kind is not.
+MORE = [
+    ('seq', 'seq_scaled'),
+    ('par', 'par_scaled'),
+    ('late', 'late_norm'),
+    ('prefix', 'prefix_deep'),
+]
 # Of c and a, and of b.
 PAIRS = [(kind, kind) for kind in KINDS if '_' not in kind] + [
     *itertools.permutations(('seq', 'late', 'par'), 2),
@@ -78,6 +90,7 @@ PAIRS = [(kind, kind) for kind in KINDS if '_' not in kind] + [
     *itertools.permutations(('double', 'late', 'late_above'), 2),
     *itertools.permutations(('lora', 'lora_key', 'lora_all'), 2),
     *itertools.permutations(('prefix', 'prefix_long', 'prefix_above'), 2),
+    *MORE,
     *itertools.permutations(('seq', 'seq_above'), 2),
     *itertools.permutations(('ia3', 'ia3_above'), 2),
 ]
@@ -135,6 +148,7 @@ def test_it_has_the_librarys_outputs_or_is_refused(source, tmp_path, name):
     assert not differing
     agreeing = {first for (first, own), x in found.items() if own == first and x not in TOLD}
     assert agreeing == set(AGREES.get(name, agreeing)) and agreeing
+    assert [pair for pair in MORE if pair[0] in agreeing and found[pair] == 'refused'] == []
     assert len(agreeing) < len(KINDS) // 2
 
 

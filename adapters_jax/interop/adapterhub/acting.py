@@ -7,8 +7,9 @@ has other outputs here, and ours has others there. What agrees was found by tryi
 """
 
 import logging
-from collections.abc import Callable, Mapping
-from typing import NamedTuple
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 from adapters_jax.adapters.bottleneck import Bottleneck
 from adapters_jax.adapters.composed import blocks_of
@@ -25,6 +26,10 @@ from adapters_jax.adapters.union import Union
 from adapters_jax.params import Tree, flatten
 
 _LOG = logging.getLogger(__name__)
+# Of the path of a leaf. A bottleneck has projections of its own, `up` and `down`.
+_PLACE = re.compile(
+    r'(?P<place>(?P<sub_layer>layer_\d+/\w+)(/(query|key|value|output|up|down)(?=/))?)'
+)
 _OF_THE_FIRST = (Invertible, PromptTuning, ReFT)  # of a block the first adapter's alone acts
 # How a bottleneck is placed, which the library asks one of a block's adapters for.
 _PLACING = (
@@ -40,7 +45,7 @@ class _Leaf(NamedTuple):
     """An adapter: what it consists of, and where in the layers it has parameters."""
 
     parts: tuple[Method, ...]
-    places: frozenset[str]
+    places: frozenset[Any]
 
 
 _Leaves = list[_Leaf]  # in the order in which they are written
@@ -67,9 +72,21 @@ def check(tree: Composition, members: Mapping[str, Method], params: Mapping[str,
 
 
 def _leaf(method: Method, params: Tree) -> _Leaf:
-    parts = method.members if isinstance(method, Union) else (method,)
-    paths = (path.rpartition('/')[0] for path in flatten(params))
-    return _Leaf(parts, frozenset(path for path in paths if 'layer_' in path))
+    union = isinstance(method, Union)
+    parts = method.named() if union else {'': method}
+    own = ((part, params.get(name, {}) if union else params) for name, part in parts.items())
+    places = (place for part, tree in own for place in _places(part, tree))
+    return _Leaf(tuple(parts.values()), frozenset(places))
+
+
+def _places(part: Method, params: Tree) -> Iterator[Any]:
+    """Yield the sub-layers and the projections at which a method acts."""
+    if isinstance(part, PrefixTuning):  # whose parameters may be common to all layers
+        yield 'prefix', part.leave_out, part.encoder_prefix, part.cross_prefix
+        return
+    for found in filter(None, map(_PLACE.match, flatten(params))):
+        yield found['sub_layer']
+        yield found['place']
 
 
 def _check(node: Composition | str, adapters: Mapping[str, _Leaf], around: str) -> None:
