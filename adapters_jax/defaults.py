@@ -363,10 +363,9 @@ def _sweep() -> Config:
     return ConfigDict(
         {
             # What `adapters_jax.sweep` trains: every combination of these values, each a text
-            # 'KEY=VALUE,VALUE,...'. KEY is any key of this file with dots between levels, or
-            # 'method.OPTION' for an option of the method ('method.NAME.OPTION' where several
-            # methods are joined): ('method.size=8,64', 'seed=0,1,2'). A text in quotes keeps its
-            # blanks and commas: ("task.prefix='summarize: ','in short, '",).
+            # 'KEY=VALUE,VALUE,...' (quoted values keep blanks and commas). KEY is any key of this
+            # file with dots between levels, or 'method.OPTION' ('method.NAME.OPTION' where several
+            # methods are joined): ('method.size=8,64', 'seed=0,1,2').
             'grid': (),
             # Instead of a grid, what a search draws its trials from: 'KEY=VALUE,VALUE,...' as
             # there, or 'KEY=RANGE' with one of uniform(LOW,HIGH), log(LOW,HIGH),

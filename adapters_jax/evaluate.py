@@ -101,7 +101,10 @@ def _check_data(workdir: Path, found: Mapping[str, str], split: str) -> None:
     file is another one where that file has changed.
     """
     path = workdir / DATA
-    known = json.loads(path.read_text('utf-8')) if path.exists() else found
+    if not path.exists():
+        _LOG.info('%s has no %s: whether the data have changed is not known', workdir, DATA)
+        return
+    known = json.loads(path.read_text('utf-8'))
     pool = '/'.join([*split.split('/')[:-1], 'train'])
     if found[split] == known.get(split):
         return

@@ -212,10 +212,8 @@ def check_target(path: Path | str) -> None:
 
 def _refuse_special(path: Path) -> None:
     if path.exists() and not (path.is_file() or path.is_dir()):
-        raise FileExistsError(
-            f'{path} is a device or a pipe, and what is written takes the place of what was there: '
-            'give the name of a file'
-        )
+        said = 'is a device or a pipe, which a file would take the place of'
+        raise FileExistsError(f'{path} {said}: give the name of a file')
 
 
 def write_text(path: Path | str, text: str) -> None:

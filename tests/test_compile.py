@@ -218,6 +218,8 @@ def test_the_command_reads_no_weights_and_writes_what_it_says(tmp_path):
         (['--topology=v5e:2x2', '--devices=2'], '--devices=2 and --topology=v5e:2x2 name two'),
         (['--devices=-1'], '--devices is -1; expected 1 or more'),
         (['--devices=2', '--config.mesh.fsdp=3'], 'mesh.fsdp is 3 but 2 devices are present'),
+        (['--devices=2', '--length=-3'], '--length is -3; expected 0 or more'),
+        (['--devices=2', '--labels=-1'], '--labels is -1; expected 0 or more'),
         (['--devices=2', '--length=500'], 'a row has 500 tokens; expected as many as the 64 pos'),
     ],
 )

@@ -73,6 +73,8 @@ def test_classes_are_learned_and_patience_ends_the_run(learned):
     assert summary['finished'] == 'no improvement in 2 evaluations'
     assert summary['steps'] == summary['best_step'] + 2 * trainer.evaluate_every
     assert summary['steps'] < trainer.total_steps
+    said = f'stopped at step {summary["steps"]} of {trainer.total_steps}: no improvement in 2 eval'
+    assert said in (trainer.workdir / 'log.txt').read_text()
     assert evaluate(trainer.workdir, 'test')['metrics']['accuracy'] > 0.9
     losses = [loss for _, loss in toy.losses(trainer.workdir)]
     assert len(losses) == summary['steps'] and np.mean(losses[-5:]) < 0.3 * np.mean(losses[:5])

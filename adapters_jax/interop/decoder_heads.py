@@ -10,7 +10,8 @@ from adapters_jax.interop.tensors import WEIGHT_FILES, read_tensors
 from adapters_jax.models.backbone import BackboneConfig
 from adapters_jax.params import Tree, flatten
 
-_KERNELS, _BIAS = ('lm_head.weight', 'proj_out.weight'), 'final_logits_bias'
+_KERNEL, _KERNEL_OF_WHISPER, _BIAS = 'lm_head.weight', 'proj_out.weight', 'final_logits_bias'
+_KERNELS = (_KERNEL, _KERNEL_OF_WHISPER)
 
 
 def exists(backbone: LoadedBackbone) -> bool:
@@ -89,9 +90,8 @@ def write(params: Tree, config: BackboneConfig) -> dict[str, np.ndarray]:
             "their own; keep the adapter in this project's own format"
         )
     if kernel is not None:
-        found[_KERNELS[config.family == 'whisper']] = np.ascontiguousarray(
-            np.asarray(kernel, np.float32).T
-        )
+        name = _KERNEL_OF_WHISPER if config.family == 'whisper' else _KERNEL
+        found[name] = np.ascontiguousarray(np.asarray(kernel, np.float32).T)
     if bias is not None:
         found[_BIAS] = np.asarray(bias, np.float32).reshape(1, -1)
     return found

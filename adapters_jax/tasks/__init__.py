@@ -6,11 +6,12 @@ from adapters_jax.tasks.masked_lm import MaskedLM
 from adapters_jax.tasks.multi_label import MultiLabel
 from adapters_jax.tasks.multiple_choice import MultipleChoice
 from adapters_jax.tasks.question_answering import QuestionAnswering
+from adapters_jax.tasks.registry import create, from_json, kind, names
 from adapters_jax.tasks.regression import Regression
 from adapters_jax.tasks.sequence_to_sequence import SequenceToSequence
 from adapters_jax.tasks.speech_recognition import SpeechRecognition
 from adapters_jax.tasks.tagging import Tagging
-from adapters_jax.tasks.task import Task, create, from_json, kind, names
+from adapters_jax.tasks.task import Task
 
 __all__ = [
     'Classification',

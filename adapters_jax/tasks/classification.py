@@ -4,7 +4,7 @@ import dataclasses
 from typing import ClassVar, Literal
 
 from adapters_jax.tasks.classifier import Classifier
-from adapters_jax.tasks.task import register
+from adapters_jax.tasks.registry import register
 from adapters_jax.tasks.texts import TextTask
 
 

@@ -17,7 +17,8 @@ from adapters_jax.data.images import PIXELS
 from adapters_jax.data.pixels import Preparation
 from adapters_jax.models.backbone import BackboneConfig
 from adapters_jax.tasks.classifier import Classifier
-from adapters_jax.tasks.task import Encoding, Objects, Rows, register
+from adapters_jax.tasks.registry import register
+from adapters_jax.tasks.task import Encoding, Objects, Rows
 
 TOKENS = ('segments', 'positions')  # what a batch says of tokens, which images have not
 

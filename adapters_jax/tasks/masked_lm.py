@@ -25,7 +25,8 @@ from adapters_jax.data.tokenize import Tokenizer
 from adapters_jax.models.backbone import BackboneConfig
 from adapters_jax.models.heads import VOCABULARY, HeadConfig
 from adapters_jax.tasks.losses import masked_sum, refuse_smoothing
-from adapters_jax.tasks.task import Column, Encoding, Objects, Rows, Task, register
+from adapters_jax.tasks.registry import register
+from adapters_jax.tasks.task import Column, Encoding, Objects, Rows, Task
 
 # Of the mean cross-entropy in nats and the share of words that were found.
 METRICS: dict[str, Callable[[float, float], float]] = {

@@ -16,7 +16,8 @@ from jaxtyping import Array, Bool, Float, Float32
 from adapters_jax.lazy import Functions
 from adapters_jax.tasks.classes import checked_labels, ids_of
 from adapters_jax.tasks.losses import check_smoothing, masked_sum
-from adapters_jax.tasks.task import Column, Rows, register
+from adapters_jax.tasks.registry import register
+from adapters_jax.tasks.task import Column, Rows
 from adapters_jax.tasks.texts import TextTask
 
 sklearn_metrics, special = Functions('sklearn.metrics'), Functions('scipy.special')

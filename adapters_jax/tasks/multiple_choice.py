@@ -21,7 +21,8 @@ from adapters_jax.data.choices import LABELS, Choices
 from adapters_jax.data.encoded import PART, Encoded
 from adapters_jax.lazy import Functions
 from adapters_jax.tasks.losses import check_smoothing, masked_sum
-from adapters_jax.tasks.task import Column, Encoding, Objects, Rows, Task, register
+from adapters_jax.tasks.registry import register
+from adapters_jax.tasks.task import Column, Encoding, Objects, Rows, Task
 
 METRICS: dict[str, Callable[..., float]] = {'accuracy': Functions('sklearn.metrics').accuracy_score}
 LEAST = float(np.finfo(np.float32).min)  # the score of a candidate that is not there

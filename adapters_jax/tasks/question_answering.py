@@ -15,8 +15,9 @@ from jaxtyping import Array, Bool, Float, Float32
 from adapters_jax.data import contexts, squad
 from adapters_jax.data.encoded import Encoded
 from adapters_jax.tasks import spans, squad_metrics
+from adapters_jax.tasks.registry import register
 from adapters_jax.tasks.spans import Reading
-from adapters_jax.tasks.task import Column, Encoding, Objects, Rows, Task, register
+from adapters_jax.tasks.task import Column, Encoding, Objects, Rows, Task
 from adapters_jax.tasks.texts import check_texts
 
 Judged = tuple[list[str], list[list[str]], np.ndarray]

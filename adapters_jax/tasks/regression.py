@@ -10,7 +10,8 @@ from jaxtyping import Array, Float, Float32
 
 from adapters_jax.lazy import Functions
 from adapters_jax.tasks.losses import masked_sum, refuse_smoothing
-from adapters_jax.tasks.task import Column, register
+from adapters_jax.tasks.registry import register
+from adapters_jax.tasks.task import Column
 from adapters_jax.tasks.texts import TextTask
 
 sklearn_metrics, stats = Functions('sklearn.metrics'), Functions('scipy.stats')

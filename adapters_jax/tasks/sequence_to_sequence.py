@@ -7,7 +7,8 @@ from typing import Any, ClassVar
 from adapters_jax.data import parallel, tokenize, written
 from adapters_jax.data.encoded import Encoded
 from adapters_jax.data.tokenize import Tokenizer
-from adapters_jax.tasks.task import Encoding, Objects, Rows, register
+from adapters_jax.tasks.registry import register
+from adapters_jax.tasks.task import Encoding, Objects, Rows
 from adapters_jax.tasks.text_metrics import TEXT_METRICS, bleu, check_tokenizer, tokenizer_for
 from adapters_jax.tasks.texts import text_rows
 from adapters_jax.tasks.writing import FORCED, Writing

@@ -21,8 +21,9 @@ from adapters_jax.data.batches import Batch
 from adapters_jax.data.encoded import Encoded
 from adapters_jax.data.tokenize import Tokenizer
 from adapters_jax.models.backbone import BackboneConfig
+from adapters_jax.tasks.registry import register
 from adapters_jax.tasks.speech_metrics import SPEECH_METRICS, Normaliser, load_normaliser
-from adapters_jax.tasks.task import Encoding, Objects, Rows, register
+from adapters_jax.tasks.task import Encoding, Objects, Rows
 from adapters_jax.tasks.writing import FORCED, KEPT, Writing, generation_settings
 
 SOUND = 'sound'

@@ -18,7 +18,8 @@ from adapters_jax.data import schemes, tagged, words
 from adapters_jax.data.encoded import Encoded
 from adapters_jax.lazy import Functions
 from adapters_jax.tasks.classes import checked_labels, cross_entropy_sum, listed
-from adapters_jax.tasks.task import Column, Encoding, Objects, Rows, Task, register
+from adapters_jax.tasks.registry import register
+from adapters_jax.tasks.task import Column, Encoding, Objects, Rows, Task
 
 sklearn_metrics, seqeval = Functions('sklearn.metrics'), Functions('seqeval.metrics.v1')
 STRICT = {'bio': IOB2, 'iobes': IOBES}

@@ -86,15 +86,15 @@ def check_texts(
     """
     for number, given in zip(lines, objects, strict=True):
         for name in names:
-            if name in given and not isinstance(given[name], str):
-                raise ValueError(
-                    f'input line {number}: {name!r} is {given[name]!r}; expected a text'
-                )
-            if not given.get(name, '').strip():
-                if name in given:
-                    raise ValueError(f'input line {number}: the text under {name!r} is empty')
+            if name not in given:
                 raise ValueError(
                     f'input line {number} has no text under {name!r}; expected {wanted} '
                     f'(this one has: {", ".join(given)})'
                 )
+            if not isinstance(given[name], str):
+                raise ValueError(
+                    f'input line {number}: {name!r} is {given[name]!r}; expected a text'
+                )
+            if not given[name].strip():
+                raise ValueError(f'input line {number}: the text under {name!r} is empty')
             columns.check_encodable(given[name], f'input line {number}: the {name}')

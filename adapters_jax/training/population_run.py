@@ -97,6 +97,7 @@ class PopulationRun(Run):
 
     def _prepare_state(self) -> None:
         self.model, self.own = widen(self.experiment, self.members, self.folder)
+        self.workdirs = [own.workdir for own in self.own]
         members = {name: Progress() for name in self.names}
         self.progress = PopulationProgress(0.0, members, {name: [] for name in self.names})
         trainable = population.stack([own.trainable for own in self.own])
@@ -235,11 +236,6 @@ class PopulationRun(Run):
                 self.progress.members[name].finished = reason
                 self._tell(self.names.index(name), reason)
         self.state = self.state.replace(alive=self._alive())
-
-    @property
-    def workdirs(self) -> list[Path]:
-        """The members' own."""
-        return [own.workdir for own in self.own]
 
     @contextlib.contextmanager
     def _monitored(self) -> Iterator[None]:

@@ -55,6 +55,7 @@ class Run(abc.ABC):
     def __init__(self, experiment: Experiment, workdir: Path) -> None:
         """Prepare everything short of the first step."""
         self.config, self.workdir, self.experiment = experiment.config, workdir, experiment
+        self.workdirs = [workdir]  # of each adapter that is trained
         self._check_patience()
         self.mesh = self._make_mesh()
         self.placement = Placement.of(self.config, self.mesh)
@@ -156,11 +157,6 @@ class Run(abc.ABC):
         """Return the summary."""
 
     @property
-    def workdirs(self) -> list[Path]:
-        """The workdir of each adapter that is trained."""
-        return [self.workdir]
-
-    @property
     def identity(self) -> dict[str, Any]:
         """What a checkpoint must agree on with the run that continues it."""
         run = self.experiment
@@ -171,7 +167,7 @@ class Run(abc.ABC):
             'data_fingerprint': self.data.fingerprint(),
             # The best score so far is one on these.
             'validation_fingerprints': {
-                name: run.splits[name].fingerprint() for name in run.validation_splits
+                name: run.fingerprints[name] for name in run.validation_splits
             },
             'config': decisive(self.config),
             # In no checkpoint where frozen: the folders must still hold what they held.

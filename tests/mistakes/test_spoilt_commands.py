@@ -124,6 +124,51 @@ def test_every_glue_task_is_named_when_one_is_misspelt(line):
     assert all(name in found for name in glue.TASKS)
 
 
+BEGIN = 'from adapters_jax.config import base\ndef get_config(argument=None):\n'
+
+
+@pytest.mark.parametrize(
+    ('text', 'expected'),
+    [
+        ('text,label\n', r'fails in line 1: NameError: name .text. is not defined'),
+        ('def get_config(:\n', 'fails in line 1: SyntaxError: '),
+        ('import no_such_module\n', "fails in line 1: ModuleNotFoundError: No module named 'no_s"),
+        (BEGIN + '    return {}\n', r'returns a dict; expected what .adapters_jax\.config\.base'),
+        (
+            BEGIN + '    made = base()\n    made.trainin = 1\n    return made\n',
+            'fails in line 4: AttributeError: .*"trainin" does not exist',
+        ),
+    ],
+)
+def test_a_file_that_is_no_config(tmp_path, text, expected):
+    (tmp_path / 'own.py').write_text(text)
+    with pytest.raises(ValueError, match=expected):
+        entry.load_config(str(tmp_path / 'own.py'))
+
+
+def test_a_config_is_given_once():
+    with pytest.raises(ValueError, match='--config=F and --config=G are given; expected one'):
+        entry.config_first(['train', '--config=F', '--config', 'G'])
+
+
+def test_an_empty_option_is_none(line):
+    found = command.refused('train', *line.arguments()[:1], '--workdir=', folder=line.folder)
+    assert found.startswith('--workdir must be given')
+
+
+@pytest.mark.parametrize('below', ['', 'x', 'x/y'])
+def test_a_workdir_that_is_a_file_or_below_one(toys, line, below):
+    found = line.refused(workdir=toys / 'texts.csv' / below)
+    assert f'{toys / "texts.csv"} is a file: remove it' in found
+
+
+def test_an_input_that_is_a_directory(toys, tmp_path):
+    given = f'--adapter={toys / "run" / "adapter"}', f'--input={tmp_path}', '--output=out.jsonl'
+    assert f'{tmp_path} is a directory; expected a JSONL' in command.refused(
+        'predict', *given, folder=tmp_path
+    )
+
+
 def test_required_options_are_named(tmp_path):
     for module, option in {'train': 'config', 'evaluate': 'workdir', 'predict': 'adapter'}.items():
         assert f'--{option}' in command.refused(module, folder=tmp_path)
