@@ -60,21 +60,7 @@ class Pairs:
         """Find the two columns; see `Form.choose`."""
         if self.languages and OBJECTS in names:
             return {'text_a': OBJECTS}
-        given = {key: self.choice.given[key] for key in USUAL if key in self.choice.given}
-        found = {key: name for key, own in given.items() if (name := named(names, own)) is not None}
-        free = [name for name in names if name not in found.values()]
-        known = {
-            key: self._known(key, place, free)
-            for place, key in enumerate(USUAL)
-            if key not in given
-        }
-        found |= {key: own[0] for key, own in known.items() if len(own) == 1}
-        missing = [key for key, own in known.items() if not own]
-        left = [name for name in names if name not in found.values()]
-        # Of two columns each is one, the first one the text if no name tells.
-        by_place = len(names) == 2 and len(missing) == len(left) and not self.languages
-        if by_place and not any(name.casefold() in NUMBERS for name in left):
-            found |= zip(missing, left, strict=True)
+        found = self._found(names)
         for key in USUAL if labelled else ('text_a',):
             if key not in found:
                 raise ValueError(
@@ -83,6 +69,22 @@ class Pairs:
                 )
         if len(set(found.values())) < len(found):
             raise ValueError(f'{where}: one column is used twice in {found}; set data.columns.')
+        return found
+
+    def _found(self, names: Sequence[str]) -> dict[str, str]:
+        """Return the columns that the config or their names tell, and of two columns both."""
+        given = {key: self.choice.given[key] for key in USUAL if key in self.choice.given}
+        found = {key: name for key, own in given.items() if (name := named(names, own)) is not None}
+        free = [name for name in names if name not in found.values()]
+        open_keys = [(place, key) for place, key in enumerate(USUAL) if key not in given]
+        known = {key: self._known(key, place, free) for place, key in open_keys}
+        found |= {key: own[0] for key, own in known.items() if len(own) == 1}
+        missing = [key for key, own in known.items() if not own]
+        left = [name for name in names if name not in found.values()]
+        # Of two columns each is one, the first one the text if no name tells.
+        by_place = len(names) == 2 and len(missing) == len(left) and not self.languages
+        if by_place and not any(name.casefold() in NUMBERS for name in left):
+            found |= zip(missing, left, strict=True)
         return found
 
     def _known(self, key: str, place: int, names: Sequence[str]) -> list[str]:
