@@ -244,11 +244,16 @@ def test_an_epoch_says_how_many_examples_of_what(tmp_path, monkeypatch):
     result = {name: bench.collect(run, provenance('a' * 12)) for name, run in runs.items()}
     trec, rte = result['epoch'], result['epoch']['more'][0]
     assert [row['settings']['source'] for row in (trec, rte)] == ['built in', 'GLUE']
-    alone, (spread,) = result['sweep'], result['sweep']['more']
-    assert spread['title'] == alone['title'] + ' over 2 devices'
-    assert [row['settings']['devices'] for row in (alone, spread)] == [1, 2]
-    assert [job.get('devices', 1) for job in jobs if job['job'] == 'sweep'] == [1, 1, 2]
-    for row in (trec, rte, alone, spread):
+    alone, (spread, upper, upper_spread) = result['sweep'], result['sweep']['more']
+    assert upper['title'] == alone['title'] + ', adapters in the upper half'
+    for one, two in ((alone, spread), (upper, upper_spread)):
+        assert two['title'] == one['title'] + ' over 2 devices'
+        assert [row['settings']['devices'] for row in (one, two)] == [1, 2]
+    left_out = [row['settings']['left_out'] for row in (alone, spread, upper, upper_spread)]
+    assert left_out == [(), (), (0, 1, 2), (0, 1, 2)]
+    of_sweep = [(job.get('devices', 1), len(job['left_out'])) for job in jobs if 'members' in job]
+    assert of_sweep == [(1, 0), (1, 0), (2, 0), (1, 3), (1, 3), (2, 3)]
+    for row in (trec, rte, alone, spread, upper, upper_spread):
         assert row['settings']['examples'] == 800 and row['settings']['dtype'] == 'float32'
         assert row['share_of_rate'] == 0.25 and row['last']['ours']['flops'] == 3e9
     assert {job['dtype'] for job in jobs} == {'float32'} and 'examples' not in jobs[0]

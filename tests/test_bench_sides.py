@@ -46,6 +46,18 @@ def test_every_job_reports_what_is_raced(tmp_path, job, dtype, side):
 
 
 @pytest.mark.slow
+def test_in_a_sweep_what_is_below_the_adapters_is_computed_once(tmp_path):
+    data = tmp_path / 'rows.jsonl'
+    data.write_text('\n'.join(f'{{"text": "number {i} ?", "label": "{i % 3}"}}' for i in range(48)))
+    job = {'job': 'sweep', 'backbone': str(load_backbone('minilm').directory), 'data': str(data)}
+    job |= {'size': 24, 'batch_size': 16, 'members': 4, 'dtype': 'float32'}
+    found = [race.report({**job, 'side': 'ours', 'left_out': list(range(n))}) for n in (0, 3)]
+    # Of six layers three, forward, once; the others, forward and backward, four times.
+    assert 0.5 < found[1]['flops'] / found[0]['flops'] < 0.65
+    assert race.report({**job, 'side': 'theirs', 'left_out': [0, 1, 2]})['seconds'] > 0
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(('mode', 'devices'), [('training', 1), ('inference', 1), ('inference', 2)])
 @pytest.mark.parametrize(
     ('method', 'library', 'size'),

@@ -106,7 +106,9 @@ _OF_RUNS = (
     'these three and warms up within its time: that favours ours. Ours has several texts in a row, '
     'theirs pads to the longest of a batch, whose texts are drawn from all: `group_by_length`, '
     'which their trainer has and does not use unless it is asked to, is off. Theirs of `sweep` is '
-    f'{whole_runs.MEMBERS} times one run, not as many runs.'
+    f'{whole_runs.MEMBERS} times one run, not as many runs. With adapters in the upper half of the '
+    'layers neither side computes a gradient below them, and what is below, without dropout in '
+    'ours, is computed once for all members.'
 )
 _OF_FILES = (
     'Of `file_size` all files of a folder count, the model card that `peft` writes, too; both hold '

@@ -5,7 +5,7 @@ Imported by the functions alone, so that ours can be timed where they are not in
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -52,16 +52,20 @@ def prepare() -> str:
     return 'cuda'
 
 
-def adapters_model(folder: Path, places: str, size: int, classes: int) -> Any:
+def adapters_model(
+    folder: Path, places: str, size: int, classes: int, left_out: Sequence[int] = ()
+) -> Any:
     """Return a model of `adapters` that trains bottlenecks of that size, and a fresh head.
 
-    `places` is 'pfeiffer' (after the feed-forward network) or 'houlsby' (after both sub-layers).
+    `places` is 'pfeiffer' (after the feed-forward network) or 'houlsby' (after both sub-layers);
+    the layers `left_out` have none.
     """
     import adapters
 
     kind = {'pfeiffer': adapters.SeqBnConfig, 'houlsby': adapters.DoubleSeqBnConfig}[places]
     model = adapters.AutoAdapterModel.from_pretrained(folder)
-    model.add_adapter('a', config=kind(reduction_factor=model.config.hidden_size / size))
+    factor = model.config.hidden_size / size
+    model.add_adapter('a', config=kind(reduction_factor=factor, leave_out=list(left_out)))
     model.add_classification_head('a', num_labels=classes)
     model.train_adapter('a')
     return model

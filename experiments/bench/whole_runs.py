@@ -10,6 +10,7 @@ import jax
 
 from adapters_jax import files
 from adapters_jax.data import builtin, sources
+from adapters_jax.interop.backbones import load_backbone
 from configs import glue
 from experiments.bench import backbones, workers
 from experiments.bench.race import Race, of_processes
@@ -52,19 +53,34 @@ def epoch(root: Path, rounds: int, data: str, examples: int) -> Iterator[Race]:
 
 
 def sweep(root: Path, rounds: int, data: str, examples: int) -> Iterator[Race]:
-    """Race a population of twelve against twelve times one of their runs."""
+    """Race a population of twelve against twelve times one of their runs.
+
+    First with adapters in all layers, then in the upper half of them, which leaves a trunk that all
+    members share. Theirs computes no gradient below the lowest adapter either.
+    """
     title, path = next(iter(_texts(root, data, examples).items()))
     settings = _training(root, path) | {'members': MEMBERS}
+    half = load_backbone(settings['backbone']).config.depth // 2
+    for places, left_out in (('', ()), (', adapters in the upper half', tuple(range(half)))):
+        told = settings | {'left_out': left_out}
+        name = f'{MEMBERS} members, {title}{places}'
+        yield from _sweep(name, told, _of_texts(title, examples), rounds)
+
+
+def _sweep(
+    name: str, settings: dict[str, Any], texts: dict[str, Any], rounds: int
+) -> Iterator[Race]:
+    """Race one population, on one device and, on a CPU, spread over several."""
     jobs = _jobs('sweep', **settings, launched=True)
     if jax.default_backend() == 'cpu':
         jobs |= {'spread': {**jobs['ours'], 'devices': CPU_DEVICES}}
     times, last = of_processes(jobs, rounds, 'seconds')
-    for way in (name for name in ('ours', 'spread') if name in jobs):
+    for way in (way for way in jobs if way != 'theirs'):
         devices = jobs[way].get('devices', 1)
-        name = f'{MEMBERS} members, {title}' + f' over {devices} devices' * (devices > 1)
-        told = settings | _of_texts(title, examples) | {'devices': devices}
+        title = name + f' over {devices} devices' * (devices > 1)
+        told = settings | texts | {'devices': devices}
         more = _told(last[way], last['theirs'])
-        yield Race(name, times[way], times['theirs'], told, more=more)
+        yield Race(title, times[way], times['theirs'], told, more=more)
 
 
 def first_step(root: Path, rounds: int) -> Iterator[Race]:

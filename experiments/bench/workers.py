@@ -9,6 +9,7 @@ import json
 import math
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +37,19 @@ def sweep(side: str, members: int, **course: Any) -> Found:
     return found | {'seconds': members * found['seconds']}
 
 
-def _config(backbone: str, data: str, size: int, batch_size: int, dtype: str, **_: Any) -> Any:
+def _config(
+    backbone: str,
+    data: str,
+    size: int,
+    batch_size: int,
+    dtype: str,
+    left_out: Sequence[int] = (),
+    **_: Any,
+) -> Any:
     from configs import text_classification
     from experiments.bench import programs
 
-    method = f'double_seq_bn[size={size}]'
+    method = f'double_seq_bn[size={size},leave_out={list(left_out)}]'
     config = text_classification.get_config(f'method={method},backbone={backbone}')
     config.data.train = config.data.validation = config.data.test = data
     config.head.pooling, config.head.layers = programs.HEAD.pooling, programs.HEAD.layers
@@ -119,7 +128,13 @@ def _flops_of_first_step(run: Any) -> float:
 
 
 def _their_epoch(
-    backbone: str, data: str, size: int, batch_size: int, dtype: str, **_: Any
+    backbone: str,
+    data: str,
+    size: int,
+    batch_size: int,
+    dtype: str,
+    left_out: Sequence[int] = (),
+    **_: Any,
 ) -> Found:
     import adapters
     import torch
@@ -139,7 +154,7 @@ def _their_epoch(
         | {'labels': labels.index(rows[i]['label'])}
         for i in range(len(rows))
     ]
-    model = libraries.adapters_model(Path(backbone), 'houlsby', size, len(labels))
+    model = libraries.adapters_model(Path(backbone), 'houlsby', size, len(labels), left_out)
     pad, tokens = transformers.DataCollatorWithPadding(tokenizer), [0, 0]
 
     def collate(batch: list[dict[str, Any]]) -> Any:
