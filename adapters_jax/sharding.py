@@ -25,6 +25,7 @@ from adapters_jax.params import Tree, cast, flatten
 AXES = ('data', 'fsdp', 'tensor')
 ROWS = ('data', 'fsdp')
 MEMBERS = 'members'  # the axis that a population's mesh may have besides
+_ALIGNMENT = 64  # bytes, of what XLA takes as an array of a CPU without copying it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -317,33 +318,45 @@ def bytes_per_device(tree: Any) -> int:
     )
 
 
-def place(tree: Tree, dtype: Any, where: Any) -> Tree:
+def place(tree: Tree, dtype: Any, where: Any, shared: bool = False) -> Tree:
     """Put a tree of host arrays on devices, floating-point leaves in `dtype`.
 
     `where` is a sharding, or a tree of them. A device gets, and a process reads, its own part of a
     leaf and no other. Each leaf gets memory of its own: two leaves may begin as one array, and a
-    step that is given the tree for good cannot be given the same memory twice.
+    step that is given the tree for good cannot be given the same memory twice. With `shared` the
+    devices of a CPU hold together what they hold alike; no step may be given such a tree for good.
     """
     if not isinstance(where, Mapping):
         where = jax.tree.map(lambda _: where, tree)
-    return jax.tree.map(lambda leaf, sharding: _put(leaf, dtype, sharding), tree, where)
+    return jax.tree.map(lambda leaf, sharding: _put(leaf, dtype, sharding, shared), tree, where)
 
 
-def _put(leaf: Any, dtype: Any, sharding: NamedSharding) -> jax.Array:
+def _put(leaf: Any, dtype: Any, sharding: NamedSharding, shared: bool) -> jax.Array:
     host = np.asarray(leaf)
     parts: dict[str, np.ndarray] = {}
+    shared = shared and {device.platform for device in sharding.device_set} == {'cpu'}
 
     def own(index: tuple[slice, ...]) -> np.ndarray:
         if str(index) not in parts:
-            parts[str(index)] = np.ascontiguousarray(cast(host[index], dtype))
+            part = np.asarray(cast(host[index], dtype), order='C')
+            parts[str(index)] = _aligned(part) if shared else part
         return parts[str(index)]
 
     devices = sharding.addressable_devices_indices_map(host.shape).items()
     return jax.make_array_from_single_device_arrays(
         host.shape,
         sharding,
-        [jax.device_put(own(index), device, may_alias=False) for device, index in devices],
+        [jax.device_put(own(index), device, may_alias=shared) for device, index in devices],
     )
+
+
+def _aligned(x: np.ndarray) -> np.ndarray:
+    """Return a copy that begins where XLA can work with it as it is, without another copy."""
+    memory = np.empty(x.nbytes + _ALIGNMENT, np.uint8)
+    first = -memory.ctypes.data % _ALIGNMENT
+    copy = memory[first : first + x.nbytes].view(x.dtype).reshape(x.shape)
+    copy[...] = x
+    return copy
 
 
 def to_host(tree: Any) -> Any:

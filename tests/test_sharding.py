@@ -60,3 +60,32 @@ def test_who_computes_a_member_has_arrays_for_itself():
         x = jax.device_put(np.zeros(8), NamedSharding(where, P(where.axis_names[0])))
         jax.jit(function)(x)
     assert seen == [4, 1, 1]
+
+
+def pointers(leaf):
+    return [shard.data.unsafe_buffer_pointer() for shard in leaf.addressable_shards]
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+def test_devices_of_a_cpu_hold_what_they_share_once(dtype):
+    tree = {'kernel': np.arange(24, dtype=np.float32).reshape(4, 6), 'one': np.float32(3)}
+    tree |= {'number': np.arange(5), 'none': np.zeros((0, 3), np.float32)}
+    mesh = sharding.make_mesh(4, tensor=2)
+    where = jax.tree.map(lambda _: NamedSharding(mesh, P()), tree)
+    where['kernel'] = NamedSharding(mesh, P('tensor'))
+    placed = sharding.place(tree, dtype, where, shared=True)
+    assert placed['kernel'].dtype == dtype and placed['number'].dtype == jax.numpy.int32
+    jax.tree.map(np.testing.assert_array_equal, tree, jax.device_get(placed))
+    assert len(set(pointers(placed['one']))) == 1
+    assert len(set(pointers(placed['kernel']))) == 2
+
+
+def test_what_is_shared_is_no_part_of_what_it_came_from():
+    given = np.arange(6, dtype=np.float32)
+    placed = sharding.place(
+        {'x': given}, np.float32, sharding.replicated(sharding.make_mesh()), True
+    )
+    given[:] = 0
+    np.testing.assert_array_equal(placed['x'], np.arange(6))
+    del given
+    np.testing.assert_array_equal(jax.jit(lambda x: x + 1)(placed['x']), np.arange(1, 7))

@@ -74,7 +74,7 @@ class Placement:
         """
         where = sharding.layouts(tree, self.mesh, () if self.frozen_whole else self.rules)
         if np.dtype(dtype) != np.int8:
-            return self._place(tree, dtype, where)
+            return self._place(tree, dtype, where, shared=True)
         return jax.tree_util.tree_map_with_path(self._place_in_8_bits, tree, where)
 
     def _place_in_8_bits(self, path: Any, leaf: Any, where: NamedSharding) -> Any:
@@ -83,8 +83,8 @@ class Placement:
         axis = quantize.channel_axis(sharding.name_of(path), CHANNELS)
         return placed if axis is None else self._quantize(placed, axis)
 
-    def _place(self, tree: Any, dtype: DTypeLike, where: Any) -> Any:
-        return sharding.place(tree, dtype, where)
+    def _place(self, tree: Any, dtype: DTypeLike, where: Any, shared: bool = False) -> Any:
+        return sharding.place(tree, dtype, where, shared)
 
     def _quantize(self, matrix: Any, axis: int) -> Any:
         return quantize.quantize(matrix, axis)
@@ -105,7 +105,7 @@ class Placement:
 class Described(Placement):
     """The same for trees of shapes: it says where leaves would lie, and makes no array."""
 
-    def _place(self, tree: Any, dtype: DTypeLike, where: Any) -> Any:
+    def _place(self, tree: Any, dtype: DTypeLike, where: Any, shared: bool = False) -> Any:
         return sharding.describe(tree, where, dtype)
 
     def _quantize(self, matrix: Any, axis: int) -> Any:

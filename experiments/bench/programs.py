@@ -106,7 +106,7 @@ def inference(
     everywhere = sharding.replicated(mesh)
     trainable, frozen = partition(params, model.rules)
     trees = [sharding.place(trainable, np.float32, everywhere)]
-    trees.append(sharding.place(frozen, DTYPES[frozen_dtype], everywhere))
+    trees.append(sharding.place(frozen, DTYPES[frozen_dtype], everywhere, shared=True))
     batch = sharding.put_batch(batch, mesh)
     with cutting.into(parts):
         program, flops = _compiled(functools.partial(jit_outputs, model), (*trees, batch))
@@ -131,7 +131,7 @@ def training(
     trainable, frozen = partition(params, model.rules)
     state = [sharding.place(trainable, np.float32, everywhere)]
     state.append(jax.jit(optimizer.init, out_shardings=everywhere)(state[0]))
-    frozen = sharding.place(frozen, DTYPES[frozen_dtype], everywhere)
+    frozen = sharding.place(frozen, DTYPES[frozen_dtype], everywhere, shared=True)
     batch = sharding.put_batch(batch, mesh)
     rest = (frozen, batch, jax.device_put(jax.random.key(1), everywhere), np.int32(0))
     parts = parts or cutting.quick_parts(*batch['input_ids'].shape)
