@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from etils.epath import gpath
 from jax.experimental import multihost_utils
 
 from adapters_jax import files
@@ -39,10 +40,18 @@ class Checkpoints:
     `identity` is a JSON-able dict that a run must agree with to continue a checkpoint. The caller
     holds `files.lock` on the run's directory: what another process is writing looks half-written.
     Every process of a run calls every method, in the same order.
+
+    Raises:
+        ValueError: a directory with a backslash in its path.
     """
 
     def __init__(self, directory: Path | str, identity: Mapping[str, Any]) -> None:
         self.directory = Path(directory).resolve()
+        if '\\' in str(self.directory):  # TensorStore would write to another one
+            raise ValueError(
+                f'{self.directory} has a backslash in its path, which the library that writes '
+                'checkpoints takes for a slash: choose a directory without one'
+            )
         self._identity = manifest.as_json(identity)
         self._manager: ocp.CheckpointManager | None = None
         self._manifests: dict[int, Manifest] = {}
@@ -156,7 +165,8 @@ class Checkpoints:
             logging.getLogger('absl').addFilter(_is_news)
             with self._explained():
                 self._manifests = _sound(self.directory)
-                self._manager = ocp.CheckpointManager(self.directory, options=self._options())
+                place = _Literal(self.directory)
+                self._manager = ocp.CheckpointManager(place, options=self._options())
         return self._manager
 
     def _options(self) -> ocp.CheckpointManagerOptions:
@@ -186,6 +196,18 @@ class Checkpoints:
             if code is None:
                 raise
             raise files.refusal(int(code[1]), self.directory) from error
+
+
+class _Literal(gpath.PosixGPath):
+    """A path for Orbax, all of whose letters stand for themselves.
+
+    The library's own `glob` takes the path for a part of the pattern: in `runs/lora[r=8]` it finds
+    nothing, so that the arrays would be missing from a checkpoint that looks whole.
+    """
+
+    def glob(self, pattern: str) -> Iterator['_Literal']:
+        """Yield what in this directory matches."""
+        return iter([self._new(path) for path in Path(self).glob(pattern)])
 
 
 class _LatestAndBest:

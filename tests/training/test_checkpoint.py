@@ -40,6 +40,18 @@ def test_restores_every_bit_and_the_position_in_the_data(tmp_path):
     np.testing.assert_array_equal([next(fresh) for _ in range(40)], expected)
 
 
+@pytest.mark.parametrize('name', ['lora[r=8]', 'r?[n** {b}, %20#c'])
+def test_a_directory_may_have_any_name(tmp_path, name):
+    save_steps(tmp_path / name, range(1, 4))
+    assert bits(restore(tmp_path / name).state) == bits(make_state(3))
+    assert steps_in(tmp_path / name) == [2, 3] and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_directory_whose_checkpoints_would_lie_elsewhere_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r'a\\b has a backslash in its path'):
+        Checkpoints(tmp_path / 'a\\b', IDENTITY)
+
+
 def test_nothing_to_restore(tmp_path):
     assert restore(tmp_path / 'never made') is None
     assert not (tmp_path / 'never made').exists()
