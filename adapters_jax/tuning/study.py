@@ -9,12 +9,14 @@ import contextlib
 import dataclasses
 import errno
 import sqlite3
+import urllib.parse
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import optuna
+import sqlalchemy
 import sqlalchemy.exc
 from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
@@ -88,15 +90,15 @@ class Study:
             self.trials = self._stored.get_trials() if processes.is_writer() else self._read()
 
     def _open(self) -> None:
-        self._storage = RDBStorage(f'sqlite:///{self._path}')
+        self._storage = RDBStorage(_url(str(self._path)))
         options = {'storage': self._storage, 'direction': _direction(self.higher_is_better)}
         self._stored = optuna.create_study(study_name=_NAME, load_if_exists=True, **options)
         self._id = self._storage.get_study_id_from_name(_NAME)
 
     def _read(self) -> list[FrozenTrial]:
         """Read what the first process has opened, before it writes anything more."""
-        url = f'sqlite:///file:{self._path}?mode=ro&uri=true'
-        storage = RDBStorage(url, skip_table_creation=True)
+        file = f'file:{urllib.parse.quote(str(self._path))}'
+        storage = RDBStorage(_url(file, mode='ro', uri='true'), skip_table_creation=True)
         try:
             return optuna.load_study(study_name=_NAME, storage=storage).get_trials()
         finally:
@@ -224,6 +226,12 @@ def _make_sampler(name: str, seed: int, number: int) -> BaseSampler:
 
 def _direction(higher_is_better: bool) -> str:
     return 'maximize' if higher_is_better else 'minimize'
+
+
+def _url(database: str, **options: str) -> str:
+    """Return how SQLAlchemy and Optuna want a database named, whose every letter is meant so."""
+    url = sqlalchemy.URL.create('sqlite', database=database, query=options)
+    return url.render_as_string(hide_password=False)
 
 
 def _close(storage: RDBStorage) -> None:

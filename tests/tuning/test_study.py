@@ -82,6 +82,17 @@ def test_half_of_an_end_is_none(tmp_path):
         assert trial.user_attrs == {'finished': 'all steps taken'}
 
 
+@pytest.mark.parametrize('name', ['a?b', 'a%20b', 'a{b}#c', 'file:a'])
+def test_a_folder_may_have_any_name(tmp_path, name):
+    """Studies in several such folders have been one, in a file beside them."""
+    folder = tmp_path / name
+    folder.mkdir()
+    with opened(folder) as found:
+        found.ask()
+        assert len(found._read()) == 1
+    assert [path.name for path in tmp_path.rglob('*')] == [name, 'study.db']
+
+
 @pytest.mark.parametrize(
     ('score', 'finished', 'expected'),
     [
