@@ -301,7 +301,9 @@ class _Handler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         text = f'{record.levelname.lower()}: {record.getMessage()}'
-        self._monitor._write(text, not logging.getLogger().handlers)
+        # That of a command is there for other libraries, and gets nothing of ours.
+        by_root = logging.getLogger('adapters_jax').propagate and logging.getLogger().handlers
+        self._monitor._write(text, not by_root)
 
 
 def _make_bar(console: rich.console.Console) -> rich.progress.Progress:

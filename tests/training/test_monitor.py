@@ -226,6 +226,16 @@ def test_warnings_of_the_package_are_logged(tmp_path):
     assert 'nobody' not in log
 
 
+@pytest.mark.parametrize('alone', [True, False])
+def test_warnings_are_shown_unless_a_handler_of_the_root_shows_them(tmp_path, monkeypatch, alone):
+    """A command's root has one, which our records do not reach."""
+    assert logging.getLogger().handlers
+    monkeypatch.setattr(logging.getLogger('adapters_jax'), 'propagate', not alone)
+    with open_monitor(tmp_path) as run:
+        logging.getLogger('adapters_jax.training.manifest').warning('step %d is damaged', 7)
+    assert ('warning: step 7 is damaged\n' in run._console.file.getvalue()) == alone
+
+
 def test_only_the_first_process_writes(tmp_path, monkeypatch):
     monkeypatch.setattr(jax, 'process_index', lambda: 1)
     with open_monitor(tmp_path) as run:
