@@ -2,10 +2,8 @@
 
 import contextlib
 import faulthandler
-import hashlib
 import logging
 import os
-import platform
 import runpy
 import signal
 import sys
@@ -18,7 +16,7 @@ import jax
 from absl import app, flags
 from absl import logging as absl_logging
 
-from adapters_jax import allocator, processes, wheels
+from adapters_jax import allocator, processes, programs
 from adapters_jax.config import Config
 from adapters_jax.data.pipeline import HungWorkerError, WorkerError
 from adapters_jax.files import InUseError
@@ -35,7 +33,6 @@ MISTAKES = (
     flags.Error,
 )
 Define = Callable[[], dict[str, flags.FlagHolder]]
-_DEFAULT_SECONDS = 1.0  # that a program takes to compile which JAX keeps
 # Of transformers a command needs tokenizers, but it imports each framework that it finds: torch and
 # what comes with it for some four seconds. One who wants it all the same says USE_TORCH=1.
 _WITHOUT = ('USE_TORCH', 'USE_TF', 'USE_JAX')
@@ -145,7 +142,7 @@ def run(define: Define, main: Callable[..., None]) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, _end)
         _set_up_logging()
-        _keep_programs()
+        programs.keep()
         without_frameworks()
         allocator.keep_freed()
         with _told(lambda: show.value):
@@ -296,28 +293,6 @@ def _set_up_logging() -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter('%(message)s'))
     ours.handlers = [handler]
-
-
-def _keep_programs() -> None:
-    """Let later processes find what this one compiles, unless JAX has been told where, or not to.
-
-    Programs for a CPU use the instructions it has, which JAX's names of programs do not tell apart.
-    """
-    if jax.config.jax_compilation_cache_dir is None:
-        folder = wheels.cache_directory() / 'programs' / _processor()
-        jax.config.update('jax_compilation_cache_dir', str(folder))
-        # Also the small ones, some fifty of which a run compiles before its first step.
-        if jax.config.jax_persistent_cache_min_compile_time_secs == _DEFAULT_SECONDS:
-            jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
-
-
-def _processor() -> str:
-    """Return a name for the kind of this machine's processor: a digest of what it can do."""
-    described = platform.machine()
-    with contextlib.suppress(OSError):
-        lines = Path('/proc/cpuinfo').read_text().splitlines()
-        described += ''.join(sorted({line for line in lines if line[:5] in ('flags', 'Featu')}))
-    return hashlib.sha256(described.encode()).hexdigest()[:12]
 
 
 def table(rows: dict[str, Any]) -> str:

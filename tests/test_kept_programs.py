@@ -75,7 +75,10 @@ def test_damaged_programs_are_compiled_again(toys, tmp_path):
     trained(toys, tmp_path / 'first', tmp_path / 'cache')
     for path in (tmp_path / 'cache').glob('programs/*/*-cache'):
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    trained(toys, tmp_path / 'second', tmp_path / 'cache')
+    told = trained(toys, tmp_path / 'second', tmp_path / 'cache').err
+    assert 'the program jit_step, kept in ' in told and 'UserWarning' not in told
+    # And kept again, whole.
+    assert 'damaged' not in trained(toys, tmp_path / 'third', tmp_path / 'cache').err
     metrics = [(tmp_path / run / 'metrics.jsonl').read_text() for run in ('first', 'second')]
     assert metrics[0] == metrics[1]
 
