@@ -48,8 +48,7 @@ def keep() -> None:
 
 
 def remove(name: str) -> None:
-    """Remove what is kept of all programs of this name: which of them is damaged, JAX keeps to
-    itself."""
+    """Remove what is kept of all programs of this name; JAX does not say which one is damaged."""
     folder = Path(jax.config.jax_compilation_cache_dir)
     for path in folder.glob(f'{glob.escape(name)}-*-cache'):
         with contextlib.suppress(OSError):  # not ours: it is compiled every time
