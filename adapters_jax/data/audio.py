@@ -28,6 +28,7 @@ CUT = 'cut.json'  # beside the features: how many recordings lost their end
 FORMAT = 1  # raised whenever the same recordings would give other features
 # Half of what float32 takes, and 60 dB below the features: less than a recording's own noise.
 KEPT_AS = np.float16
+ENDLESS = 2**62  # samples, of a file that does not say how many it has
 
 _LOG = logging.getLogger(__name__)
 
@@ -75,10 +76,11 @@ def frames_of(extractor: Extractor, seconds: float) -> int:
     return frames
 
 
-def decode(recording: Recording, rate: int) -> Float32[np.ndarray, ' T']:
+def decode(recording: Recording, rate: int, seconds: float = math.inf) -> Float32[np.ndarray, ' T']:
     """The sound of a file as one channel (the mean of all) at `rate` Hz, in [-1, 1] or so.
 
-    Raises FileNotFoundError, or ValueError where the file cannot be read or has no sound.
+    seconds: how many are of use; what is a second or more behind them is not read. Raises
+    FileNotFoundError, or ValueError where the file cannot be read or has no sound.
     """
     import soundfile  # late: see `adapters_jax.lazy`
 
@@ -87,14 +89,32 @@ def decode(recording: Recording, rate: int) -> Float32[np.ndarray, ' T']:
         raise FileNotFoundError(f'there is no recording {name}')
     source = recording['path'] if given is None else io.BytesIO(given)
     try:
-        sound, own_rate = soundfile.read(source, dtype='float32', always_2d=True)
-    except (soundfile.LibsndfileError, OSError) as error:
+        with soundfile.SoundFile(source) as file:
+            sound, own_rate = _read(file, seconds), file.samplerate
+    # Of sound without a header soundfile asks the rate by a TypeError.
+    except (soundfile.LibsndfileError, OSError, TypeError) as error:
         raise ValueError(
             f'{name} cannot be read as sound ({error}); expected WAV, FLAC, OGG or MP3'
         ) from error
+    if sound is None:
+        raise ValueError(
+            f'{name} does not say how long it is, as what was written to a pipe; expected a file '
+            'with its length: convert it once more, into a file'
+        )
     if not len(sound) or not np.isfinite(sound).all():
         raise ValueError(f'{name} has {len(sound)} samples, or such as are no numbers')
-    return resample(sound.mean(1), own_rate, rate)
+    return resample(sound, own_rate, rate)
+
+
+def _read(file: Any, seconds: float) -> Float32[np.ndarray, ' T'] | None:
+    """The mean of an open file's channels, as far as is of use; None where its length is unknown.
+
+    A second more is read: filters look ahead, and longer recordings are known by it.
+    """
+    if file.frames >= ENDLESS:
+        return None
+    most = min((seconds + 1) * file.samplerate, file.frames)
+    return file.read(math.ceil(most), dtype='float32', always_2d=True).mean(1)
 
 
 def resample(
@@ -133,12 +153,13 @@ def features(
     Sounds that are longer than the window lose their end, and are counted in the log, each time.
     """
     frames = frames_of(extractor, seconds)
+    window = frames * extractor.hop_length / extractor.sampling_rate
     shape = len(recordings), extractor.feature_size, frames
 
     def fill(array: np.ndarray) -> int:
         cut = 0
         for place, recording in enumerate(recordings):
-            sound = decode(recording, extractor.sampling_rate)
+            sound = decode(recording, extractor.sampling_rate, window)
             cut += len(sound) > frames * extractor.hop_length
             array[place] = log_mel(sound, extractor, frames)
         return cut

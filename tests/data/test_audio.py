@@ -98,6 +98,18 @@ def test_what_is_cut_is_counted(tmp_path, extractor, caplog):
         assert '1 of 3 recordings are longer than 0.5 seconds' in caplog.text
 
 
+@pytest.mark.parametrize('rate', [8000, RATE, 44100])
+def test_of_a_long_recording_no_more_is_read_than_the_window_needs(tmp_path, extractor, rate):
+    sound = np.random.default_rng(0).uniform(-0.5, 0.5, (20 * rate, 2))
+    recording = write(tmp_path / 'a.wav', sound, rate)
+    whole = audio.log_mel(audio.decode(recording, RATE), extractor, 50)
+    begun = audio.decode(recording, RATE, 0.5)
+    assert len(begun) == 1.5 * RATE
+    np.testing.assert_array_equal(audio.log_mel(begun, extractor, 50), whole)
+    found = audio.features([recording], extractor, 0.5)
+    np.testing.assert_array_equal(found[0], whole.astype(np.float16))
+
+
 @pytest.mark.parametrize(
     ('seconds', 'frames'), [(0, 3000), (30, 3000), (1, 100), (0.5, 50), (0.03, 4), (1.01, 100)]
 )
@@ -124,6 +136,20 @@ def test_files_that_are_no_sound(tmp_path):
     soundfile.write(buffer, np.array([0.0, np.nan]), RATE, format='WAV', subtype='FLOAT')
     with pytest.raises(ValueError, match=r'without a name.*no numbers'):
         audio.decode({'bytes': buffer.getvalue()}, RATE)
+
+
+def test_sound_without_a_header_or_a_length_is_named(tmp_path):
+    (tmp_path / 'a.raw').write_bytes(bytes(800))
+    with pytest.raises(ValueError, match=r'a\.raw cannot be read as sound .*expected WAV, FLAC'):
+        audio.decode({'path': str(tmp_path / 'a.raw')}, RATE)
+    piped = write(tmp_path / 'b.flac', tone(440))
+    content = bytearray((tmp_path / 'b.flac').read_bytes())
+    content[21] &= 0xF0  # of the number of samples, 36 bits
+    content[22:26] = bytes(4)
+    (tmp_path / 'b.flac').write_bytes(content)
+    for given in (piped, {'bytes': bytes(content), 'path': 'b.flac'}):
+        with pytest.raises(ValueError, match=r'b\.flac does not say how long it is'):
+            audio.decode(given, RATE)
 
 
 def test_folders_without_settings_of_sound(tmp_path):
