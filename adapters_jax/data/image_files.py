@@ -6,7 +6,7 @@ class, unless a pattern finds the class in the name. Files that are no images ar
 
 import re
 import tarfile
-from collections.abc import Sequence, Set
+from collections.abc import Iterator, Sequence, Set
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -76,7 +76,7 @@ def listing(root: Path) -> Listing:
 
 
 def _in_folder(root: Path) -> Listing:
-    below = [(path, PurePosixPath(path.relative_to(root).as_posix())) for path in root.rglob('*')]
+    below = [(path, PurePosixPath(path.relative_to(root).as_posix())) for path in _entries(root)]
     seen = sorted((name, path) for path, name in below if not _hidden(name))
     images = [
         File(name, str(path), str(path))
@@ -84,6 +84,19 @@ def _in_folder(root: Path) -> Listing:
         if _is_image(name) and path.is_file()
     ]
     return Listing(str(root), images, [name for name, path in seen if path.is_dir()])
+
+
+def _entries(folder: Path, above: Set[Path] = frozenset()) -> Iterator[Path]:
+    """Yield what is in a folder and below it, also by way of links, save those that lead back."""
+    above = above | {folder.resolve()}
+    try:
+        inside = list(folder.iterdir())
+    except PermissionError:  # such as the lost+found of a disk
+        return
+    for path in inside:
+        yield path
+        if path.is_dir() and path.resolve() not in above:
+            yield from _entries(path, above)
 
 
 def _in_tar(root: Path, archive: tarfile.TarFile) -> Listing:

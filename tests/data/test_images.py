@@ -68,6 +68,28 @@ def test_folders_and_tar_files_hold_the_same(splits, tmp_path):
     assert read(dir=tar)['train']['image'][0] == f'{tar}:train/{sorted(FILES)[0]}'
 
 
+@pytest.mark.parametrize('level', ['train', 'train/blue', 'train/blue/more'])
+def test_folders_may_be_links(level, tmp_path):
+    contents = {f'train/{name.replace("/", "/more/")}': FILES[name] for name in sorted(FILES)}
+    plain = read(dir=write(tmp_path / 'plain', contents))['train']
+    write(tmp_path / 'linked', contents)
+    linked = tmp_path / 'linked' / level
+    linked.rename(tmp_path / 'elsewhere')
+    linked.symlink_to(tmp_path / 'elsewhere')
+    found = read(dir=str(tmp_path / 'linked'))['train']
+    assert found['label'][:] == plain['label'][:] and found['digest'][:] == plain['digest'][:]
+
+
+def test_links_that_lead_back_are_not_followed(tmp_path):
+    folder = write(tmp_path / 'set', {f'train/{name}': content for name, content in FILES.items()})
+    (tmp_path / 'set/train/blue/up').symlink_to(tmp_path / 'set')
+    (tmp_path / 'set/train/blue/across').symlink_to(tmp_path / 'set/train/red')
+    (tmp_path / 'set/train/red/across').symlink_to(tmp_path / 'set/train/blue')
+    found = read(dir=folder)['train']
+    # By way of the links each of the two is also in the other.
+    assert len(found) == len(FILES) + LABELS.count('red') + LABELS.count('blue')
+
+
 def test_splits_may_be_named_one_by_one(splits, tmp_path):
     write(tmp_path, splits)
     tar = toy_images.write_tar(tmp_path / 'more.tar', FILES)
