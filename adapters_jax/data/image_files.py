@@ -1,18 +1,24 @@
 """Where the images of a set lie: in folders, or in a tar file that is read in place.
 
 An image is named by the way from the root of its split to it; the first folder on that way is its
-class, unless a pattern finds the class in the name. Files that are no images are passed over.
+class, unless a pattern finds the class in the name. Files that are no images by their endings are
+passed over, and counted in the log.
 """
 
+import logging
 import re
 import tarfile
+from collections import Counter
 from collections.abc import Iterator, Sequence, Set
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from adapters_jax.data import folders
 
-SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.gif', '.webp', '.tif', '.tiff', '.ppm', '.pgm')
+SUFFIXES = ('.jpg', '.jpeg', '.jpe', '.jfif', '.png', '.bmp', '.gif', '.webp', '.avif', '.jp2')
+SUFFIXES += ('.tif', '.tiff', '.ppm', '.pgm', '.pbm', '.pnm')
+
+_LOG = logging.getLogger(__name__)
 
 
 class File(NamedTuple):
@@ -83,7 +89,9 @@ def _in_folder(root: Path) -> Listing:
         for name, path in seen
         if _is_image(name) and path.is_file()
     ]
-    return Listing(str(root), images, [name for name, path in seen if path.is_dir()])
+    directories = [name for name, path in seen if path.is_dir()]
+    _tell_passed_over(root, {name for name, _ in seen}.difference(directories))
+    return Listing(str(root), images, directories)
 
 
 def _entries(folder: Path, above: Set[Path] = frozenset()) -> Iterator[Path]:
@@ -107,7 +115,19 @@ def _in_tar(root: Path, archive: tarfile.TarFile) -> Listing:
         for name, member in seen
         if _is_image(name) and member.isreg()
     ]
-    return Listing(str(root), images, [name for name, member in seen if member.isdir()])
+    directories = [name for name, member in seen if member.isdir()]
+    _tell_passed_over(root, {name for name, _ in seen}.difference(directories))
+    return Listing(str(root), images, directories)
+
+
+def _tell_passed_over(root: Path, names: Set[PurePosixPath]) -> None:
+    endings = Counter(name.suffix.lower() or 'none' for name in names if not _is_image(name))
+    if endings:
+        shown = ', '.join(f'{count} {ending}' for ending, count in endings.most_common(5))
+        _LOG.warning(
+            '%s: %d files are passed over, whose endings are not those of images (%s).',
+            *(root, endings.total(), shown),
+        )
 
 
 def _hidden(name: PurePosixPath) -> bool:

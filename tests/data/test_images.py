@@ -90,6 +90,26 @@ def test_links_that_lead_back_are_not_followed(tmp_path):
     assert len(found) == len(FILES) + LABELS.count('red') + LABELS.count('blue')
 
 
+def test_files_that_are_passed_over_are_counted(tmp_path, caplog):
+    kinds = {'.JFIF': 'JPEG', '.jpe': 'JPEG', '.jp2': 'JPEG2000', '.pnm': 'PPM'}
+    pixels = toy_images.picture('red', np.random.default_rng(0))
+    contents = {f'red/a{end}': toy_images.encoded(pixels, kind) for end, kind in kinds.items()}
+    folder = write(tmp_path / 'set', contents)
+    tar = toy_images.write_tar(tmp_path / 'set.tar', contents)
+    for where in (folder, tar):
+        rows = read(dir=where)['train']
+        assert len(rows) == 4 and images.encode(rows, PREPARATION, lambda names: np.zeros(4))
+    assert not caplog.text
+    contents |= {'red/b.heic': b'a', 'red/c.heic': b'a', 'red/notes': b'a', '.DS_Store': b'a'}
+    folder = write(tmp_path / 'set', contents)
+    tar = toy_images.write_tar(tmp_path / 'set.tar', contents)
+    for where in (folder, tar):
+        caplog.clear()
+        assert len(read(dir=where)['train']) == 4
+        assert f'{where}: 3 files are passed over' in caplog.text
+        assert '(2 .heic, 1 none)' in caplog.text
+
+
 def test_splits_may_be_named_one_by_one(splits, tmp_path):
     write(tmp_path, splits)
     tar = toy_images.write_tar(tmp_path / 'more.tar', FILES)
