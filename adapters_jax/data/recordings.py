@@ -9,14 +9,16 @@ that is not set, to the folder of `data.train`.
 
 import dataclasses
 import functools
+import hashlib
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import datasets
 import numpy as np
+from jaxtyping import Int64
 
-from adapters_jax.data import columns, folders, sources
+from adapters_jax.data import audio, columns, folders, sources
 from adapters_jax.data.columns import Choice, check_encodable, named
 from adapters_jax.data.forms import Place
 
@@ -68,9 +70,9 @@ class Recordings:
         self, values: Mapping[str, Sequence[Any]], labelled: bool, place: Place
     ) -> datasets.Dataset:
         """Check that every recording is there, and that each row has words or none has."""
-        audio = [self._audio(one, place, row) for row, one in enumerate(values['text_a'])]
+        found = [self._audio(one, place, row) for row, one in enumerate(values['text_a'])]
         features: dict[str, Any] = {'audio': FEATURE}
-        rows: dict[str, list[Any]] = {'audio': audio}
+        rows: dict[str, list[Any]] = {'audio': found}
         words = values.get('label', ())
         if labelled or any(words):
             for row, text in enumerate(words):
@@ -108,13 +110,23 @@ def load(data: Mapping[str, Any]) -> dict[str, datasets.Dataset]:
     form = Recordings(Choice(**(data.get('columns') or {})), folder)
     if sources.source_of(data) == 'hub':
         found = sources.from_hub(data, functools.partial(_hub_split, form))
-        return sources.finish(found, data, _alone)
-    return sources.read(data, form, _alone)
+        return sources.finish(found, data, same_recording)
+    return sources.read(data, form, same_recording)
 
 
-def _alone(rows: datasets.Dataset) -> np.ndarray:
-    """Tell that the same words may be on both sides of a cut: others say them, or say them anew."""
-    return np.arange(len(rows))
+def same_recording(rows: datasets.Dataset) -> Int64[np.ndarray, ' N']:
+    """A number for each row: rows of one file, or of the same bytes, share it.
+
+    The same words may be on both sides of a cut: others say them, or say them anew.
+    """
+    numbers: dict[str, int] = {}
+    return np.array([numbers.setdefault(_identity(one), len(numbers)) for one in rows['audio'][:]])
+
+
+def _identity(recording: audio.Recording) -> str:
+    if recording['bytes'] is not None:
+        return hashlib.sha256(recording['bytes']).hexdigest()
+    return str(pathlib.Path(recording['path']).resolve())
 
 
 def _hub_split(

@@ -38,6 +38,22 @@ def test_the_same_words_may_be_on_both_sides_of_a_cut(folder):
     assert len(set(paths)) == 12
 
 
+@pytest.mark.parametrize('bytes_given', [False, True])
+def test_the_same_recording_is_on_one_side_of_a_cut(folder, bytes_given, monkeypatch):
+    lines = (folder / 'train.tsv').read_text().splitlines(keepends=True)
+    (folder / 'train.tsv').write_text(''.join(lines + [f'./{line}' for line in lines[1:]]))
+    data = {'dir': str(folder), 'split_fractions': (0.25, 0.25)}
+    if bytes_given:
+        made = [{'bytes': (folder / f'{i % 12}.wav').read_bytes()} for i in range(24)]
+        rows = datasets.Dataset.from_dict({'audio': made, 'text': ['a'] * 24})
+        monkeypatch.setattr(sources.datasets, 'load_dataset', lambda *_: {'train': rows})
+        data = {'name': 'org/speech', 'split_fractions': (0.25, 0.25)}
+    found = recordings.load(data)
+    assert [len(rows) for rows in found.values()] == [12, 6, 6]
+    sides = [{audio.decode(one, 8000)[0] for one in rows['audio'][:]} for rows in found.values()]
+    assert [len(side) for side in sides] == [6, 3, 3] and len(set.union(*sides)) == 12
+
+
 def test_a_split_without_words_has_none(folder):
     (folder / 'test.tsv').write_text('audio\n0.wav\n1.wav\n')
     rows = recordings.load({'dir': str(folder)})['test']
