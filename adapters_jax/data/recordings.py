@@ -48,23 +48,23 @@ class Recordings:
         """Find the two columns; see `Form.choose`."""
         found = {}
         for key, needed in (('text_a', True), ('label', labelled)):
-            own = self._find(key, names)
-            if own is not None:
-                found[key] = own
+            own = self._candidates(key, names)
+            if len(own) == 1:
+                found[key] = own[0]
             elif needed:
+                few = f'several columns ({columns.shown(own)}) may be' if own else 'no column is'
                 raise ValueError(
-                    f'{where}: no column for data.columns.{key} '
-                    f'({"the audio" if key == "text_a" else "what is said"}) among '
-                    f'{columns.shown(names)}; set it.'
+                    f'{where}: {few} {"the audio" if key == "text_a" else "what is said"}; set '
+                    f'data.columns.{key} to one of {columns.shown(names)}.'
                 )
         return found
 
-    def _find(self, key: str, names: Sequence[str]) -> str | None:
+    def _candidates(self, key: str, names: Sequence[str]) -> list[str]:
         given = self.choice.given.get(key)
         if given is not None:
-            return named(names, given)
-        usual = [name for name in names if name.casefold() in USUAL[key]]
-        return usual[0] if len(usual) == 1 else None
+            own = named(names, given)
+            return [] if own is None else [own]
+        return [name for name in names if name.casefold() in USUAL[key]]
 
     def build(
         self, values: Mapping[str, Sequence[Any]], labelled: bool, place: Place
@@ -132,6 +132,10 @@ def _identity(recording: audio.Recording) -> str:
 def _hub_split(
     form: Recordings, rows: datasets.Dataset, labelled: bool, where: str
 ) -> datasets.Dataset:
+    typed = [name for name, kind in rows.features.items() if isinstance(kind, datasets.Audio)]
+    if len(typed) == 1 and 'text_a' not in form.choice.given:
+        # Beside it many sets have a column of the files' names.
+        form = dataclasses.replace(form, choice=dataclasses.replace(form.choice, text_a=typed[0]))
     chosen = form.choose(rows.column_names, labelled, where)
     if isinstance(rows.features[chosen['text_a']], datasets.Audio):
         rows = rows.cast_column(chosen['text_a'], datasets.Audio(decode=False))

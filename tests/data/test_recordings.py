@@ -63,6 +63,8 @@ def test_a_split_without_words_has_none(folder):
 def test_hub_sets_give_the_bytes_of_files(folder, monkeypatch):
     files = [(folder / f'{i}.wav').read_bytes() for i in range(3)]
     columns = {'audio': [{'bytes': b, 'path': f'{i}.wav'} for i, b in enumerate(files)]}
+    # As Common Voice and LibriSpeech have them.
+    columns |= {'path': ['0.mp3', '1.mp3', '2.mp3'], 'file': ['0.flac', '1.flac', '2.flac']}
     rows = datasets.Dataset.from_dict(columns | {'sentence': ['a', 'b', 'c']})
     rows = rows.cast_column('audio', datasets.Audio(8000))
     monkeypatch.setattr(sources.datasets, 'load_dataset', lambda *_: {'train': rows})
@@ -79,8 +81,9 @@ def test_hub_sets_give_the_bytes_of_files(folder, monkeypatch):
         ('audio\ttext\n0.wav\t\n', r"line 2: '' stands where what is said must"),
         ('audio\ttext\n99.wav\ta\n', r'line 2: there is no file .*99\.wav; .* holds'),
         ('audio\ttext\n\ta\n', r"line 2: '' stands where the path of a sound file must"),
-        ('one\ttwo\n0.wav\ta\n', r'no column for data\.columns\.text_a \(the audio\) among'),
-        ('audio\ttwo\n0.wav\ta\n', r'no column for data\.columns\.label \(what is said\)'),
+        ('one\ttwo\n0.wav\ta\n', r'no column is the audio; set data\.columns\.text_a to one'),
+        ('audio\ttwo\n0.wav\ta\n', r'no column is what is said; set data\.columns\.label to'),
+        ('audio\tfile\n0.wav\ta\n', r'several columns \(.*audio.*file.*\) may be the audio; set'),
     ],
 )
 def test_mistakes_are_named_with_their_place(folder, table, message):
