@@ -17,14 +17,26 @@ from typing import Any, Self
 
 import numpy as np
 import PIL.Image
-import PIL.ImageOps
 from jaxtyping import Float32, UInt8
+from PIL.ExifTags import Base
+from PIL.Image import Transpose
 
 CONFIG = 'preprocessor_config.json'
 MODES = {1: 'L', 3: 'RGB'}
 # What Pillow raises for a file that is no image, or was cut, or would fill the memory.
 UNREADABLE = (OSError, ValueError, EOFError, SyntaxError, struct.error, zlib.error)
-UNREADABLE += (PIL.Image.DecompressionBombError,)
+# The last two: of damaged AVIF and TIFF files.
+UNREADABLE += (PIL.Image.DecompressionBombError, RuntimeError, TypeError)
+# What undoes each orientation that a camera notes.
+UPRIGHT = {
+    2: Transpose.FLIP_LEFT_RIGHT,
+    3: Transpose.ROTATE_180,
+    4: Transpose.FLIP_TOP_BOTTOM,
+    5: Transpose.TRANSPOSE,
+    6: Transpose.ROTATE_270,
+    7: Transpose.TRANSVERSE,
+    8: Transpose.ROTATE_90,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,6 +108,8 @@ class Preparation:
         try:
             with PIL.Image.open(io.BytesIO(content)) as image:
                 image = self._resized(self._converted(image))
+        except PIL.UnidentifiedImageError as error:  # whose words are about our buffer
+            raise ValueError('cannot be read as an image (of no format that is known)') from error
         except UNREADABLE as error:
             raise ValueError(f'cannot be read as an image ({error})') from error
         height, width = self.size
@@ -116,7 +130,7 @@ class Preparation:
         """Return the image upright and in the channels wanted."""
         if image.mode.startswith(('I', 'F')):
             raise ValueError(f'it has more than 8 bits a channel: mode {image.mode}')
-        image = PIL.ImageOps.exif_transpose(image)
+        image = _upright(image)
         if 'transparency' in image.info:
             image = image.convert('RGBA')
         return image.convert(MODES[self.channels])
@@ -138,6 +152,16 @@ class Preparation:
         """Return the numbers that the backbone reads."""
         mean, std = np.array(self.mean), np.array(self.std)
         return pixels * np.float32(self.scale / std) - np.float32(mean / std)
+
+
+def _upright(image: PIL.Image.Image) -> PIL.Image.Image:
+    """Return the image as its camera was held.
+
+    Pillow's own function also writes the rest of the EXIF data anew, and fails where these are odd.
+    """
+    image.load()
+    turn = UPRIGHT.get(image.getexif().get(Base.Orientation))
+    return image if turn is None else image.transpose(turn)
 
 
 def _read(given: Mapping[str, Any], size: tuple[int, int], channels: int) -> dict[str, Any]:

@@ -4,7 +4,9 @@ import io
 import json
 
 import numpy as np
+import PIL.features
 import PIL.Image
+import PIL.ImageOps
 import pytest
 import transformers
 
@@ -76,10 +78,25 @@ def test_every_kind_of_colours_becomes_three_channels_or_one(mode):
     assert grey(given).shape == (24, 24, 1)
 
 
-def test_an_image_is_turned_upright():
+@pytest.mark.parametrize('kind', ['PNG', 'TIFF', 'WEBP'])
+@pytest.mark.parametrize('orientation', range(10))
+def test_an_image_is_turned_upright(orientation, kind):
     image = picture((24, 24))
     exif = image.getexif()
-    exif[0x0112] = 6  # to be turned right by a quarter
+    exif[0x0112] = orientation
+    lossless = {'lossless': True} if kind == 'WEBP' else {}
+    given = content(image, kind, exif=exif, **lossless)
+    expected = PIL.ImageOps.exif_transpose(PIL.Image.open(io.BytesIO(given)))
+    np.testing.assert_array_equal(Preparation((24, 24))(given), np.asarray(expected))
+    if orientation == 6:  # to be turned right by a quarter
+        np.testing.assert_array_equal(expected, np.rot90(np.asarray(image), 3))
+
+
+def test_an_image_whose_camera_wrote_nonsense_is_turned_upright():
+    # Orientation 6, and a resolution that is a word.
+    entries = b'\x01\x12\0\3\0\0\0\1\0\6\0\0' + b'\x01\x1a\0\2\0\0\0\3hi\0\0'
+    exif = b'Exif\0\0MM\0*\0\0\0\x08\0\2' + entries + bytes(4)
+    image = picture((24, 24))
     found = Preparation((24, 24))(content(image, exif=exif))
     np.testing.assert_array_equal(found, np.rot90(np.asarray(image), 3))
 
@@ -88,7 +105,7 @@ def test_an_image_is_turned_upright():
     ('given', 'message'),
     [
         (b'', 'cannot be read as an image'),
-        (b'no image', 'cannot be read as an image'),
+        (b'no image', r'cannot be read as an image \(of no format that is known\)'),
         (content(picture((24, 24)), 'JPEG')[:300], 'cannot be read as an image'),
         (content(picture((24, 24)))[:-300], 'cannot be read as an image'),
         (content(PIL.Image.new('I;16', (24, 24))), 'more than 8 bits a channel'),
@@ -99,6 +116,21 @@ def test_an_image_is_turned_upright():
 def test_what_is_no_such_image_is_refused(given, message):
     with pytest.raises(ValueError, match=message):
         Preparation((24, 24))(given)
+
+
+@pytest.mark.skipif(not PIL.features.check('avif'), reason='this Pillow reads no AVIF')
+def test_a_damaged_avif_file_is_refused():
+    whole = content(picture((24, 24)), 'AVIF')
+    assert Preparation((24, 24))(whole).shape == (24, 24, 3)
+    with pytest.raises(ValueError, match='cannot be read as an image'):
+        Preparation((24, 24))(whole.replace(b'av01', b'none'))
+
+
+def test_a_damaged_tiff_file_is_refused():
+    whole = content(picture((24, 24)), 'TIFF')
+    offsets = b'\x11\x01\x04\0'  # where the pixels begin, as whole numbers
+    with pytest.raises(ValueError, match='cannot be read as an image'):
+        Preparation((24, 24))(whole.replace(offsets, b'\x11\x01\x0b\0'))
 
 
 @pytest.mark.parametrize(
