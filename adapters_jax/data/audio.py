@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Float16, Float32
 
 from adapters_jax import files
-from adapters_jax.data.stored import Stored
+from adapters_jax.data.stored import Stored, remembered
 from adapters_jax.lazy import Functions
 
 signal = Functions('scipy.signal')
@@ -151,6 +151,7 @@ def features(
     """The features of recordings; with a `cache_dir` they are a mapped file there.
 
     Sounds that are longer than the window lose their end, and are counted in the log, each time.
+    Raises DiskError where the file would leave too little of the disk.
     """
     frames = frames_of(extractor, seconds)
     window = frames * extractor.hop_length / extractor.sampling_rate
@@ -173,7 +174,8 @@ def features(
     directory = pathlib.Path(cache_dir) / f'sound-{key[:32]}'
     kept = directory / CUT
     stored = Stored(directory, shape, np.dtype(KEPT_AS), of)
-    array = stored.make(lambda array: files.write_json(kept, fill(array)))
+    what = 'the cache of recordings'
+    array = remembered(stored, lambda array: files.write_json(kept, fill(array)), what)
     # Folders of before the count was kept have none.
     cut = json.loads(kept.read_text('utf-8')) if kept.is_file() else 0
     _tell_cut(cut, len(recordings), extractor, frames)

@@ -22,7 +22,7 @@ from adapters_jax.data import columns, image_files, sources
 from adapters_jax.data.encoded import Encoded
 from adapters_jax.data.image_files import File
 from adapters_jax.data.pixels import Preparation
-from adapters_jax.data.stored import Stored, check_room
+from adapters_jax.data.stored import Stored, remembered
 
 PIXELS = 'pixels'  # the column of images, [N, H, W, C]
 FORMAT = 1  # raised whenever the same images would be stored as other numbers
@@ -170,19 +170,10 @@ def encode(
         fill(pixels)
     else:
         directory = Path(cache_dir) / f'{PIXELS}-{name[:32]}'
-        pixels = _remembered(Stored(directory, shape, np.dtype(np.uint8), of), fill)
+        stored = Stored(directory, shape, np.dtype(np.uint8), of)
+        pixels = remembered(stored, fill, 'the cache of images')
     known = {PIXELS: name} if of else {}
     return Encoded({}, np.arange(len(rows) + 1), {PIXELS: pixels} | labels, known=known)
-
-
-def _remembered(stored: Stored, fill: Callable[[np.ndarray], None]) -> np.ndarray:
-    """Return the array that is stored; where it is not, `fill` writes it first."""
-    found = stored.read()
-    if found is not None:
-        return found
-    remedy = "free some space, or set another data.cache_dir, or 'none'"
-    check_room(stored.directory, stored.nbytes, 'the cache of images', remedy)
-    return stored.make(fill)
 
 
 def _fill(rows: Rows, preparation: Preparation, array: UInt8[np.ndarray, 'N H W C']) -> None:

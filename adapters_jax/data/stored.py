@@ -113,6 +113,19 @@ class Stored:
             return [zlib.crc32(_page(file, int(place))) for place in places]
 
 
+def remembered(stored: Stored, fill: Callable[[np.ndarray], None], what: str) -> np.ndarray:
+    """The array of a cache; where it is not there, `fill` writes it first.
+
+    what: the cache, for messages. Raises DiskError where it would leave too little of the disk.
+    """
+    found = stored.read()
+    if found is not None:
+        return found
+    remedy = "free some space, or set another data.cache_dir, or 'none'"
+    check_room(stored.directory, stored.nbytes, what, remedy)
+    return stored.make(fill)
+
+
 def check_mapped(columns: Iterable[np.ndarray]) -> None:
     """Look whether arrays that are mapped from files can be read.
 

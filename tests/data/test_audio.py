@@ -1,5 +1,6 @@
 """Recordings to features: files, channels, rates, windows, and what is kept."""
 
+import collections
 import io
 import logging
 
@@ -8,7 +9,8 @@ import pytest
 import soundfile
 import transformers
 
-from adapters_jax.data import audio
+from adapters_jax import files
+from adapters_jax.data import audio, stored
 
 RATE = 16000
 
@@ -87,6 +89,15 @@ def test_features_are_kept_and_made_anew_where_a_file_changes(tmp_path, extracto
     changed = audio.features(recordings, extractor, 0.5, tmp_path / 'cache')
     assert (changed[1] != found[1]).any()
     np.testing.assert_array_equal(changed[::2], found[::2])
+
+
+def test_features_that_would_fill_the_disk_are_refused(tmp_path, extractor, monkeypatch):
+    recordings = [write(tmp_path / '0.wav', tone(300))]
+    free = collections.namedtuple('Usage', 'total used free')(10**9, 10**9, stored.MARGIN)
+    monkeypatch.setattr(stored.shutil, 'disk_usage', lambda _: free)
+    with pytest.raises(files.DiskError, match=r'recordings needs 2\.0 kB .*free some space'):
+        audio.features(recordings, extractor, 0.5, tmp_path / 'cache')
+    assert not list((tmp_path / 'cache').rglob('numbers.bin'))
 
 
 def test_what_is_cut_is_counted(tmp_path, extractor, caplog):
