@@ -2,7 +2,8 @@
 
 A gradient is a product with one factor transposed. Eigen, with which XLA multiplies on a CPU, reads
 a transposed factor in an order that no cache likes, and the more so the larger it is; so the
-smaller one is written down transposed. The numbers are those of differentiation, to rounding.
+smaller one is written down transposed. The numbers are those of differentiation, to rounding; so
+are those of second derivatives.
 """
 
 import math
@@ -14,52 +15,63 @@ from jaxtyping import Array, Float
 
 from adapters_jax import sharding, xla
 
-_stop = jax.lax.stop_gradient
 
-
+@jax.custom_vjp
 def product(x: Float[Array, '... I'], kernel: Float[Array, 'I O']) -> Float[Array, '... O']:
     """Return `x @ kernel`; the gradient for `x` is `input_gradient`."""
-    return _with_input_gradient(_stop(x) @ kernel, x, _stop(kernel))
+    return x @ kernel
 
 
+@jax.custom_vjp
 def trained_product(x: Float[Array, '... I'], kernel: Float[Array, 'I O']) -> Float[Array, '... O']:
     """Return `x @ kernel`; the gradient for the kernel, a narrow one, is `kernel_gradient`."""
-    return _with_kernel_gradient(x @ _stop(kernel), _stop(x), kernel)
+    return x @ kernel
 
 
-@jax.custom_vjp
-def _with_input_gradient(y: Array, x: Array, kernel: Array) -> Array:
-    return y
+def _keep(x: Any, kernel: Any) -> tuple[Array, tuple[Array | None, Array | None]]:
+    """Return the product, and each factor where somebody asks for a gradient of the other."""
+    kept = x.value if kernel.perturbed else None, kernel.value if x.perturbed else None
+    return x.value @ kernel.value, kept
 
 
-def _keep_kernel(y: Any, x: Any, kernel: Any) -> tuple[Array, Array | None]:
-    """Keep the kernel where somebody asks for a gradient of `x`."""
-    return y.value, kernel.value if x.perturbed else None
+def _gradients(kept: tuple[Array | None, Array | None], gradient: Array) -> Any:
+    x, kernel = kept
+    of_x = None if kernel is None else _smaller_turned(gradient, kernel)
+    return of_x, None if x is None else _against_columns(x, gradient)
 
 
-def _input_gradient(kernel: Array | None, gradient: Array) -> tuple[Array, Array | None, None]:
-    if kernel is None:
-        return gradient, None, None
+def _trained_gradients(kept: tuple[Array | None, Array | None], gradient: Array) -> Any:
+    x, kernel = kept
+    of_x = None if kernel is None else _against_rows(gradient, kernel)
+    return of_x, None if x is None else kernel_gradient(x, gradient)
+
+
+product.defvjp(_keep, _gradients, symbolic_zeros=True)
+trained_product.defvjp(_keep, _trained_gradients, symbolic_zeros=True)
+
+
+def _smaller_turned(gradient: Float[Array, '... O'], kernel: Float[Array, 'I O']) -> Array:
     # Devices with parts of a kernel would each have to be sent all of it a second time.
     alone = sharding.devices_of(gradient) == 1
-    return gradient, (input_gradient if alone else _against_rows)(gradient, kernel), None
-
-
-_with_input_gradient.defvjp(_keep_kernel, _input_gradient, symbolic_zeros=True)
+    return (input_gradient if alone else _against_rows)(gradient, kernel)
 
 
 @jax.custom_vjp
-def _with_kernel_gradient(y: Array, x: Array, kernel: Array) -> Array:
-    return y
+def input_gradient(
+    gradient: Float[Array, '... O'], kernel: Float[Array, 'I O']
+) -> Float[Array, '... I']:
+    """Return `gradient @ kernel.T`, which may be differentiated itself; see `_turned_over`."""
+    return _turned_over(gradient, kernel)
 
 
-_with_kernel_gradient.defvjp(
-    lambda y, x, kernel: (y, x), lambda x, gradient: (gradient, None, kernel_gradient(x, gradient))
+input_gradient.defvjp(
+    lambda gradient, kernel: (_turned_over(gradient, kernel), (gradient, kernel)),
+    lambda kept, second: (second @ kept[1], _against_columns(second, kept[0])),
 )
 
 
 @jax.custom_batching.custom_vmap
-def input_gradient(
+def _turned_over(
     gradient: Float[Array, '... O'], kernel: Float[Array, 'I O']
 ) -> Float[Array, '... I']:
     """Return `gradient @ kernel.T`; on a CPU the kernel is written down transposed, or all else is.
@@ -78,12 +90,12 @@ def input_gradient(
     return xla.apart(kernel @ columns).T.reshape(*gradient.shape[:-1], inputs)
 
 
-@input_gradient.def_vmap
+@_turned_over.def_vmap
 def _of_members(
     size: int, batched: tuple[bool, bool], gradient: Array, kernel: Array
 ) -> tuple[Array, bool]:
     if not batched[1]:
-        return input_gradient(gradient, kernel), True
+        return _turned_over(gradient, kernel), True
     axes = 0 if batched[0] else None, 0
     return jax.vmap(_against_rows, axes, axis_size=size)(gradient, kernel), True
 
@@ -91,6 +103,12 @@ def _of_members(
 def _against_rows(gradient: Array, kernel: Array) -> Array:
     """Return `gradient @ kernel.T` in one operation, as differentiation has it."""
     return jax.lax.dot_general(gradient, kernel, (((gradient.ndim - 1,), (1,)), ((), ())))
+
+
+def _against_columns(x: Array, gradient: Array) -> Array:
+    """Return the product of `x`, transposed, and `gradient`, as differentiation has it."""
+    rows = tuple(range(x.ndim - 1))
+    return jax.lax.dot_general(gradient, x, ((rows, rows), ((), ()))).T
 
 
 def kernel_gradient(

@@ -1,5 +1,6 @@
 """Products are products; their gradients are computed with the smaller factor turned over."""
 
+import functools
 import re
 
 import jax
@@ -93,6 +94,29 @@ def test_only_what_is_asked_for_is_computed(product):
         assert [count(of) for of in (0, 1, (0, 1))] == [2, 2, 3]
     else:
         assert [count(of) for of in (1, (0, 1))] == [2, 3]
+
+
+@pytest.mark.parametrize('product', BOTH)
+@pytest.mark.parametrize('members', [False, True])
+def test_second_derivatives_are_those_of_a_product(product, members):
+    x, *kernels = normals((4, 6), (3, 6, 5), (3, 5, 2))
+    _, *along = normals((1,), (6, 5), (5, 2))
+
+    def curvature(product, *kernels):
+        def loss(first, second):
+            return jnp.square(jnp.tanh(product(jnp.tanh(product(x, first)), second))).sum()
+
+        def slope(*kernels):
+            return sum(map(jnp.vdot, jax.grad(loss, (0, 1))(*kernels), along))
+
+        return jax.grad(slope, (0, 1))(*kernels)
+
+    def run(product):
+        of_one = functools.partial(curvature, product)
+        return jax.vmap(of_one)(*kernels) if members else of_one(*(one[0] for one in kernels))
+
+    for found, expected in zip(run(product), run(jnp.matmul), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
 def input_gradient(x, kernel):
