@@ -25,6 +25,7 @@ from adapters_jax.params import Rule, Tree, freeze, train
 from adapters_jax.sites import Place, Sites
 
 Batch = Mapping[str, Array]
+READ = ('input_ids', 'pixels', 'sound')  # the columns that backbones read, of which a batch has one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,8 +124,16 @@ class Model:
         For a head that reads first tokens alone, the last layer computes no others, where the
         method allows it (`Method.stepwise`).
 
+        A batch of nothing but what the backbone reads has one text a row and no padding. Else
+        `segments`, int32 [B, T], numbers each token's text in its row from 1, 0 on padding, and
+        `starts`, int32 [B, S], are the places at which these texts begin.
+
         `record` is filled with the weights of AdapterFusion by place. For a bank the batch has the
         column `adapter`: the number of each row's adapter, or of each group of rows on end.
+
+        Raises:
+            ValueError: a batch without what the backbone reads, `attention_mask` in the place of
+                `segments`, or `segments` without `starts`.
         """
         sites, rows = self.sites(params, batch, functional.fold(key, 0), record)
         backbone = Backbone(self.config, self.dtype, self.trunk(params), self.remat)
@@ -300,14 +309,34 @@ def inputs_of(batch: Batch) -> Array:
     """Return what a batch has for the backbone to read: tokens, pixels or sound.
 
     Pixels may be [B, 1, H, W, C], as columns of examples are: a row holds one image.
+
+    Raises:
+        ValueError: nothing of these, or a mask of padding under the name that tokenizers give it.
     """
-    values = next(batch[name] for name in ('input_ids', 'pixels', 'sound') if name in batch)
+    name = next((name for name in READ if name in batch), None)
+    if name is None:
+        raise ValueError(
+            f'the batch has the columns {", ".join(batch) or "(none)"}; expected one of '
+            f'{", ".join(READ)}'
+        )
+    if 'attention_mask' in batch and 'segments' not in batch:
+        raise ValueError(
+            "the batch has the column 'attention_mask', but what is padding is read from "
+            "'segments' (1 for each token of a row's text, 0 for padding), with 'starts', zeros of "
+            'shape [B, 1]; rename the one and add the other'
+        )
+    values = batch[name]
     return values[:, 0] if 'pixels' in batch and values.ndim == 5 else values
 
 
 def _mask(batch: Batch) -> Bool[Array, 'B 1 #T T'] | None:
     if 'segments' not in batch:
         return None
+    if 'starts' not in batch:
+        raise ValueError(
+            "the batch has 'segments' but not 'starts', int32 [B, S], the places at which the "
+            'texts of each row begin; with one text a row these are zeros of shape [B, 1]'
+        )
     return attention_mask(batch['segments'], batch['starts'].shape[1])
 
 

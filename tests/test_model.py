@@ -378,6 +378,23 @@ def test_a_batch_of_nothing_but_tokens(pooling):
     np.testing.assert_allclose(found, model.apply(params, whole), atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ('columns', 'message'),
+    [
+        (('input_ids', 'attention_mask'), "'attention_mask', but what is padding is read from"),
+        (('input_ids', 'segments'), "'segments' but not 'starts'"),
+        (('token_type_ids',), 'columns token_type_ids; expected one of input_ids, pixels, sound'),
+        ((), r'columns \(none\); expected one of'),
+    ],
+)
+@pytest.mark.parametrize('function', ['apply', 'trunk_outputs'])
+def test_a_batch_with_columns_of_other_names_is_refused(function, columns, message):
+    model = tiny.model(tiny.Shift(lowest=1))
+    batch = dict.fromkeys(columns, np.ones((2, 6), np.int32))
+    with pytest.raises(ValueError, match=message):
+        getattr(model, function)(tiny.params(model), batch)
+
+
 def gradient_flops(model, params, packed):
     def loss(adapters):
         return jnp.square(model.apply(params | {'adapters': adapters}, packed)).sum()
