@@ -358,7 +358,12 @@ def rematerialised(policy: str) -> type[Block]:
 
     A name and not the kind of operation says what is kept: a product with a matrix in another
     number format is one operation of its own (`quantize.product`), into which no policy looks.
+
+    Raises:
+        ValueError: an unknown policy.
     """
+    if policy not in REMAT:
+        raise ValueError(f'remat is {policy!r}; expected one of {", ".join(REMAT)}')
     if policy == 'none':
         return Block
     keep = jax.checkpoint_policies.save_only_these_names(PROJECTED) if policy == 'dots' else None

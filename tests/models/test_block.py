@@ -7,7 +7,7 @@ import pytest
 import torch
 from flax import struct
 
-from adapters_jax.models.block import Block, BlockConfig, Memory, causal
+from adapters_jax.models.block import Block, BlockConfig, Memory, causal, rematerialised
 from adapters_jax.params import flatten, unflatten
 from adapters_jax.sites import IDENTITY, Sites, Stream
 
@@ -278,6 +278,11 @@ def test_a_memory_must_be_given_where_there_is_cross_attention_and_nowhere_else(
         run(BlockConfig(D, F, H, cross_attention=True), decoder_params())
     with pytest.raises(ValueError, match='cross_attention=False, but its memory is given'):
         run(BlockConfig(D, F, H), encoder_params(), memory=inputs()[1])
+
+
+def test_an_unknown_way_of_rematerialising_is_refused():
+    with pytest.raises(ValueError, match="remat is 'dot'; expected one of none, dots, full"):
+        rematerialised('dot')
 
 
 def test_the_tree_is_the_one_that_the_documentation_names():
