@@ -336,19 +336,39 @@ def _layer_of(name: str) -> int:
 
 
 def _first_tuned_layer(rules: tuple[Rule, ...], dimensions: Dimensions) -> int:
-    """Return the lowest layer with a leaf that the rules train; embeddings count as layer 0."""
+    """Return the lowest layer with a leaf that the rules train; embeddings count as layer 0.
+
+    So does a leaf that is none of `_probes`: a family may have any, and they are mostly embeddings.
+    """
     if not rules:
         return dimensions.layers
-    tables = [f'{name}/embedding' for name in ('word', 'position', 'token_type')]
-    probes = [(f'backbone/embeddings/{x}', 0) for x in (*tables, 'norm/scale', 'norm/bias')]
-    for i in range(dimensions.layers):
-        for sub_layer, projections in PROJECTIONS.items():
-            leaves = [f'{p}/{leaf}' for p in projections for leaf in ('kernel', 'bias')]
-            leaves += ['norm/scale', 'norm/bias']
-            probes += [(f'backbone/layer_{i}/{sub_layer}/{leaf}', i) for leaf in leaves]
+    probes = _probes(dimensions)
     tuned = [
         layer
         for path, layer in probes
         if (rule := next((r for r in rules if r.matches(path)), None)) and rule.train
     ]
-    return min(tuned, default=dimensions.layers)
+    ours = [r for r in rules if r.train and not r.pattern.startswith(('adapters/', 'heads/'))]
+    unknown = any(not any(rule.matches(path) for path, _ in probes) for rule in ours)
+    return min([*tuned, *([0] if unknown else [])], default=dimensions.layers)
+
+
+def _probes(dimensions: Dimensions) -> list[tuple[str, int]]:
+    """Return paths of leaves that most families have, with the layers that they count as."""
+    tables = [f'{name}/embedding' for name in ('word', 'position', 'token_type')]
+    around, ends = (*tables, 'norm/scale', 'norm/bias'), ('scale', 'bias')
+    first = dimensions.layers - dimensions.decoder_layers
+    # An encoder's last LayerNorm is the end of its last layer where another stack follows.
+    final = first - 1 if dimensions.decoder_layers else dimensions.layers
+    found = [(f'embeddings/{x}', 0) for x in around]
+    found += [(f'decoder_embeddings/{x}', first) for x in around]
+    found += [(f'final_norm/{x}', final) for x in ends]
+    found += [(f'decoder_final_norm/{x}', dimensions.layers) for x in ends]
+    found += [(f'pooler/{x}', dimensions.layers) for x in ('kernel', 'bias')]
+    for i in range(dimensions.layers):
+        for sub_layer, projections in PROJECTIONS.items():
+            leaves = [f'{p}/{leaf}' for p in projections for leaf in ('kernel', 'bias')]
+            found += [
+                (f'layer_{i}/{sub_layer}/{x}', i) for x in (*leaves, *(f'norm/{e}' for e in ends))
+            ]
+    return [(f'backbone/{path}', layer) for path, layer in found]

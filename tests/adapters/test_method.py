@@ -1,18 +1,20 @@
 """What all methods share: the identity by default, the trunk, rules, and keys that differ."""
 
 import dataclasses
+import re
 from typing import ClassVar
 
 import jax
 import numpy as np
 import pytest
 import small_bert as small
+import torch_families
 
 from adapters_jax import params
 from adapters_jax.adapters import registry
 from adapters_jax.adapters.binding import Adapted
 from adapters_jax.adapters.method import Method
-from adapters_jax.models.backbone import Backbone
+from adapters_jax.models.backbone import Backbone, shapes
 from adapters_jax.params import train
 
 
@@ -99,6 +101,29 @@ def test_every_call_of_a_site_has_its_own_key():
 def test_the_trunk_ends_at_the_first_tuned_layer(pattern, layer):
     assert Tuning(pattern=pattern).first_layer({}, small.DIMENSIONS) == layer
     assert Tuning(pattern=pattern).first_layer({'layer_0': {}}, small.DIMENSIONS) == 0
+
+
+@pytest.mark.parametrize('family', ['electra', 'vit', 't5', 'whisper'])
+def test_no_leaf_of_a_family_is_tuned_below_the_trunks_end(family):
+    config = torch_families.models(family)[1].config
+    sizes = config.dimensions
+    for path in params.flatten(shapes(config)):
+        branch = path.partition('/')[0]
+        layers = {
+            'embeddings': 0,
+            'decoder_embeddings': config.layers,
+            'final_norm': config.layers - 1 if config.decoder else config.layers,
+        }
+        number = re.fullmatch(r'layer_(\d+)', branch)
+        own = int(number[1]) if number else layers.get(branch, sizes.layers)
+        found = Tuning(pattern=f'backbone/{re.escape(path)}').first_layer({}, sizes)
+        assert found <= own, path
+
+
+def test_a_leaf_that_only_the_methods_author_knows_is_below_the_trunk():
+    assert Tuning(pattern='backbone/embeddings/own/kernel').first_layer({}, small.DIMENSIONS) == 0
+    for preset in ('layer_norm[embedding_norm=False,leave_out=[0]]', 'top_layers[layers=2]'):
+        assert registry.create(preset).first_layer({}, small.DIMENSIONS) == 1
 
 
 def tuned_paths(text):
