@@ -2,7 +2,7 @@
 # The virtual environment of this checkout, and its settings. Sourced by the scripts beside it, which
 # then call
 #   make_environment REQUIREMENTS_FILE [pip options]
-# and find the environment's interpreter in $python.
+# or `usage`, which prints their head, and find the environment's interpreter in $python.
 #
 # $PYTHON chooses the interpreter that the environment is made from, $ADAPTERS_JAX_VENV its place
 # (default: .venv in the checkout). The environment keeps the text of the requirements it has, so
@@ -18,6 +18,11 @@ say() { printf '[adapters_jax] %s\n' "$*" >&2; }
 fail() {
   say "error: $*"
   exit 1
+}
+
+# Prints the head of the script that sources this.
+usage() {
+  sed -n '2,/^set /{/^set /d; s/^# \{0,1\}//; p;}' "$0"
 }
 
 settings=${ADAPTERS_JAX_ENV:-$ROOT/launch/env}

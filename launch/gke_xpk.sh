@@ -19,8 +19,11 @@ source "$(dirname "${BASH_SOURCE[0]}")/remote.sh"
 
 action=${1:-} name=${2:-}
 case $action in
-  list) ;;
-  create | logs | delete) [ -n "$name" ] || fail "expected the name of a workload after $action" ;;
+  list) no_more "${@:2}" ;;
+  create | logs | delete)
+    [ -n "$name" ] || fail "expected the name of a workload after $action"
+    [ "$action" = create ] || no_more "${@:3}"
+    ;;
   *) fail "expected create, list, logs or delete, got '$action'" ;;
 esac
 need XPK_CLUSTER 'the name of the cluster'

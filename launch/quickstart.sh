@@ -6,6 +6,14 @@ set -euo pipefail
 # shellcheck source=launch/environment.sh
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
+case ${1:-} in
+  -h | --help)
+    usage
+    exit
+    ;;
+  -*) fail "expected a workdir, or nothing, got '$1'" ;;
+esac
+[ $# -le 1 ] || fail "expected one workdir, got $# words; a path with blanks stands in quotes"
 workdir=${1:-$ROOT/runs/quickstart}
 case $workdir in /*) ;; *) workdir=$PWD/$workdir ;; esac
 questions=$workdir/questions.jsonl

@@ -77,10 +77,6 @@ prepare() {
   touch "$VENV/installed-jax-$extra"
 }
 
-usage() {
-  sed -n '2,/^set /{/^set /d; s/^# \{0,1\}//; p;}' "${BASH_SOURCE[0]}"
-}
-
 command=${1:-}
 case $command in
   train | evaluate | sweep | predict | convert | compile | preprocess) module=adapters_jax.$command ;;

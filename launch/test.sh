@@ -6,6 +6,12 @@ set -euo pipefail
 # shellcheck source=launch/environment.sh
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
+case ${1:-} in
+  -h | --help)
+    usage
+    exit
+    ;;
+esac
 slow=no
 if [ "${1:-}" = --slow ]; then
   slow=yes

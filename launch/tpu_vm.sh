@@ -9,9 +9,10 @@
 # With --dry-run before the first word, the commands are printed and not run.
 #
 # Needs gcloud, logged in, and TPU_ZONE, TPU_TYPE and TPU_RUNTIME (see launch/env.example). TPU_ENV
-# names a file of settings for the workers, which becomes their launch/env. `run` starts the command on every worker and returns. With several workers --workdir, the data and the
-# caches must be on a disk that all of them mount (Filestore, or a bucket by gcsfuse). A spot VM that
-# was taken away is gone: delete, create, sync and run again continues from the last checkpoint.
+# names a file of settings for the workers, which becomes their launch/env. `run` starts the command
+# on every worker and returns. With several workers --workdir, the data and the caches must be on a
+# disk that all of them mount (Filestore, or a bucket by gcsfuse). A spot VM that was taken away is
+# gone: delete, create, sync and run again continues from the last checkpoint.
 set -euo pipefail
 # shellcheck source=launch/environment.sh
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
@@ -21,6 +22,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/remote.sh"
 action=${1:-} name=${2:-}
 [ -n "$name" ] || fail 'expected create, sync, run, logs, stop or delete, and the name of a TPU VM'
 shift 2
+[ "$action" = run ] || no_more "$@"
 need TPU_ZONE 'the zone of the TPU VM'
 place=(--zone="$TPU_ZONE" ${TPU_PROJECT:+--project="$TPU_PROJECT"})
 

@@ -72,6 +72,21 @@ def test_help_is_the_head_of_the_script(machine):
     assert 'bash launch/run.sh COMMAND [options]' in done.stdout and '#' not in done.stdout
 
 
+@pytest.mark.parametrize('option', ['-h', '--help'])
+@pytest.mark.parametrize('script', ['run', 'quickstart', 'test', 'tpu_vm', 'gke_xpk'])
+def test_every_script_tells_how_it_is_called(machine, script, option):
+    done, calls = machine.run(f'{script}.sh', option)
+    assert (done.returncode, calls, done.stderr) == (0, [], '')
+    assert f'bash launch/{script}.sh ' in done.stdout
+
+
+@pytest.mark.parametrize('words', [['--workdir=W'], ['my', 'runs']])
+def test_the_quickstart_takes_one_folder_and_no_options(machine, words):
+    done, calls = machine.run('quickstart.sh', *words)
+    assert (done.returncode, calls) == (1, [])
+    assert done.stderr.startswith('[adapters_jax] error: expected ') and ' workdir' in done.stderr
+
+
 @pytest.mark.parametrize('words', [['tarin', '--workdir=x'], []])
 def test_an_unknown_command_is_told_before_anything_is_installed(machine, words):
     done, calls = machine.run('run.sh', *words)
