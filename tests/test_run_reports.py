@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shlex
 
 import numpy as np
 import pytest
@@ -156,6 +157,17 @@ def test_predictions_that_are_no_labels_are_not_counted(tmp_path):
     full, lora = runs.groups(runs.find([str(tmp_path)], 'test'))
     found = significance.compare(lora, full, 'accuracy')
     assert found.by_examples is None and found.by_seeds is None
+
+
+def test_a_command_that_is_told_can_be_pasted(tmp_path):
+    workdir = tmp_path / 'my runs' / 'a'
+    workdir.mkdir(parents=True)
+    (workdir / 'summary.json').write_text('{}')
+    with pytest.raises(FileNotFoundError) as error:
+        runs.find([str(tmp_path)], 'test')
+    told = shlex.split(str(error.value).split('`')[1])
+    expected = ['python', '-m', 'adapters_jax.evaluate', f'--workdir={workdir}', '--split=test']
+    assert told == expected
 
 
 def run_report(written, tmp_path, **options):

@@ -1,6 +1,7 @@
 """What a search found, as values and as Markdown: the best settings, what mattered, every trial."""
 
 import itertools
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,11 +41,9 @@ def counts(study: Study) -> dict[str, int]:
 
 
 def command(workdir: Path | str, member: str) -> str:
-    """Return what trains a member of a sweep by itself."""
-    return (
-        f'python -m adapters_jax.train --config=configs/again.py:{workdir}/{MEMBERS}/{member} '
-        '--workdir=NEW'
-    )
+    """Return what trains a member of a sweep by itself, as a shell reads it."""
+    config = shlex.quote(f'--config=configs/again.py:{workdir}/{MEMBERS}/{member}')
+    return f'python -m adapters_jax.train {config} --workdir=NEW'
 
 
 def markdown(result: Mapping[str, Any], rows: Sequence[Row], primary: str) -> str:

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -110,10 +111,10 @@ def find(folders: Sequence[str], split: str) -> list[Run]:
 def _read(workdir: Path, split: str) -> Run:
     evaluation = workdir / f'evaluation_{split}.json'
     if not evaluation.exists():
+        options = shlex.join([f'--workdir={workdir}', f'--split={split}'])
         raise FileNotFoundError(
             f'{workdir} has no evaluation_{split}.json; run '
-            f'`python -m adapters_jax.evaluate --workdir={workdir} --split={split}`, or report '
-            'another split'
+            f'`python -m adapters_jax.evaluate {options}`, or report another split'
         )
     config, summary, scores = (
         json.loads(path.read_text())

@@ -1,5 +1,7 @@
 """What mattered in a search, on studies made up for it."""
 
+import shlex
+
 import pytest
 
 from adapters_jax.tuning import report, space
@@ -31,3 +33,9 @@ def test_what_only_two_keys_together_explain_is_the_share_of_neither(tmp_path):
 @pytest.mark.parametrize(('count', 'score'), [(3, lambda p: p['b']), (5, lambda p: 0.5)])
 def test_too_few_trials_or_equal_scores_explain_nothing(tmp_path, count, score):
     assert importances(tmp_path, count, score) == {}
+
+
+def test_the_command_for_a_member_can_be_pasted():
+    config = '--config=configs/again.py:my runs/W/members/trial-0001'
+    words = ['python', '-m', 'adapters_jax.train', config, '--workdir=NEW']
+    assert shlex.split(report.command('my runs/W', 'trial-0001')) == words
