@@ -33,6 +33,11 @@ def find_files(
         )
     named = {s: folder / pathlib.Path(data[s]).expanduser() for s in SPLITS if data.get(s)}
     for split, path in named.items():
+        if path.is_dir():
+            raise FileNotFoundError(
+                f'data.{split}: {path} is a folder; name a file in it, or give it as data.dir '
+                f'({content(path)}).'
+            )
         if not text_files.file_of(path)[0].is_file():
             raise FileNotFoundError(
                 f'data.{split}: there is no file {path}; {content(path.parent)}.'

@@ -206,6 +206,7 @@ def test_a_hub_that_does_not_answer_is_one_sentence(monkeypatch):
         ({'name': 'trec', 'glue': 'rte'}, 'glue, name, which name several sources'),
         ({'glue': 'rte', 'train': 'x.csv'}, 'glue, train, which name several sources'),
         ({'dir': '/nowhere/at/all'}, "'/nowhere/at/all', which is not a folder"),
+        ({'train': '/'}, r'data\.train: / is a folder; name a file in it.* as data\.dir \(/ holds'),
         ({'train': '/nowhere/x.csv'}, r'data\.train: there is no file /nowhere/x\.csv; the folder'),
     ],
 )
