@@ -46,7 +46,8 @@ def find_files(
 
 
 def content(folder: pathlib.Path, most: int = 20) -> str:
-    """What a folder holds, as a clause for a message."""
+    """What a folder holds, as a clause for a message that says where a relative one is."""
+    folder = folder.absolute()
     if not folder.is_dir():
         return f'the folder {folder} does not exist'
     names = sorted(path.name for path in folder.iterdir())

@@ -215,6 +215,13 @@ def test_sources_that_cannot_be_are_refused(data, message):
         load(config(**data), 'class')
 
 
+def test_a_relative_file_is_told_with_the_folder_that_it_was_looked_for_in(tmp_path, monkeypatch):
+    (tmp_path / 'notes.md').touch()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match=rf'file x\.csv; {tmp_path} holds notes\.md'):
+        load(config(train='x.csv'), 'class')
+
+
 @pytest.mark.parametrize(
     ('files', 'data', 'message'),
     [
