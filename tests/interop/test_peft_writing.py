@@ -152,6 +152,16 @@ def test_what_peft_cannot_hold(text, sentence, bases, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_the_names_of_labels_are_left_out_and_said_once(bases, tmp_path, caplog):
+    loaded = theirs.loaded_base(bases['bert'])
+    ours.save(trained('lora', loaded), tmp_path / 'out', loaded)
+    said = f'0 to {len(LABELS) - 1} stand for {", ".join(LABELS)}, in this order'
+    assert caplog.text.count(said) == 1
+    caplog.clear()
+    ours.save(ours.load(tmp_path / 'out', loaded), tmp_path / 'again', loaded)
+    assert 'stand for' not in caplog.text
+
+
 @pytest.mark.parametrize('family', ['bert', 'roberta'])
 def test_a_head_that_no_model_has_is_left_out(family, bases, tmp_path, caplog):
     loaded = theirs.loaded_base(bases[family])

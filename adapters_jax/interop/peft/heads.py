@@ -84,7 +84,12 @@ def _task(name: str | None, outputs: int, config: BackboneConfig) -> dict[str, A
     if name is None and config.reads != 'pixels' and outputs == 1:
         return {'name': 'regression'}
     name = name or ('image_classification' if config.reads == 'pixels' else 'classification')
-    return {'name': name, 'labels': [f'LABEL_{i}' for i in range(outputs)]}
+    return {'name': name, 'labels': numbered(outputs)}
+
+
+def numbered(outputs: int) -> list[str]:
+    """Return the labels of a folder that names none."""
+    return [f'LABEL_{i}' for i in range(outputs)]
 
 
 def _check_model(settings: Mapping[str, Any], config: BackboneConfig, task: str | None) -> None:

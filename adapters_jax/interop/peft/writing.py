@@ -58,8 +58,8 @@ _TUNING = (BitFit.architecture, LayerNormTuning.architecture)
 def save(folder: AdapterFolder, directory: Path | str, loaded: LoadedBackbone) -> Path:
     """Write an adapter of `loaded` as a PEFT folder.
 
-    A head that no Hugging Face model has is left out, with a warning; the labels' names have no
-    place in the format.
+    A head that no Hugging Face model has is left out, with a warning; so are the labels' names,
+    which have no place in the format.
 
     Raises:
         ValueError: a method, a mix of methods or an option that PEFT does not have; the sentence
@@ -92,6 +92,8 @@ def save(folder: AdapterFolder, directory: Path | str, loaded: LoadedBackbone) -
         temporary.mkdir()
         (temporary / configs.CONFIG).write_text(json.dumps(config, indent=2) + '\n', 'utf-8')
         tensors.write(temporary / tensors.SAFETENSORS, named)
+    if classifier:
+        _warn_of_labels(folder)
     return directory
 
 
@@ -157,6 +159,17 @@ def _task_type(
         return heads.FEATURES
     of_tokens = {task: kind for kind, task in heads.OF_TOKENS.items()}
     return of_tokens.get(folder.task['name'], heads.CLASSIFICATION)
+
+
+def _warn_of_labels(folder: AdapterFolder) -> None:
+    """Say that the names of the labels are left out, and which numbers stand for them."""
+    labels = [str(label) for label in folder.task.get('labels', ())]
+    if labels and labels != heads.numbered(len(labels)):
+        _LOG.warning(
+            "the names of the labels have no place in PEFT's folders: 0 to %d stand for %s, in "
+            'this order; --format=adapterhub, merged and adapters_jax keep them',
+            *(len(labels) - 1, ', '.join(labels)),
+        )
 
 
 def _warn_of_words(folder: AdapterFolder, loaded: LoadedBackbone) -> None:
