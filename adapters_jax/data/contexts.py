@@ -31,13 +31,15 @@ class Shape:
     """How contexts are cut into windows; all lengths are in tokens.
 
     max_length: of a window with its question and special tokens. stride: what two windows of one
-    context share. question: the most that is kept of a question.
+    context share. question: the most that is kept of a question. types: whether token types tell
+    the context from the question; without, all are 0.
     Raises ValueError where windows would not get on.
     """
 
     max_length: int
     stride: int
     question: int
+    types: bool = True
 
     def check(self, special: int, positions: int | None) -> None:
         """Raises ValueError where the longest question leaves no room, or no model takes it."""
@@ -98,9 +100,11 @@ def encode(
     Raises ValueError where the shape fits no model.
     """
     frame = frame_of(tokenizer)
+    frame = frame if shape.types else frame._replace(types=(0,) * len(frame.types))
     shape.check(frame.size, positions)
     texts = rows['question'][:], rows['context'][:]
-    kind = [f'windows {shape.stride} {shape.question}']  # so that no other form of them is found
+    # So that no other form of them is found.
+    kind = [f'windows {shape.stride} {shape.question}' + ' of one type' * (not shape.types)]
     arrays = tokenize.remembered(
         lambda: _cut(*texts, tokenizer, frame, shape),
         (*_TOKENS, *_EXAMPLES, 'characters', 'offsets', 'rows', 'begins', 'truncated'),

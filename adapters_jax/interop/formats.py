@@ -12,7 +12,7 @@ from pathlib import Path
 from types import ModuleType
 
 from adapters_jax.adapters import merging, registry
-from adapters_jax.interop import adapter_folder, decoder_heads, hf_export, hub
+from adapters_jax.interop import adapter_folder, decoder_heads, hf_export, hf_heads, hub
 from adapters_jax.interop.adapter_folder import AdapterFolder
 from adapters_jax.interop.adapterhub import composed as adapterhub
 from adapters_jax.interop.backbones import LoadedBackbone, load_backbone
@@ -197,10 +197,30 @@ def _tell_lost(folder: AdapterFolder, loaded: LoadedBackbone, format: str) -> No
             'compare with it, or gets other predictions.',
             *(threshold, format),
         )
+    _tell_types(folder, loaded, format)
     if loaded.config.reads == 'input_ids' and folder.max_length < loaded.config.positions:
         _LOG.info(
             'texts of more than %d tokens were cut in training; %s says nothing of that',
             *(folder.max_length, format),
+        )
+
+
+def _tell_types(folder: AdapterFolder, loaded: LoadedBackbone, format: str) -> None:
+    """Tell of token types of a question and its context that another format gives, or does not."""
+    given = folder.task.get('token_types', True)
+    if folder.task.get('name') != 'question_answering' or not hf_heads.tells_types(loaded.config):
+        return
+    if format == 'peft' and given:
+        _LOG.warning(
+            'PEFT hands no token types to a model that answers questions, and this adapter was '
+            'trained with them: call get_base_model() of the PeftModel, which takes them, or '
+            'answers differ.'
+        )
+    elif format != 'peft' and not given:
+        _LOG.warning(
+            'The adapter was trained without token types, of which %s says nothing: who uses it '
+            'there must give 0 for all of them, or answers differ.',
+            format,
         )
 
 

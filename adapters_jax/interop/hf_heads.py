@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from adapters_jax.models.backbone import BackboneConfig
+from adapters_jax.models.bert import BertStem
 from adapters_jax.models.heads import TOKENS, HeadConfig
 from adapters_jax.params import Tree
 
@@ -54,6 +55,11 @@ OF_TOKENS = {
 
 def _classifier(family: str, task: str | None) -> Classifier:
     return OF_TOKENS[task] if task in OF_TOKENS else _CLASSIFIERS[family]
+
+
+def tells_types(config: BackboneConfig) -> bool:
+    """Tell whether a backbone has token types, by which it tells the texts of a pair apart."""
+    return isinstance(config.stem, BertStem) and config.stem.token_types > 1
 
 
 def model_class(family: str, task: str | None = None) -> str:

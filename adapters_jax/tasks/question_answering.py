@@ -39,12 +39,15 @@ class QuestionAnswering(Task):
         question_length: the most tokens of a question; more are cut.
         answer_length: the most tokens of a predicted answer.
         n_best: how many answers are listed.
+        token_types: whether token types tell the context from the question; an adapter of PEFT's
+            was trained without.
         threshold: there is no answer where that scores better than the best one by more than this:
             a number, 'none' where each question has an answer, or 'tuned': by the split that is
             scored; `tuned` makes a number of it.
 
     Raises:
-        ValueError: a number out of its range, or a threshold that is none.
+        ValueError: a number out of its range, a threshold that is none, or token_types that are
+            neither True nor False.
     """
 
     name: ClassVar[str] = 'question_answering'
@@ -62,6 +65,7 @@ class QuestionAnswering(Task):
     question_length: int = 64
     answer_length: int = 30
     n_best: int = 20
+    token_types: bool = True
     threshold: float | str = NONE
 
     def __post_init__(self) -> None:
@@ -70,6 +74,8 @@ class QuestionAnswering(Task):
             value = getattr(self, key)
             if type(value) is not int or value < least:
                 raise ValueError(f'task.{key} is {value!r}; expected a whole number from {least}')
+        if not isinstance(self.token_types, bool):
+            raise ValueError(f'token_types is {self.token_types!r}; expected True or False')
         number = isinstance(self.threshold, int | float) and math.isfinite(self.threshold)
         if self.threshold not in (NONE, TUNED) and not number:
             raise ValueError(
@@ -106,7 +112,8 @@ class QuestionAnswering(Task):
 
     def encode(self, rows: Rows, encoding: Encoding) -> Encoded:
         """Cut contexts into windows, each with its question; see `data.contexts`."""
-        shape = contexts.Shape(encoding.max_length, self.stride, self.question_length)
+        sizes = encoding.max_length, self.stride, self.question_length
+        shape = contexts.Shape(*sizes, types=self.token_types)
         return contexts.encode(
             rows, encoding.tokenizer, shape, encoding.positions, encoding.cache_dir
         )

@@ -1,5 +1,6 @@
 """Windows over contexts: what they hold, and that answers come back to the character."""
 
+import dataclasses
 import os
 from pathlib import Path
 
@@ -153,6 +154,16 @@ def test_a_context_of_ten_thousand_words(caplog):
     assert len(encoded) == 1 + -(-(10_000 - room) // (room - 128))
     assert np.flatnonzero(encoded.examples['start']).tolist() == [len(encoded) - 1]
     assert not caplog.text
+
+
+def test_token_types_tell_question_and_context_apart_unless_asked_not_to(tmp_path):
+    given = rows_of(('a cat ?', 'the fox', None, None)), TOKENIZERS['bert']
+    plain = contexts.encode(*given, SHAPE, None, tmp_path)
+    shape = dataclasses.replace(SHAPE, types=False)
+    without = contexts.encode(*given, shape, None, tmp_path)
+    assert sorted(set(plain.tokens['token_type_ids'])) == [0, 1]
+    assert not without.tokens['token_type_ids'].any()
+    np.testing.assert_array_equal(without.tokens['input_ids'], plain.tokens['input_ids'])
 
 
 def test_windows_are_kept_between_runs(tmp_path, monkeypatch):

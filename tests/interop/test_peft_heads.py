@@ -18,6 +18,7 @@ from torch_families import CASES
 
 from adapters_jax import tasks
 from adapters_jax.adapters import registry
+from adapters_jax.interop import formats
 from adapters_jax.interop.backbones import load_backbone
 from adapters_jax.interop.peft import folder as ours
 from adapters_jax.model import Model
@@ -250,3 +251,42 @@ def test_a_revision_is_said(base, tmp_path, caplog):
     theirs.edit_config(tmp_path / 'a', revision='v2')
     ours.load(tmp_path / 'a', loaded)
     assert "made for the revision 'v2'" in caplog.text
+
+
+def test_answers_are_found_without_token_types_as_peft_does(base, tmp_path):
+    """It takes the token types of a question and its context, and hands them to no model."""
+    directory = base('bert')
+    model = saved(directory, 'bert', ANSWERS, tmp_path / 'a', task_type='QUESTION_ANS')
+    loaded = load_backbone(str(directory))
+    folder = ours.load(tmp_path / 'a', loaded)
+    check(folder, loaded, model, tokens=True)
+    ids, mask = (torch.tensor(x).long() for x in texts(model))
+    given = {'input_ids': ids, 'attention_mask': mask}
+    types = mask * (torch.arange(9) >= 4)
+    plain, typed = model(**given), model(**given, token_type_ids=types)
+    assert torch.equal(plain.start_logits, typed.start_logits)
+    inside = model.get_base_model()(**given, token_type_ids=types).start_logits
+    assert (inside - plain.start_logits).abs().max() > 0.1
+    assert folder.task == {'name': 'question_answering', 'token_types': False}
+
+
+@pytest.mark.parametrize(
+    ('family', 'sentences'),
+    [('bert', {True: ('get_base_model()', None), False: (None, 'give 0')}), ('distilbert', {})],
+)
+def test_token_types_that_the_other_side_does_otherwise_are_told(
+    base, tmp_path, caplog, family, sentences
+):
+    directory = base(family)
+    saved(directory, family, ANSWERS, tmp_path / 'a', task_type='QUESTION_ANS')
+    loaded = load_backbone(str(directory))
+    folder = ours.load(tmp_path / 'a', loaded)
+    assert folder.task.get('token_types', True) == (family == 'distilbert')
+    for given in (True, False):
+        folder.task['token_types'] = given
+        expected = sentences.get(given, (None, None))
+        for format, sentence in zip(('peft', 'merged'), expected, strict=True):
+            caplog.clear()
+            formats.save(folder, tmp_path / f'{format} {given}', loaded, format)
+            assert ('token types' in caplog.text) == bool(sentence)
+            assert sentence is None or sentence in caplog.text

@@ -91,6 +91,7 @@ def test_json_brings_the_task_back(task):
     ('fields', 'message'),
     [
         ({'stride': -1}, r'task.stride is -1; expected a whole number from 0'),
+        ({'token_types': 1}, 'token_types is 1; expected True or False'),
         ({'n_best': 0}, r'task.n_best is 0; expected a whole number from 1'),
         ({'answer_length': 2.5}, r'task.answer_length is 2.5'),
         ({'threshold': 'auto'}, r"the threshold is 'auto'; expected a number, 'none' or 'tuned'"),

@@ -80,7 +80,8 @@ def _task(name: str | None, outputs: int, config: BackboneConfig) -> dict[str, A
             raise ValueError(
                 f'{hf_heads.ANSWERS} has {outputs} outputs; expected 2, a start and an end'
             )
-        return {'name': name}
+        # PEFT takes the token types of questions and contexts, and hands them to no model.
+        return {'name': name, **({'token_types': False} if hf_heads.tells_types(config) else {})}
     if name is None and config.reads != 'pixels' and outputs == 1:
         return {'name': 'regression'}
     name = name or ('image_classification' if config.reads == 'pixels' else 'classification')
