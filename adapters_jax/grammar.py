@@ -58,7 +58,7 @@ def parse_value(text: str) -> Any:
     if text.startswith('[') and text.endswith(']'):
         return [parse_value(item) for item in _items(text[1:-1])]
     if text.startswith('{') and text.endswith('}'):
-        return dict(_parse_entry(item) for item in _items(text[1:-1]))
+        return _parse_dict(text)
     if text.lower() in _CONSTANTS:
         return _CONSTANTS[text.lower()]
     if _INTEGER.fullmatch(text):
@@ -72,6 +72,15 @@ def parse_value(text: str) -> Any:
     raise ValueError(
         f'{text!r} is not a value; expected a number, True, False, None, text, a list or a dict'
     )
+
+
+def _parse_dict(text: str) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in map(_parse_entry, _items(text[1:-1])):
+        if key in found:
+            raise ValueError(f'{text!r} gives the key {key!r} twice')
+        found[key] = value
+    return found
 
 
 def _parse_entry(text: str) -> tuple[str, Any]:

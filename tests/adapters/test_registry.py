@@ -293,6 +293,7 @@ def test_options_replace_the_presets():
         ('seq_bn[leave_out=[1}]', "has a '}' without its partner"),
         ("seq_bn[scaling='a]", 'ends where "\'" is expected'),
         ('seq_bn[reduction_factor={1}]', "'1' is not an entry of a dict"),
+        ('seq_bn[reduction_factor={1: 8, "1": 2}]', "gives the key '1' twice"),
         ('seq_bn[leave_out=[1,,2]]', "'' is not a value"),
         ('', "'' is not a method"),
     ],
