@@ -126,7 +126,8 @@ class Bottleneck(Method):
         """Return fresh parameters; equal seeds give equal ones whatever the key.
 
         Raises:
-            ValueError: `reduction_factor` or `leave_out` names a layer that is not there.
+            ValueError: `reduction_factor` or `leave_out` names a layer that is not there, or no
+                layer that is kept gets an adapter.
         """
         _check_layers(self, dimensions)
         if self.init_weights_seed is not None:
@@ -259,6 +260,12 @@ def _check_layers(method: Bottleneck, dimensions: Dimensions) -> None:
         not absent,
         f'reduction_factor names layer {absent and absent[0]}, but the backbone has layers 0 to '
         f'{layers - 1}',
+    )
+    kept = adapted_layers(method.leave_out, dimensions)
+    method.require(
+        any(method.sites(dimensions, layer) for layer in kept),
+        f'cross_adapter=True alone, but leave_out={list(method.leave_out)} keeps no layer that has '
+        'cross-attention; keep a layer of the decoder, or set mh_adapter or output_adapter',
     )
 
 

@@ -62,7 +62,7 @@ class LoRA(LowRank):
         """Return the projections that the options choose.
 
         Raises:
-            ValueError: the backbone has none of them, or a pattern names others.
+            ValueError: the backbone has none of them, a pattern names others, or all have rank 0.
         """
         chosen = super().places(dimensions)
         named = {key for p in chosen for key in _keys(p.layer, f'{p.sub_layer}/{p.name}')}
@@ -73,6 +73,11 @@ class LoRA(LowRank):
                     f'{option} names {key!r}, but no adapted projection is called so; adapt it or '
                     'remove the key',
                 )
+        self.require(
+            any(self.rank(p.layer, f'{p.sub_layer}/{p.name}') for p in chosen),
+            f'rank_pattern={dict(self.rank_pattern)} gives every adapted projection the rank 0, '
+            'which adapts nothing; give one of them a higher rank',
+        )
         return chosen
 
     def rank(self, layer: int, place: str) -> int:

@@ -85,7 +85,7 @@ class LowRank(Method, abc.ABC):
         """Return the projections that the options choose, in order.
 
         Raises:
-            ValueError: the backbone has none of them.
+            ValueError: the backbone, or what `leave_out` leaves of it, has none of them.
         """
         attention = tuple(
             name for letter, name in _ATTENTION.items() if letter in self.attn_matrices
@@ -103,13 +103,19 @@ class LowRank(Method, abc.ABC):
             'only cross-attention or a gate is adapted, but the backbone has none; set '
             'selfattn_lora=True',
         )
-        return [
+        found = [
             Place(layer, sub_layer, name)
             for layer in adapted_layers(self.leave_out, dimensions)
             for sub_layer, names in chosen.items()
             if sub_layer in dimensions.projections(layer)
             for name in names
         ]
+        self.require(
+            bool(found),
+            f'leave_out={list(self.leave_out)} keeps no layer that has cross-attention, and no '
+            'other place is adapted; keep a layer of the decoder or set selfattn_lora=True',
+        )
+        return found
 
     def rank(self, layer: int, place: str) -> int:
         """Return R at `place`, a path like 'attention/query'; 0 where there is no adapter."""

@@ -359,3 +359,7 @@ def test_cross_adapter_alone_needs_cross_attention():
     method = seq_bn(mh_adapter=False, output_adapter=False, cross_adapter=True)
     with pytest.raises(ValueError, match='has no cross-attention'):
         small.fresh(method)
+    dimensions = dataclasses.replace(WIDE, layers=4, decoder_layers=2)
+    method = dataclasses.replace(method, leave_out=[2, 3])
+    with pytest.raises(ValueError, match=r'leave_out=\[2, 3\] keeps no layer that has cross-att'):
+        method.init(jax.random.key(0), dimensions, {})

@@ -16,6 +16,7 @@ from adapters_jax.adapters.binding import Adapted
 from adapters_jax.adapters.method import Method
 from adapters_jax.models.backbone import Backbone, shapes
 from adapters_jax.params import train
+from adapters_jax.sites import Dimensions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,3 +157,19 @@ def test_top_layers_do_not_match_by_prefix():
     (layers, _) = registry.create('top_layers[layers=2]').rules(dimensions)
     hits = [i for i in range(12) if layers.matches(f'backbone/layer_{i}/attention/norm/scale')]
     assert hits == [10, 11]
+
+
+_BOTH = Dimensions(4, 24, 52, 3, 24, 50, 40, decoder_layers=2)
+
+
+@pytest.mark.parametrize('name', ['lora', 'dora', 'vera', 'adalora', 'mtl_lora'])
+def test_a_low_rank_method_without_a_place_is_refused(name):
+    method = registry.create(f'{name}[selfattn_lora=False,leave_out=[2,3]]')
+    with pytest.raises(ValueError, match=r'leave_out=\[2, 3\] keeps no layer that has cross-att'):
+        method.init(jax.random.key(0), _BOTH, {})
+
+
+def test_ranks_of_0_everywhere_are_refused():
+    method = registry.create('lora[rank_pattern={query: 0, value: 0}]')
+    with pytest.raises(ValueError, match='gives every adapted projection the rank 0'):
+        method.init(jax.random.key(0), _BOTH, {})
