@@ -12,12 +12,23 @@ from experiments.report import __main__ as report
 from experiments.report import runs, significance
 
 
-def write_run(folder, method, seed, score, right=(), rate=0.1, curve=0, text='', **aside):
+def write_run(
+    folder,
+    method,
+    seed,
+    score,
+    right=(),
+    rate=0.1,
+    curve=0,
+    text='',
+    kind='classification',
+    **aside,
+):
     """Write what `train` and `evaluate` leave of a run."""
     workdir = folder / f'{method}_{seed}_{rate}'
     workdir.mkdir(parents=True)
     config = {'method': method, 'seed': seed, 'optimizer': {'learning_rate': rate}}
-    config['data'] = {'cache_dir': str(workdir)} | aside
+    config |= {'data': {'cache_dir': str(workdir)} | aside, 'task': {'name': kind}}
     summary = {'primary': 'accuracy', 'trainable_parameters': 25, 'total_parameters': 1000}
     summary |= {'seconds': 60.0, 'hardware': 'a processor', 'commit': 'abcdef123'}
     scores = {'metrics': {'accuracy': score, 'f1': score / 2}}
@@ -168,6 +179,14 @@ def test_a_command_that_is_told_can_be_pasted(tmp_path):
     told = shlex.split(str(error.value).split('`')[1])
     expected = ['python', '-m', 'adapters_jax.evaluate', f'--workdir={workdir}', '--split=test']
     assert told == expected
+
+
+@pytest.mark.parametrize(('kind', 'told'), [('seq2seq', None), ('classification', 1.0)])
+def test_written_texts_are_not_right_or_wrong(kind, told, tmp_path):
+    for method, score in (('lora', 40.0), ('full', 2.0)):
+        write_run(tmp_path, method, 0, score, [False] * 6, kind=kind)
+    full, lora = runs.groups(runs.find([str(tmp_path)], 'test'))
+    assert significance.compare(lora, full, 'accuracy').by_examples == told
 
 
 def run_report(written, tmp_path, **options):

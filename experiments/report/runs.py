@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from adapters_jax import tasks
 from adapters_jax.config import NEUTRAL_KEYS
 
 SEED = 'seed'
@@ -48,8 +49,11 @@ class Run:
 
     @property
     def right(self) -> list[bool] | None:
-        """Which examples were predicted right, in their order; None where that is no yes or no."""
-        if self._predictions is None:
+        """Which examples were predicted right, in their order; None where that is no yes or no.
+
+        Written texts are closer to what was wanted, or further, and seldom the same.
+        """
+        if self._predictions is None or tasks.kind(self.settings['task.name']).writes:
             return None
         pairs = [(line.get('gold'), line.get('prediction')) for line in self._predictions]
         if not all(isinstance(gold, str) and isinstance(found, str) for gold, found in pairs):
