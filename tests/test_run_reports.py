@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from experiments.report import __main__ as report
-from experiments.report import runs, significance
+from experiments.report import figures, runs, significance
 
 
 def write_run(
@@ -22,6 +22,7 @@ def write_run(
     curve=0,
     text='',
     kind='classification',
+    split='validation',
     **aside,
 ):
     """Write what `train` and `evaluate` leave of a run."""
@@ -42,7 +43,7 @@ def write_run(
         text = ''.join(f'{json.dumps(line)}\n' for line in lines)
         (workdir / 'predictions_test.jsonl').write_text(text)
     rows = [{'step': i, 'split': 'train', 'values': {'loss': 2.0**-i}} for i in range(curve)]
-    rows += [{'step': curve, 'split': 'validation', 'values': {'accuracy': score}}] * bool(curve)
+    rows += [{'step': curve, 'split': split, 'values': {'accuracy': score}}] * bool(curve)
     (workdir / 'metrics.jsonl').write_text(''.join(f'{json.dumps(row)}\n' for row in rows))
     return workdir
 
@@ -215,6 +216,15 @@ def test_another_metric_and_runs_without_a_course(tmp_path):
     out = run_report(tmp_path / 'runs', tmp_path, metric='f1')
     assert '| 0.2500 | 1 |' in (out / 'report.md').read_text()
     assert not (out / 'courses.png').exists()
+
+
+def test_the_course_is_of_the_split_that_chose_the_best_step(tmp_path, monkeypatch):
+    saved = []
+    monkeypatch.setattr(figures, 'save', lambda figure, path: saved.append(figure))
+    write_run(tmp_path, 'lora', 0, 0.5, curve=9, split='validation_matched')
+    assert figures.courses(runs.groups(runs.find([str(tmp_path)], 'test')), 'accuracy', tmp_path)
+    _, validation = saved[0].axes
+    assert [line.get_ydata()[-1] for line in validation.lines] == [0.5]
 
 
 @pytest.mark.parametrize(

@@ -59,8 +59,8 @@ def courses(groups: Sequence[Group], primary: str, path: Path) -> bool:
     """
     figure = Figure(figsize=(10, 4), layout='constrained')
     left, right = figure.subplots(1, 2)
-    drawn = [_course(left, group, 'train', 'loss') for group in groups]
-    drawn += [_course(right, group, 'validation', primary) for group in groups]
+    drawn = [_course(left, group, 'loss') for group in groups]
+    drawn += [_course(right, group, primary, validation=True) for group in groups]
     if not any(drawn):
         return False
     left.set(xlabel='step', ylabel='training loss', yscale='log')
@@ -72,8 +72,8 @@ def courses(groups: Sequence[Group], primary: str, path: Path) -> bool:
     return True
 
 
-def _course(axes: Axes, group: Group, split: str, name: str) -> bool:
-    curves = [own for run in group.runs if (own := _smooth(run, split, name)) is not None]
+def _course(axes: Axes, group: Group, name: str, validation: bool = False) -> bool:
+    curves = [own for run in group.runs if (own := _smooth(run, name, validation)) is not None]
     if not curves:
         return False
     last = min(steps[-1] for steps, _ in curves)
@@ -85,9 +85,9 @@ def _course(axes: Axes, group: Group, split: str, name: str) -> bool:
     return True
 
 
-def _smooth(run: Run, split: str, name: str) -> tuple[np.ndarray, np.ndarray] | None:
+def _smooth(run: Run, name: str, validation: bool) -> tuple[np.ndarray, np.ndarray] | None:
     """Return the curve, long ones as the means of neighbours."""
-    points = np.array(run.curve(split, name), float)
+    points = np.array(run.curve(name, validation), float)
     if not len(points):
         return None
     window = max(1, len(points) // _POINTS * 4)

@@ -67,12 +67,17 @@ class Run:
             return None
         return [{key: line[key] for key in _TOLD if key in line} for line in self._predictions]
 
-    def curve(self, split: str, name: str) -> list[tuple[int, float]]:
-        """Return the steps and values of a metric over training."""
+    def curve(self, name: str, validation: bool = False) -> list[tuple[int, float]]:
+        """Return the steps and values of a metric over training.
+
+        Of training itself, or of the validation split by which the best step was chosen, which is
+        the first that is noted: of MNLI 'validation_matched'.
+        """
         path = self.workdir / 'metrics.jsonl'
         lines = path.read_text().splitlines() if path.exists() else []
-        rows = (json.loads(line) for line in lines)
-        own = [row for row in rows if row['split'] == split and name in row['values']]
+        rows = [row for row in map(json.loads, lines) if name in row['values']]
+        found = [row for row in rows if (row['split'] != 'train') == validation]
+        own = [row for row in found if row['split'] == found[0]['split']]
         return [(row['step'], row['values'][name]) for row in own]
 
 
