@@ -232,6 +232,7 @@ def test_the_course_is_of_the_split_that_chose_the_best_step(tmp_path, monkeypat
     [
         ({'metric': 'bleu'}, "has no metric 'bleu' of test, but accuracy, f1"),
         ({'baseline': 'method=ia3'}, 'fits 0 rows of: full; lora'),
+        ({'baseline': 'full'}, "has 'full'; expected key=value;key=value, such as method=full"),
         (
             {'split': 'validation'},
             r'has no evaluation_validation.json; run `python -m adapters_jax',
@@ -241,6 +242,12 @@ def test_the_course_is_of_the_split_that_chose_the_best_step(tmp_path, monkeypat
 def test_what_is_refused(written, tmp_path, options, message):
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         run_report(written, tmp_path, **options)
+
+
+def test_a_split_without_labels_has_no_report(written, tmp_path):
+    (written / 'full_0_0.1' / 'evaluation_test.json').write_text('{"metrics": {}}')
+    with pytest.raises(ValueError, match='no metrics of test, whose examples have no labels'):
+        run_report(written, tmp_path)
 
 
 def test_a_folder_without_runs_and_a_run_twice(written, tmp_path):

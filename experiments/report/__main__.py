@@ -31,13 +31,18 @@ def choose_metric(runs: Sequence[Run], metric: str) -> str:
     """Return the metric to report: the given one, or that by which the runs chose their best step.
 
     Raises:
-        ValueError: not all runs have it, or they chose by different ones.
+        ValueError: not all runs have it, or they chose by different ones, or have no metrics.
     """
     names = {metric} if metric else {run.summary['primary'] for run in runs}
     if len(names) > 1:
         raise ValueError(f'the runs chose by {", ".join(sorted(names))}; name one by --metric')
     (name,) = names
     for run in runs:
+        if not run.metrics:
+            raise ValueError(
+                f'{run.workdir} has no metrics of {run.split}, whose examples have no labels; '
+                'report another --split'
+            )
         if name not in run.metrics:
             known = ', '.join(run.metrics)
             raise ValueError(f'{run.workdir} has no metric {name!r} of {run.split}, but {known}')
@@ -48,11 +53,17 @@ def choose_baseline(found: Sequence[Group], baseline: str) -> Group | None:
     """Return the group that has the settings `key=value;...`; None where nothing is asked for.
 
     Raises:
-        ValueError: none, or several, have them.
+        ValueError: no such settings, or none, or several, have them.
     """
     if not baseline:
         return None
-    wanted = dict(part.split('=', 1) for part in baseline.split(';'))
+    parts = [part for part in baseline.split(';') if part]
+    if wrong := [part for part in parts if '=' not in part]:
+        raise ValueError(
+            f'--baseline={baseline} has {wrong[0]!r}; expected key=value;key=value, such as '
+            'method=full'
+        )
+    wanted = dict(part.split('=', 1) for part in parts)
     fitting = [
         group
         for group in found
