@@ -227,6 +227,12 @@ def test_the_course_is_of_the_split_that_chose_the_best_step(tmp_path, monkeypat
     assert [line.get_ydata()[-1] for line in validation.lines] == [0.5]
 
 
+def test_names_with_dollars_are_no_formulas(tmp_path):
+    for name in ('/a/$x$', r'/b/$\frac$'):
+        write_run(tmp_path / 'runs', 'lora', len(name), 0.5, curve=9, dir=name)
+    assert (run_report(tmp_path / 'runs', tmp_path) / 'courses.png').exists()
+
+
 @pytest.mark.parametrize(
     ('options', 'message'),
     [

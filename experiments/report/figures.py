@@ -23,7 +23,7 @@ def scores(groups: Sequence[Group], metric: str, path: Path) -> None:
         spread = statistics.stdev(values) if len(values) > 1 else 0.0
         axes.errorbar(statistics.mean(values), row, xerr=spread, fmt='o', capsize=4, color='C0')
         axes.plot(values, [row] * len(values), '|', color='C7', ms=11, zorder=1)
-    axes.set_yticks(range(len(groups)), [group.name for group in groups], fontsize=8)
+    axes.set_yticks(range(len(groups)), [_label(group) for group in groups], fontsize=8)
     axes.set_ylim(len(groups) - 0.5, -0.5)  # the first on top
     axes.set(xlabel=f'{metric} (mean ± s.d.; a tick for each seed)')
     axes.grid(alpha=0.3, axis='x')
@@ -40,7 +40,7 @@ def sizes(groups: Sequence[Group], metric: str, path: Path) -> None:
         trained = group.runs[0].summary['trainable_parameters']
         axes.errorbar(trained, statistics.mean(values), spread, marker='o', capsize=3, ls='none')
         axes.annotate(
-            group.name,
+            _label(group),
             (trained, statistics.mean(values)),
             (6, 4),
             textcoords='offset points',
@@ -72,6 +72,11 @@ def courses(groups: Sequence[Group], primary: str, path: Path) -> bool:
     return True
 
 
+def _label(group: Group) -> str:
+    """Return a group's name as it stands: what is between two $ would be set as a formula."""
+    return group.name.replace('$', r'\$')
+
+
 def _course(axes: Axes, group: Group, name: str, validation: bool = False) -> bool:
     curves = [own for run in group.runs if (own := _smooth(run, name, validation)) is not None]
     if not curves:
@@ -80,7 +85,7 @@ def _course(axes: Axes, group: Group, name: str, validation: bool = False) -> bo
     first = max(steps[0] for steps, _ in curves)
     at = np.linspace(first, last, _POINTS)
     values = np.stack([np.interp(at, steps, own) for steps, own in curves])
-    (line,) = axes.plot(at, values.mean(0), lw=1.4, label=group.name)
+    (line,) = axes.plot(at, values.mean(0), lw=1.4, label=_label(group))
     axes.fill_between(at, values.min(0), values.max(0), color=line.get_color(), alpha=0.15, lw=0)
     return True
 
