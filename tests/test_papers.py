@@ -10,12 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import toy
-from all_papers import NAMES, paper
+from all_papers import NAMES, paper, row
 
 from adapters_jax import config as configs
 from adapters_jax import files, sweep
 from adapters_jax.training import grid
 from configs.papers import protocol
+from experiments import fusion_heatmap
 from experiments.papers import command, report
 from experiments.papers import runner as runners
 from experiments.papers.runner import NotYetError, Runner
@@ -282,6 +283,22 @@ def test_a_report_is_of_the_same_options_throughout():
     with pytest.raises(ValueError, match='is of --option=seed=1, not no --option'):
         report.extended(row | {'options': ['seed=1']}, now)
     report.extended(row | {'options': ['seed=1']}, now, 'paper', ['seed=1'])
+
+
+def test_attention_is_over_texts_with_any_character(tmp_path, monkeypatch):
+    lines = [{'text_a': text, 'gold': 'a'} for text in ('one\u2028two', 'three\x85')]
+    told = ''.join(json.dumps(line, ensure_ascii=False) + '\n' for line in lines)
+    (tmp_path / 'predictions_test.jsonl').write_text(told, 'utf-8')
+    seen = []
+
+    def weigh(adapter, rows):
+        seen.extend(rows)
+        return {'f': ('a', 'b')}, {'f': {'layer_0/feed_forward': np.array([0.5, 0.5])}}
+
+    monkeypatch.setattr(fusion_heatmap, 'mean_weights', weigh)
+    fused = dataclasses.replace(row(way='fusion'), workdirs=['.'])
+    paper('pfeiffer2021').examine(Results([fused], {}, 'small'), tmp_path)
+    assert seen == [{'text': 'one\u2028two'}, {'text': 'three\x85'}]
 
 
 # ---- parts of a protocol, and what they begin with

@@ -4,7 +4,7 @@
 experiments/papers/command.py. The rows are those of configs/papers/pfeiffer2021.py.
 """
 
-import json
+import itertools
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from adapters_jax import files
+from adapters_jax.predict import read_lines
 from configs.papers import pfeiffer2021 as recipe
 from configs.papers import protocol
 from experiments import fusion_heatmap
@@ -61,8 +62,8 @@ class Pfeiffer2021(Paper):
         for task in results.tasks('fusion'):
             row = results.best('fusion', task)
             workdir = runs / row.workdirs[0]
-            lines = (workdir / f'predictions_{row.split}.jsonl').read_text('utf-8').splitlines()
-            rows = [_fields(json.loads(line)) for line in lines[:_TEXTS]]
+            told = read_lines(workdir / f'predictions_{row.split}.jsonl').values()
+            rows = [_fields(one) for one in itertools.islice(told, _TEXTS)]
             names, weights = fusion_heatmap.mean_weights(workdir / 'adapter', rows)
             ((fusion, places),) = weights.items()
             order = sorted(places, key=lambda place: int(place.split('/')[0][6:]))
