@@ -9,11 +9,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from adapters_jax.interop import adapter_folder
 from configs.papers import houlsby2019 as recipe
 from configs.papers import protocol
 from experiments.papers import figures
-from experiments.papers.runner import evaluation
+from experiments.papers.runner import score, trained_backbone
 from experiments.papers.study import Cell, Finding, Paper, Results, on_a_par, some
 
 GLUE = ('cola', 'sst2', 'mrpc', 'stsb', 'qqp', 'mnli', 'qnli', 'rte')
@@ -52,7 +51,9 @@ class Houlsby2019(Paper):
 
         They are those of one size that were drawn as the paper draws them, means over the seeds.
         """
-        return {'spans': {t: _spans(results, t, runs) for t in results.tasks('init')}}
+        tasks = results.tasks('init')
+        layers = trained_backbone(results, runs).config.dimensions.layers if tasks else 0
+        return {'spans': {task: _spans(results, task, runs, layers) for task in tasks}}
 
     def claims(self) -> Sequence[Callable[[Results], Iterator[Finding]]]:
         """Return what looks at table 1, and at figures 3, 4 and 6."""
@@ -67,20 +68,18 @@ class Houlsby2019(Paper):
             yield _draw_starts(results, directory / 'starts.png')
 
 
-def _spans(results: Results, task: str, runs: Path) -> dict[str, Any]:
+def _spans(results: Results, task: str, runs: Path, layers: int) -> dict[str, Any]:
     (row,) = results.of('init', task, {recipe.SIGMA: recipe.PAPER_SIGMA})
     folders = [runs / workdir for workdir in row.workdirs]
-    layers = adapter_folder.load(folders[0] / 'adapter').backbone['layers']
 
-    def score(dropped: range) -> float:
-        found = [evaluation(folder, row.split, dropped) for folder in folders]
-        return statistics.fmean(one['metrics'][row.metric] for one in found)
+    def mean(dropped: range) -> float:
+        return statistics.fmean(score(own, row.split, row.metric, dropped) for own in folders)
 
     without = [
-        [score(range(first, last + 1)) if first <= last else None for last in range(layers)]
+        [mean(range(first, last + 1)) if first <= last else None for last in range(layers)]
         for first in range(layers)
     ]
-    return {'whole': score(range(0)), 'without': without}
+    return {'whole': mean(range(0)), 'without': without}
 
 
 def _quality(results: Results) -> Iterator[Finding]:

@@ -25,6 +25,8 @@ from adapters_jax.interop.backbones import LoadedBackbone, load_backbone
 from adapters_jax.sweep import sweep
 from adapters_jax.train import train
 from adapters_jax.training import grid
+from adapters_jax.training.progress import SUMMARY
+from adapters_jax.training.run import NonFiniteLossError
 from adapters_jax.tuning.populations import MEMBERS
 from adapters_jax.tuning.results import RESULT as SWEPT
 from configs import text_sets
@@ -33,6 +35,7 @@ from experiments.report.runs import seconds_of
 
 _LOG = logging.getLogger('adapters_jax.papers')
 SEED, FUSION = 'seed', 'fusion'
+LOST = 'diverged.json'  # of a run that was trained alone; those of a population have a summary
 # Labels of test sets that nobody has: their tasks are reported on these splits.
 SPLITS = dict.fromkeys(glue.TASKS, 'validation') | {'mnli': 'validation_matched'}
 
@@ -95,12 +98,10 @@ class Runner:
         """
         config = self.config(cell)
         workdir, members = self.runs / self.name_of(cell), grid.expand(config)
-        if config.training.adapter_drop == 'none':
-            if not (workdir / SWEPT).exists():  # it may have been trained from another folder
-                sweep(config, workdir)
-        else:
-            for member in members:
-                train(member.config, workdir / MEMBERS / member.name)
+        if config.training.adapter_drop != 'none':
+            _train_each(members, workdir / MEMBERS)
+        elif not (workdir / SWEPT).exists():  # it may have been trained from another folder
+            _sweep(config, workdir)
         groups: dict[str, list[grid.Member]] = {}
         for member in members:
             own = {key: member.settings[key] for key in cell.by}
@@ -130,14 +131,34 @@ class Runner:
         return next(c for c in self.cells if (c.task, c.way) == (task, cell.source))
 
     def _source(self, cell: Cell, task: str) -> Path:
-        """Return the adapter that a cell begins with: of the source's first seed."""
+        """Return the adapter that a cell begins with: of the source's first seed.
+
+        Raises:
+            NotYetError: it is not trained yet.
+            ValueError: it diverged, and there is none.
+        """
         needed = self._needed(cell, task)
-        workdir = self.runs / self.name_of(needed)
-        if not (workdir / SWEPT).exists():
+        if not self._ended(needed):
             raise NotYetError(f'{cell.name} begins with {needed.name}, which has not ended yet')
         wanted = dict(cell.source_settings)
         row = next(row for row in self.rows(needed) if wanted.items() <= row.settings.items())
-        return self.runs / row.workdirs[0] / 'adapter'
+        found = self.runs / row.workdirs[0] / 'adapter'
+        if not found.exists():
+            raise ValueError(
+                f'{cell.name} begins with {needed.name}, whose run of seed {row.seeds[0]} diverged '
+                f'({found.parent}); leave {cell.task} out by --tasks, or set by --option what '
+                'makes it steadier'
+            )
+        return found
+
+    def _ended(self, cell: Cell) -> bool:
+        """Tell whether a cell's sweep has ended, also where all of its runs diverged."""
+        workdir = self.runs / self.name_of(cell)
+        if (workdir / SWEPT).exists():
+            return True
+        names = [member.name for member in grid.expand(self._recipe(cell))]
+        paths = [workdir / MEMBERS / name / SUMMARY for name in names]
+        return all(path.exists() and _diverged(_read(path)) for path in paths)
 
     def name_of(self, cell: Cell) -> str:
         """Return the name of a cell's workdir: a digest of its settings, and of its sources'."""
@@ -150,7 +171,7 @@ class Runner:
         self, cell: Cell, own: Mapping[str, Any], members: Sequence[grid.Member], workdir: Path
     ) -> Row:
         """Choose the other settings by the validation split, and evaluate their runs."""
-        read = {m.name: _read(workdir / MEMBERS / m.name / 'summary.json') for m in members}
+        read = _summaries(members, workdir / MEMBERS, cell)
         by_rest: dict[str, list[grid.Member]] = {}
         for member in members:
             rest = {k: v for k, v in member.settings.items() if k not in (*own, SEED)}
@@ -169,10 +190,7 @@ class Runner:
             split=split,
             seeds=[member.config.seed for member in found],
             validation=scores[chosen],
-            scores=[
-                0.0 if _diverged(summary) else evaluation(folder, split)['metrics'][metric]
-                for folder, summary in zip(folders, summaries, strict=True)
-            ],
+            scores=[score(folder, split, metric) for folder in folders],
             workdirs=[str(folder.relative_to(self.runs)) for folder in folders],
             trained=summaries[0]['trainable_parameters'],
             total=summaries[0]['total_parameters'],
@@ -202,10 +220,57 @@ def _chosen(cells: list[Cell], tasks: Sequence[str]) -> list[Cell]:
     return [cell for cell in cells if cell in wanted or (cell.task, cell.way) in needed]
 
 
-def evaluation(workdir: Path, split: str, dropped: Dropped = 0) -> dict[str, Any]:
-    """Return what `evaluate` says, which is asked only where it has not been."""
+def _sweep(config: Config, workdir: Path) -> None:
+    """Sweep; where all runs diverge nothing is best, and each says so in its own summary."""
+    try:
+        sweep(config, workdir)
+    except NonFiniteLossError as error:
+        _LOG.warning('%s: %s', workdir, error)
+
+
+def _train_each(members: Sequence[grid.Member], folder: Path) -> None:
+    """Train runs one after another; one that diverges keeps no other from it."""
+    for member in members:
+        own = folder / member.name
+        if (own / LOST).exists():
+            continue
+        try:
+            train(member.config, own)
+        except NonFiniteLossError as error:
+            _LOG.warning('%s: %s', own, error)
+            files.write_json(own / LOST, {'finished': f'diverged: {error}', 'seconds': 0.0})
+
+
+def _summaries(
+    members: Sequence[grid.Member], folder: Path, cell: Cell
+) -> dict[str, dict[str, Any]]:
+    """Return what runs say of themselves; one that diverged alone has the counts of another.
+
+    Raises:
+        ValueError: every one of them diverged alone.
+    """
+    paths = {member.name: folder / member.name / SUMMARY for member in members}
+    found = {name: _read(path) for name, path in paths.items() if path.exists()}
+    if not found:
+        raise ValueError(
+            f'all runs of {cell.name} diverged (in {folder}) before any told its size; leave its '
+            'task out by --tasks, or set by --option what makes them steadier'
+        )
+    other = next(iter(found.values()))
+    return {
+        name: found[name] if name in found else other | _read(path.with_name(LOST))
+        for name, path in paths.items()
+    }
+
+
+def score(workdir: Path, split: str, metric: str, dropped: Dropped = 0) -> float:
+    """Return what `evaluate` says, asked only where it has not been; 0 of a run that diverged."""
+    summary = workdir / SUMMARY
+    if not summary.exists() or _diverged(_read(summary)):
+        return 0.0
     path = evaluation_path(workdir, split, dropped)
-    return _read(path) if path.exists() else evaluate(workdir, split, dropped)
+    found = _read(path) if path.exists() else evaluate(workdir, split, dropped)
+    return found['metrics'][metric]
 
 
 def trained_backbone(results: Results, runs: Path) -> LoadedBackbone:

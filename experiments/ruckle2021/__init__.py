@@ -7,15 +7,14 @@ of experiments/bench/adapter_drop.py.
 
 import json
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from adapters_jax.interop import adapter_folder
 from configs.papers import ruckle2021 as recipe
 from experiments.bench import adapter_drop
 from experiments.papers import figures
-from experiments.papers.runner import evaluation, trained_backbone
+from experiments.papers.runner import score, trained_backbone
 from experiments.papers.study import Cell, Finding, Paper, Results, Row, Table, some, spread
 
 TASKS = {'full': ('cola', 'sst2', 'mrpc', 'stsb', 'qqp', 'mnli', 'qnli', 'rte')}
@@ -47,11 +46,12 @@ class Ruckle2021(Paper):
 
         The scores are the means over seeds of the adapters trained plainly and robustly.
         """
+        backbone = trained_backbone(results, runs)
+        counts = range(backbone.config.dimensions.layers + 1)
         scores = {
-            way: {task: _dropped(results, way, task, runs) for task in results.tasks(way)}
+            way: {task: _dropped(results, way, task, runs, counts) for task in results.tasks(way)}
             for way in ('adapter', 'robust')
         }
-        backbone = trained_backbone(results, runs)
         timed = adapter_drop.measure('pfeiffer', backbone, _ROWS, _TOKENS, _ROUNDS)
         times = {mode: [line['ratio']['value'] for line in own] for mode, own in timed.items()}
         return {'scores': scores, 'times': times}
@@ -194,15 +194,14 @@ def _times(results: Results) -> Iterator[Finding]:
     yield Finding(claim, 'section 3.3', f'{slower:.0f} %', slower < 10, tested=False)
 
 
-def _dropped(results: Results, way: str, task: str, runs: Path) -> list[float]:
+def _dropped(
+    results: Results, way: str, task: str, runs: Path, counts: Iterable[int]
+) -> list[float]:
     row = results.best(way, task)
     folders = [runs / workdir for workdir in row.workdirs]
-    layers = adapter_folder.load(folders[0] / 'adapter').backbone['layers']
     return [
-        statistics.fmean(
-            evaluation(folder, row.split, count)['metrics'][row.metric] for folder in folders
-        )
-        for count in range(layers + 1)
+        statistics.fmean(score(folder, row.split, row.metric, count) for folder in folders)
+        for count in counts
     ]
 
 
