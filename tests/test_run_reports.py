@@ -114,6 +114,17 @@ def test_runs_on_other_examples_have_no_test_by_examples(tmp_path, seed):
     assert said in (out / 'report.md').read_text()
 
 
+@pytest.mark.parametrize(('image', 'same'), [('B/1.png', True), ('A/2.png', False)])
+def test_images_are_told_apart_by_their_files_names(image, same, tmp_path):
+    for method, own in (('lora', 'A/1.png'), ('full', image)):
+        workdir = write_run(tmp_path, method, 0, 0.5)
+        line = {'image': own, 'gold': 'a', 'prediction': 'a'}
+        (workdir / 'predictions_test.jsonl').write_text(json.dumps(line))
+    full, lora = runs.groups(runs.find([str(tmp_path)], 'test'))
+    found = significance.compare(lora, full, 'accuracy')
+    assert (found.same_examples, found.by_examples) == (same, 1.0 if same else None)
+
+
 def test_members_of_a_population_share_its_time(tmp_path):
     workdir = write_run(tmp_path, 'lora', 0, 0.5)
     summary = json.loads((workdir / 'summary.json').read_text())

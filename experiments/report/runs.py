@@ -63,9 +63,7 @@ class Run:
     @property
     def examples(self) -> list[dict[str, Any]] | None:
         """The examples as far as they are told, texts and gold labels; None where they are not."""
-        if self._predictions is None:
-            return None
-        return [{key: line[key] for key in _TOLD if key in line} for line in self._predictions]
+        return None if self._predictions is None else [*map(_example, self._predictions)]
 
     def curve(self, name: str, validation: bool = False) -> list[tuple[int, float]]:
         """Return the steps and values of a metric over training.
@@ -79,6 +77,12 @@ class Run:
         found = [row for row in rows if (row['split'] != 'train') == validation]
         own = [row for row in found if row['split'] == found[0]['split']]
         return [(row['step'], row['values'][name]) for row in own]
+
+
+def _example(line: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an example as predictions tell it; an image by its file's name, wherever that lies."""
+    own = {key: line[key] for key in _TOLD if key in line}
+    return own | ({'image': line['image'].rpartition('/')[2]} if 'image' in line else {})
 
 
 @dataclasses.dataclass(frozen=True)
