@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from adapters_jax import entry
+from adapters_jax.training.ranking import line
 from experiments.output import shortened
 from experiments.papers import summary
 from experiments.text_tasks import RESULTS, TASKS
@@ -88,7 +89,7 @@ def _row(result: dict[str, Any]) -> str:
         minutes,
         ', '.join('CPU' if ' cores of ' in kind else 'GPU' for kind in _machines(result)),
     )
-    return f'| {" | ".join(cells)} |'
+    return line(cells)
 
 
 def _commits(result: dict[str, Any]) -> list[str]:

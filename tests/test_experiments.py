@@ -83,6 +83,11 @@ def test_a_row_shows_score_size_and_time():
     assert row == f'| {text_tasks.TASKS["trec"].title} {expected}'
 
 
+def test_methods_that_act_together_stay_in_one_cell():
+    row = table.render([result(method='pfeiffer|lora')]).splitlines()[2]
+    assert r' | `pfeiffer\|lora` | ' in row
+
+
 def test_every_command_of_the_table_is_a_config_and_says_what_was_run(tmp_path):
     for task, row in text_tasks.TASKS.items():
         for method in ('houlsby', 'full'):
