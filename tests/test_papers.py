@@ -378,6 +378,12 @@ def test_shards_train_each_cell_once_and_a_cell_waits_for_its_sources(given, tmp
     assert np.isfinite(first[0].scores).all() and len(first[0].seeds) == 3
 
 
+def test_an_option_without_a_value_is_refused(tmp_path):
+    own = Runner(paper('hu2022'), 'small', '', tmp_path, ['cr'], ['task.primary'])
+    with pytest.raises(ValueError, match=r'has no value; expected --option=task.primary=VALUE'):
+        own.train(grid.Shard(0, 1))
+
+
 def test_a_task_that_the_protocol_lacks_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"--tasks has 'sst2'; the protocol has trec, cr, mpqa"):
         Runner(paper('hu2022'), 'small', '', Path(tmp_path), ['sst2'])

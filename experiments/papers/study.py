@@ -289,10 +289,18 @@ class Paper:
         raise NotImplementedError
 
     def config(self, cell: Cell, scale: str, version: str, options: Sequence[str]) -> Config:
-        """Return a cell's sweep, without its data and sources, with options as KEY=VALUE."""
+        """Return a cell's sweep, without its data and sources, with options as KEY=VALUE.
+
+        Raises:
+            ValueError: an option without a value, or that the config refuses.
+        """
         config = self.recipe(f'task={cell.task},way={cell.way},scale={scale},source={version}')
         for option in options:
-            key, _, value = option.partition('=')
+            key, given, value = option.partition('=')
+            if not given:
+                raise ValueError(
+                    f'--option={option} has no value; expected --option={option}=VALUE'
+                )
             assign(config, key, value)
         return config
 
