@@ -126,13 +126,13 @@ def task() -> Config:
 
 def _answers() -> dict[str, int | str]:
     return {
-        # Question answering, in tokens: what neighbouring windows of a long context share, the
-        # most of a question (the rest is cut), and the most of an answer.
+        # Question answering, in tokens: what two windows share, the most of a question (the rest is
+        # cut) and of an answer; whether types tell a question from its context (in PEFT: no).
         'stride': 128,
         'question_length': 64,
         'answer_length': 30,
-        # How many answers are listed for a question.
-        'n_best': 20,
+        'token_types': True,
+        'n_best': 20,  # answers that are listed for a question
         # A question has no answer where that scores better than the best one by more than this:
         # a number, 'tuned' (on the validation split), 'none' (each has one), or 'auto': 'tuned'
         # where training questions lack answers.

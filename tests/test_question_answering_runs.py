@@ -15,6 +15,7 @@ from adapters_jax.evaluate import evaluate
 from adapters_jax.predict import predict
 from adapters_jax.sweep import sweep
 from adapters_jax.train import train
+from adapters_jax.training import experiment
 
 pytestmark = pytest.mark.usefixtures('compiled_once')
 
@@ -126,6 +127,23 @@ def test_lines_of_questions_and_of_texts_to_predict_for_together(run, folder):
     found = predict(adapters, rows)
     assert [row['prediction'] for row in found if row['adapter'] == 'asked'] == ['cat', '']
     assert found[1]['label'] in toy.TOPICS
+
+
+@pytest.mark.parametrize('types', [True, False])
+def test_token_types_may_be_left_out_and_a_start_with_others_is_told(run, folder, types, caplog):
+    config = toy.config(
+        *(str(folder / 'bert'), str(folder / 'train.json')),
+        task__name='question_answering',
+        method='pfeiffer[reduction_factor=2]',
+        start=str(run / 'adapter'),
+        task__token_types=types,
+        data__split_fractions=(0.2, 0.0),
+        **SHAPE,
+    )
+    built = experiment.build(config)
+    assert built.splits['train'].tokens['token_type_ids'].any() == types
+    assert built.task.to_json()['token_types'] is types
+    assert ('was trained with task.token_types=True, not False' in caplog.text) == (not types)
 
 
 def test_a_population_over_a_stored_trunk(folder):

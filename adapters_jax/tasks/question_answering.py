@@ -75,7 +75,7 @@ class QuestionAnswering(Task):
             if type(value) is not int or value < least:
                 raise ValueError(f'task.{key} is {value!r}; expected a whole number from {least}')
         if not isinstance(self.token_types, bool):
-            raise ValueError(f'token_types is {self.token_types!r}; expected True or False')
+            raise ValueError(f'task.token_types is {self.token_types!r}; expected True or False')
         number = isinstance(self.threshold, int | float) and math.isfinite(self.threshold)
         if self.threshold not in (NONE, TUNED) and not number:
             raise ValueError(
@@ -100,7 +100,7 @@ class QuestionAnswering(Task):
     @classmethod
     def settings(cls, given: Mapping[str, Any], train: Rows | None) -> dict[str, Any]:
         """Return the settings; whether there are questions without answer, the data decide."""
-        fields: dict[str, Any] = {key: given[key] for key in _AT_LEAST}
+        fields: dict[str, Any] = {key: given[key] for key in (*_AT_LEAST, 'token_types')}
         unanswered = train is not None and not all(train['answers'][:])
         threshold = given['threshold']
         if threshold == 'auto':

@@ -19,6 +19,7 @@ from etils.epath import gpath
 from jax.experimental import multihost_utils
 
 from adapters_jax import files
+from adapters_jax.config import base, decisive
 from adapters_jax.training import manifest
 from adapters_jax.training.manifest import Manifest
 
@@ -263,9 +264,12 @@ def _describe(state: Any) -> dict[str, list[Any]]:
 
 
 def _check_identity(where: Path, saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    # Checkpoints of before do not have it.
+    # What older checkpoints lack: a digest, and keys whose default is what was done then.
     late = {'backbone_architecture': wanted.get('backbone_architecture')}
-    differing = _differences(_flatten({**late, **saved}), _flatten(wanted))
+    late['config'] = decisive(base())
+    here, there = _flatten(wanted), _flatten(saved)
+    there = {key: value for key, value in _flatten(late).items() if key in here} | there
+    differing = _differences(there, here)
     if differing:
         raise ValueError(
             f'{where} belongs to another run: {differing}; continue with the settings it was '

@@ -19,6 +19,7 @@ from adapters_jax.tasks.task import Task
 
 _LOG = logging.getLogger(__name__)
 _MEANING = ('name', 'labels')  # of a task: what the outputs of a head stand for
+_SHOWN = {'token_types'}  # and what a model is shown of texts
 # Options that say nothing of what a trained adapter computes. `init_weights_seed` is none of them:
 # leaves that are not trained may be drawn from it.
 _OF_TRAINING = {
@@ -58,6 +59,14 @@ def announce(folder: AdapterFolder, model: Model, task: Task) -> None:
     """Say with which adapter training begins, and whether its head is used."""
     fresh = '' if same_head(folder, model, task) else ', under a fresh head'
     _LOG.info('training begins with the adapter %r%s', folder.name, fresh)
+    here = task.to_json()
+    for key in _SHOWN & here.keys() & folder.task.keys():
+        if folder.task[key] != here[key]:
+            _LOG.warning(
+                'the adapter that training begins with was trained with task.%s=%r, not %r: set it '
+                'so, unless that is meant',
+                *(key, folder.task[key], here[key]),
+            )
 
 
 def _decisive(values: Any) -> Any:

@@ -1,5 +1,6 @@
 """Checkpoints: what is kept, what is refused, and every bit restored."""
 
+import contextlib
 import logging
 from pathlib import Path
 
@@ -50,6 +51,15 @@ def test_a_directory_may_have_any_name(tmp_path, name):
 def test_a_directory_whose_checkpoints_would_lie_elsewhere_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r'a\\b has a backslash in its path'):
         Checkpoints(tmp_path / 'a\\b', IDENTITY)
+
+
+@pytest.mark.parametrize(('value', 'fits'), [(True, True), (False, False)])
+def test_a_key_that_a_checkpoint_of_before_lacks_has_its_default(tmp_path, value, fits):
+    save_steps(tmp_path, [1])
+    given = IDENTITY['config'] | {'task.token_types': value}
+    expected = contextlib.nullcontext() if fits else pytest.raises(ValueError, match='True there')
+    with expected:
+        assert restore(tmp_path, IDENTITY | {'config': given}).step == 1
 
 
 def test_nothing_to_restore(tmp_path):
@@ -174,7 +184,7 @@ def test_refuses_another_backbone_or_config(tmp_path):
     other = {'task': 'mrpc', 'optimizer': {'b1': 0.8}, 'seed': 1}
     with pytest.raises(ValueError, match=r'config\.optimizer\.b1 is 0\.9 there and 0\.8 here') as e:
         restore(tmp_path, IDENTITY | {'config': other})
-    assert 'config.seed is None there and 1 here' in str(e.value)
+    assert 'config.seed is 0 there and 1 here' in str(e.value)
     assert 'task' not in str(e.value)
     assert restore(tmp_path).step == 1
 
