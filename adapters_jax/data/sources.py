@@ -84,6 +84,7 @@ def finish(found: Splits, data: Mapping[str, Any], groups: Groups | None = None)
         if not len(split):
             raise ValueError(f'The split {name!r} is empty; it must hold at least one example.')
     _check_pairs(found)
+    splits.tell_shared(found)
     return _complete(found, data, groups)
 
 

@@ -7,7 +7,7 @@ text are therefore kept together, and classes are kept in proportion.
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import datasets
 import numpy as np
@@ -18,6 +18,8 @@ from adapters_jax.lazy import Functions
 sparse, csgraph = Functions('scipy.sparse'), Functions('scipy.sparse.csgraph')
 selection = Functions('sklearn.model_selection')
 LARGEST_GROUP = 0.2  # of all rows; beyond it, keeping every shared text together splits nothing
+INPUTS = ('text_a', 'text_b', 'question', 'context', 'choices', 'tokens', 'digest')  # of an example
+FEW = 0.05  # of a split, as real sets have in common: no more than that is worth a warning
 
 _LOG = logging.getLogger(__name__)
 
@@ -88,6 +90,27 @@ def same_text_groups(texts_a: Sequence[str], texts_b: Sequence[str] | None) -> n
         100 * LARGEST_GROUP,
     )
     return np.unique(first * np.int64(len(keys)) + second, return_inverse=True)[1]
+
+
+def tell_shared(found: Mapping[str, datasets.Dataset]) -> None:
+    """Tell how many held-out examples are in the training split, too, whatever their labels."""
+    known = set(_examples(found['train'])) if 'train' in found else set()
+    for name, split in found.items():
+        shared = sum(example in known for example in _examples(split)) if name != 'train' else 0
+        if shared:
+            _LOG.log(
+                logging.WARNING if shared > FEW * len(split) else logging.INFO,
+                '%d of %d examples of %s (%.1f %%) are training examples, too: scores of these say '
+                'what was learnt by heart.',
+                *(shared, len(split), name, 100 * shared / len(split)),
+            )
+
+
+def _examples(rows: datasets.Dataset) -> Iterator[tuple[str | tuple[str, ...], ...]]:
+    """Yield what a model is given of each row; of recordings nothing."""
+    given = [rows[name][:] for name in INPUTS if name in rows.column_names]
+    for row in zip(*given, strict=True):
+        yield tuple(x if isinstance(x, str) else tuple(x) for x in row)
 
 
 def _classes(pool: datasets.Dataset, rows: np.ndarray, groups: np.ndarray) -> np.ndarray:

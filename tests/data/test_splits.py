@@ -1,4 +1,5 @@
 import collections
+import logging
 
 import datasets
 import numpy as np
@@ -6,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adapters_jax.data.splits import same_text_groups, split_off
+from adapters_jax.data.splits import same_text_groups, split_off, tell_shared
 
 FRACTIONS = {'validation': 0.2, 'test': 0.2}
 
@@ -118,3 +119,27 @@ def test_the_cut_depends_on_the_seed_alone_and_keeps_the_order():
 def test_impossible_cuts_are_refused(size, fractions, message):
     with pytest.raises(ValueError, match=message):
         split_off(pool_of([f't{i}' for i in range(size)], ['a'] * size), fractions, 0)
+
+
+@pytest.mark.parametrize(('column', 'listed'), [('text_a', False), ('tokens', True)])
+@pytest.mark.parametrize(
+    ('shared', 'level'), [(0, None), (1, logging.INFO), (2, logging.WARNING), (20, logging.WARNING)]
+)
+def test_examples_that_are_in_two_given_splits_are_told(caplog, column, listed, shared, level):
+    def split(numbers):
+        texts = [f'text {i}' for i in numbers]
+        return datasets.Dataset.from_dict({column: [t.split() for t in texts] if listed else texts})
+
+    caplog.set_level(logging.INFO)
+    tell_shared({'train': split(range(50)), 'test': split(range(50 - shared, 70 - shared))})
+    assert [record.levelno for record in caplog.records] == ([level] if level else [])
+    if level:
+        assert f'{shared} of 20 examples of test ({5 * shared:.1f} %) are training' in caplog.text
+
+
+def test_a_text_under_another_question_is_another_example(caplog):
+    caplog.set_level(logging.INFO)
+    pairs = [{'text_a': ['a', 'b'], 'text_b': ['c', 'd']}, {'text_a': ['a'], 'text_b': ['d']}]
+    tell_shared(dict(zip(('train', 'test'), map(datasets.Dataset.from_dict, pairs), strict=True)))
+    tell_shared({'test': datasets.Dataset.from_dict(pairs[0])})
+    assert not caplog.records
