@@ -15,6 +15,8 @@ from typing import Any
 import datasets
 
 _SURROGATE = re.compile('[\ud800-\udfff]')
+_WRITTEN_LIST = re.compile(r'\[[^\]]*\]')  # as str(list) and json.dumps leave it in a cell
+_SWITCHES = frozenset(('0', '1', '0.0', '1.0', 'false', 'true', 'False', 'True'))
 
 PAIRS = (
     ('text_a', 'text_b'),
@@ -141,6 +143,9 @@ def build(
         names = functools.partial(class_names, separator=separator)
         convert = {'class': class_name, 'number': _number, 'classes': names}[kind]
         values['label'] = [convert(label, i, place) for i, label in enumerate(labels)]
+        if kind == 'classes':
+            _refuse_switches(values['label'], place)
+            values['label'] = [list(dict.fromkeys(own)) for own in values['label']]
         features['label'] = _FEATURES[kind]
     elif labelled:
         raise ValueError(f'{place(0)}: no label, here or on any later row; labels are needed.')
@@ -172,15 +177,37 @@ def class_name(value: Any, row: int, place: Callable[[int], str]) -> str:
 
 
 def class_names(value: Any, row: int, place: Callable[[int], str], separator: str) -> list[str]:
-    """A set of classes, each once, of a list or of one text; the empty one is a set, too."""
+    """The classes of a list or of one text; the empty one is a set, too."""
     if isinstance(value, str):
+        if _WRITTEN_LIST.fullmatch(value.strip()):
+            raise ValueError(
+                f'{place(row)}: the labels are {value!r}, a list written as a text; give the names '
+                f'alone with {separator!r} (data.label_separator) between them and nothing where '
+                'none applies, or lists in JSONL or Parquet.'
+            )
         value = [name for name in value.split(separator) if name.strip()]
     if not isinstance(value, list | tuple):
         raise ValueError(
             f'{place(row)}: the labels are {value!r}; give a list, or a text with {separator!r} '
             '(data.label_separator) between the names; an empty one says that none applies.'
         )
-    return list(dict.fromkeys(class_name(name, row, place) for name in value))
+    return [class_name(name, row, place) for name in value]
+
+
+def _refuse_switches(sets: Sequence[Sequence[str]], place: Callable[[int], str]) -> None:
+    """Raises ValueError where each row has a 0 or a 1 for every class instead of names.
+
+    Taken for names these would be two classes, 0 and 1, which nearly every row has.
+    """
+    several = len({len(own) for own in sets}) == 1 and len(sets[0]) > 1
+    if not several or not {name for own in sets for name in own} <= _SWITCHES:
+        return
+    twice = next((row for row, own in enumerate(sets) if len(set(own)) < len(own)), None)
+    if twice is not None:
+        raise ValueError(
+            f'{place(twice)}: the labels are {", ".join(sets[twice][:12])}, a 0 or a 1 for each '
+            f'of {len(sets[0])} classes, it seems; give the names of those that apply.'
+        )
 
 
 def _number(value: Any, row: int, place: Callable[[int], str]) -> float:

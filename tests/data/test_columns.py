@@ -143,3 +143,39 @@ def test_a_split_in_which_no_class_applies_is_labelled():
 def test_bad_values_are_named_with_their_line(columns, kind, message):
     with pytest.raises(ValueError, match=message):
         build(columns, kind, True, PLACE)
+
+
+@pytest.mark.parametrize('cell', ['["a", "b"]', "['a']", ' [] ', '[a, b]', '[0 1 1]'])
+def test_a_list_written_into_a_cell_is_no_set_of_classes(cell):
+    columns = {'text_a': ['x', 'y'], 'label': ['a,b', cell]}
+    with pytest.raises(ValueError, match=r'line 3: .* a list written as a text; give the names'):
+        build(columns, 'classes', True, PLACE)
+
+
+def test_brackets_may_be_part_of_the_names_of_classes():
+    columns = {'text_a': ['x', 'y'], 'label': ['[a],[b]', ['[c]']]}
+    assert build(columns, 'classes', True, PLACE)['label'][:] == [['[a]', '[b]'], ['[c]']]
+
+
+@pytest.mark.parametrize(
+    'labels',
+    [
+        [[0, 1], [0, 0], [1, 0]],
+        [[1.0, 0.0, 1.0], [0.0, 0.0, 0.0]],
+        [[True, False, False], [False, True, True]],
+        ['0,1,1', '0,0,0'],
+    ],
+)
+def test_a_number_for_each_class_is_no_set_of_classes(labels):
+    columns = {'text_a': ['x'] * len(labels), 'label': labels}
+    with pytest.raises(ValueError, match=r'a 0 or a 1 for each of [23] classes, .* give the names'):
+        build(columns, 'classes', True, PLACE)
+
+
+@pytest.mark.parametrize(
+    'labels', [[[0, 1], [1]], [[0], [1]], [[1, 1, 2], [0, 1, 0]], [[0, 1]] * 2]
+)
+def test_classes_may_be_called_by_numbers(labels):
+    columns = {'text_a': ['x', 'y'], 'label': labels}
+    expected = [list(dict.fromkeys(map(str, own))) for own in labels]
+    assert build(columns, 'classes', True, PLACE)['label'][:] == expected
