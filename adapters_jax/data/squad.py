@@ -2,7 +2,9 @@
 
 The result has one `datasets.Dataset` a split with the columns `id`, `question`, `context` and,
 where the split is labelled, `answers` and `starts`: the texts of a question's answers and where
-each begins in the context, in characters. A question that its context does not answer has none.
+each begins in the context, in characters. A question that its context does not answer has none;
+where that holds of a whole test split and nothing says so (`is_impossible`), its answers are kept
+secret, as on the hub.
 
 Read are SQuAD 1.1 and 2.0 as JSON, the same in JSONL (a line is an article, a paragraph or a
 question), hub data sets, and tables with a question in each row. What is seen of an answer is
@@ -140,12 +142,28 @@ def build(
     _tell(notes, source)
     features = {name: datasets.Value('string') for name in ('id', 'question', 'context')}
     values = {name: [getattr(q, name) for q in questions] for name in features}
-    if _are_labelled(questions, labelled, source):
+    secret = not labelled and _are_secret(questions, nodes, chosen)
+    if not secret and _are_labelled(questions, labelled, source):
         features['answers'] = datasets.List(datasets.Value('string'))
         features['starts'] = datasets.List(datasets.Value('int32'))
         values['answers'] = [[text for text, _ in q.answers] for q in questions]
         values['starts'] = [[start for _, start in q.answers] for q in questions]
     return datasets.Dataset.from_dict(values, features=datasets.Features(features))
+
+
+def _are_secret(
+    questions: Sequence[Question], nodes: Sequence[Node], chosen: Mapping[str, str]
+) -> bool:
+    """Whether no question has an answer, and none is said to have none."""
+    said = any(
+        _is_impossible(node) or NO_ANSWER in str(node.get(chosen.get('answers')))
+        for _, node in nodes
+    )
+    return not said and not any(q.answers for q in questions)
+
+
+def _is_impossible(node: Mapping[str, Any]) -> bool:
+    return node.get('is_impossible') in (True, 'true', 'True')
 
 
 def _are_labelled(questions: Sequence[Question], needed: bool, source: str) -> bool:
@@ -193,8 +211,7 @@ def _question(
     context = _text(own['context'], 'context', place)
     if context.endswith(NO_ANSWER):
         context = _text(context.removesuffix(NO_ANSWER).rstrip(), 'context', place)
-    impossible = node.get('is_impossible') in (True, 'true', 'True')
-    answers = [] if impossible else _answers(own.get('answers'), own.get('start'), place)
+    answers = [] if _is_impossible(node) else _answers(own.get('answers'), own.get('start'), place)
     if answers is not None:
         answers = [_locate(answer, context, place, notes) for answer in answers]
     id_ = own.get('id')

@@ -216,6 +216,24 @@ def test_a_test_split_may_have_no_answers(tmp_path):
         squad.read({'train': str(train), 'validation': str(test)})
 
 
+def test_answers_of_a_test_split_may_be_secret(tmp_path):
+    """Hub data sets such as adversarial_qa give each of its questions an empty list."""
+    train = write(tmp_path / 'train.json', document(question('a', ('cat', 4))))
+
+    def test_split(*questions):
+        test = write(tmp_path / 'test.json', document(*questions))
+        return squad.read({'train': str(train), 'test': str(test)})['test']
+
+    assert 'answers' not in test_split(question('b'), question('c')).column_names
+    assert answers_of(test_split(question('b'), question('c', ('cat', 4)))) == [[], [('cat', 4)]]
+    said = test_split(question('b', is_impossible=True), question('c', is_impossible=True))
+    assert answers_of(said) == [[], []]
+    rows = 'question,context,answer\nWho?,The cat,ANSWERNOTFOUND\n'
+    test = write(tmp_path / 'test.csv', rows)
+    found = squad.read({'train': str(train), 'test': str(test)})['test']
+    assert answers_of(found) == [[]]
+
+
 def test_a_test_split_may_lack_the_answers_that_are_named(tmp_path):
     line = {'question': 'Who?', 'context': CONTEXT}
     train = write(tmp_path / 'train.jsonl', json.dumps(line | {'said': 'cat'}))
