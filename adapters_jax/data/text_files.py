@@ -14,6 +14,7 @@ import contextlib
 import csv
 import dataclasses
 import gzip
+import io
 import itertools
 import json
 import pathlib
@@ -21,6 +22,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import IO, Any
 
+import pyarrow
 import pyarrow.parquet
 
 DELIMITERS = {'.csv': ',', '.tsv': '\t', '.tab': '\t'}
@@ -174,8 +176,11 @@ def file_of(path: pathlib.Path) -> tuple[pathlib.Path, list[str]]:
 
 
 def _open(path: pathlib.Path, encoding: str, newline: str) -> IO[str]:
-    opener = gzip.open if path.name.lower().endswith('.gz') else open
-    return opener(path, 'rt', encoding=encoding, newline=newline)
+    return _opener(path)(path, 'rt', encoding=encoding, newline=newline)
+
+
+def _opener(path: pathlib.Path) -> Callable[..., IO[Any]]:
+    return gzip.open if path.name.lower().endswith('.gz') else open
 
 
 @contextlib.contextmanager
@@ -322,5 +327,11 @@ def _of_objects(path: pathlib.Path, records: Iterator[Record]) -> Table:
 
 def _parquet(path: pathlib.Path, layout: Layout) -> Table:
     del layout  # a Parquet file says all of this itself
-    rows = pyarrow.parquet.read_table(path).to_pylist()
+    # Parquet is read from its end, so what is compressed is taken whole.
+    with _readable(path), _opener(path)(path, 'rb') as file:
+        content = io.BytesIO(file.read())
+    try:
+        rows = pyarrow.parquet.read_table(content).to_pylist()
+    except (pyarrow.ArrowException, OSError) as error:
+        raise ValueError(f'{path} is no whole Parquet file ({error}); fetch it again.') from None
     return _of_objects(path, iter(enumerate(rows, start=1)))

@@ -102,6 +102,24 @@ def test_parquet_reads_as_it_was_written(tmp_path):
     assert read(tmp_path / 'x.parquet') == expected
 
 
+def test_parquet_may_be_compressed_as_a_whole(tmp_path):
+    pyarrow.parquet.write_table(pyarrow.table({'text': ['a', 'b']}), tmp_path / 'x.parquet')
+    path = tmp_path / 'y.parquet.gz'
+    path.write_bytes(gzip.compress((tmp_path / 'x.parquet').read_bytes()))
+    assert read(path) == read(tmp_path / 'x.parquet')
+
+
+@pytest.mark.parametrize('keep', [0, 40, -4])
+def test_damaged_parquet_files_are_named(tmp_path, keep):
+    path = tmp_path / 'x.parquet'
+    pyarrow.parquet.write_table(pyarrow.table({'text': ['a', 'b']}), path)
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(
+        ValueError, match=r'x\.parquet is no whole Parquet file \(.*; fetch it again'
+    ):
+        open_table(path, Layout())
+
+
 def test_text_files_divide_at_the_first_delimiter_only(tmp_path):
     path = tmp_path / 'x.txt'
     path.write_bytes('DESC How did it\xe9 go ?\nNUM How many ?\n'.encode('latin-1'))
