@@ -38,9 +38,15 @@ def find_files(
                 f'data.{split}: {path} is a folder; name a file in it, or give it as data.dir '
                 f'({content(path)}).'
             )
-        if not text_files.file_of(path)[0].is_file():
+        file, keys = text_files.file_of(path)
+        if not file.is_file():
             raise FileNotFoundError(
                 f'data.{split}: there is no file {path}; {content(path.parent)}.'
+            )
+        if keys and text_files.suffix_of(path) != '.json':
+            raise ValueError(
+                f'data.{split}: {path} names lists of {file.name}, but only a .json file has such; '
+                f'leave out #{"+".join(keys)}.'
             )
     return named or _detect(folder, suffixes, within)
 

@@ -58,8 +58,8 @@ class Layout:
                 f"data.quoting is {self.quoting!r}; it must be 'auto', 'csv' or 'none'."
             )
         try:
-            codecs.lookup(self.encoding)
-        except LookupError:
+            ''.encode(self.encoding)  # unlike a look-up this refuses what is none of texts: base64
+        except (LookupError, UnicodeError):
             raise ValueError(
                 f'data.encoding is {self.encoding!r}, which is not an encoding known to Python; '
                 "use for instance 'utf-8-sig' or 'latin-1'."
@@ -195,9 +195,11 @@ def _readable(path: pathlib.Path) -> Iterator[None]:
 
 
 def _not_decodable(path: pathlib.Path, error: UnicodeDecodeError) -> str:
+    # What a spreadsheet saves as Unicode text; as Latin-1 it would be read, and be nonsense.
+    wide = error.object[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
     return (
         f'{path} is not {error.encoding} (byte {error.object[error.start]:#04x}: {error.reason}); '
-        "set data.encoding, for instance to 'latin-1'."
+        f'set data.encoding, for instance to {"utf-16" if wide else "latin-1"!r}.'
     )
 
 
@@ -281,7 +283,7 @@ def read_json(path: pathlib.Path, encoding: str) -> Any:
 def _is_object(text: str) -> bool:
     try:
         return isinstance(json.loads(text), dict)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         return False
 
 
@@ -306,6 +308,8 @@ def _parse(text: str, path: pathlib.Path, line: int) -> Any:
     except json.JSONDecodeError as error:
         place = line + error.lineno - 1
         raise ValueError(f'{path}, line {place}: not JSON ({error.msg}).') from None
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, say
+        raise ValueError(f'{path}, line {line}: JSON beyond what can be read ({error}).') from None
 
 
 def _of_objects(path: pathlib.Path, records: Iterator[Record]) -> Table:

@@ -294,3 +294,9 @@ def test_regression_labels_must_be_numbers(tmp_path):
 def test_unknown_label_kind_is_refused_first():
     with pytest.raises(ValueError, match="label_kind is 'words'"):
         load({'name': 'trec'}, 'words')
+
+
+def test_lists_are_named_of_json_files_alone(tmp_path):
+    (tmp_path / 'x.csv').write_text('text,label\na,b\n')
+    with pytest.raises(ValueError, match=r'data.train: .* only a \.json file .* leave out #train'):
+        load({'train': str(tmp_path / 'x.csv#train')}, 'class')

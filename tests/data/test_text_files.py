@@ -167,7 +167,11 @@ def test_bad_files_are_named_with_the_line(tmp_path, name, content, layout, mess
 
 @pytest.mark.parametrize(
     ('layout', 'message'),
-    [({'quoting': 'some'}, "quoting is 'some'"), ({'encoding': 'utf-9'}, "encoding is 'utf-9'")],
+    [
+        ({'quoting': 'some'}, "quoting is 'some'"),
+        ({'encoding': 'utf-9'}, "encoding is 'utf-9'"),
+        ({'encoding': 'base64'}, "encoding is 'base64'"),
+    ],
 )
 def test_unknown_settings_are_refused(layout, message):
     with pytest.raises(ValueError, match=message):
@@ -201,3 +205,26 @@ def test_with_a_delimiter_any_file_is_text(tmp_path):
     (tmp_path / 'x.all').write_text('1 one two\n0 three\n')
     names, rows, _ = read(tmp_path / 'x.all', Layout(delimiter=' ', header=False))
     assert (names, rows) == (['0', '1'], [('1', 'one two'), ('0', 'three')])
+
+
+@pytest.mark.parametrize('encoding', ['utf-16', 'utf-16-be'])
+def test_two_bytes_a_letter_are_recognised(tmp_path, encoding):
+    """Read as Latin-1, which other files may be, they would be nonsense and no error."""
+    path = tmp_path / 'x.tsv'
+    text = 'text\tlabel\nhällo\tx\n'
+    path.write_bytes((('' if encoding == 'utf-16' else '\ufeff') + text).encode(encoding))
+    with pytest.raises(ValueError, match=r"set data\.encoding, for instance to 'utf-16'"):
+        read(path)
+    assert read(path, Layout('utf-16'))[:2] == (['text', 'label'], [('hällo', 'x')])
+
+
+@pytest.mark.parametrize('name', ['x.json', 'x.jsonl'])
+@pytest.mark.parametrize('value', ['[' * 10**5, '{"n": ' + '1' * 5000 + '}'])
+def test_json_beyond_all_limits_is_named(tmp_path, name, value):
+    path = tmp_path / name
+    path.write_text(f'{value}\n')
+    with pytest.raises(ValueError, match=rf'{name}, line 1: JSON beyond what can be read'):
+        open_table(path, Layout())
+    path.write_text(f'{value}\n{{}}\n')
+    with pytest.raises(ValueError, match=rf'{name}, line 1'):
+        open_table(path, Layout())
