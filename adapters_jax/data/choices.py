@@ -113,6 +113,8 @@ class Choices:
         built: dict[str, list] = {'text_a': [_text(values, i, place) for i in range(rows)]}
         if 'text_b' in values:
             asked = [_plain(value) for value in values['text_b']]
+            for row, text in enumerate(asked):
+                check_encodable(text, f'{place(row)}: the question')
             built['text_b'] = [_ASKED.get(text, text) for text in asked]
         built['choices'] = [texts for texts, _ in listed]
         labels = values.get('label', ())

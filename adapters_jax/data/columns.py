@@ -173,6 +173,7 @@ def class_name(value: Any, row: int, place: Callable[[int], str]) -> str:
         return str(int(value))
     if not isinstance(value, str | int | float):
         raise ValueError(f'{place(row)}: the label {value!r} is neither text nor a number.')
+    check_encodable(str(value), f'{place(row)}: the label')
     return str(value).strip()
 
 

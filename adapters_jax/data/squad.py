@@ -214,8 +214,9 @@ def _question(
     answers = [] if _is_impossible(node) else _answers(own.get('answers'), own.get('start'), place)
     if answers is not None:
         answers = [_locate(answer, context, place, notes) for answer in answers]
-    id_ = own.get('id')
-    return Question(place, '' if id_ is None else str(id_), question, context, answers)
+    id_ = '' if own.get('id') is None else str(own['id'])
+    columns.check_encodable(id_, f'{place}: the id')
+    return Question(place, id_, question, context, answers)
 
 
 def _text(value: Any, what: str, place: str) -> str:

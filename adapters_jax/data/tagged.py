@@ -175,6 +175,8 @@ def _check(words: Any, tags: Any, labelled: bool, where: str) -> None:
         raise ValueError(f'{where}: the tags are {str(tags)[:60]}; expected a list of texts.')
     if len(tags) != len(words):
         raise ValueError(f'{where}: {len(words)} words have {len(tags)} tags; expected as many.')
+    for tag in tags:
+        columns.check_encodable(tag, f'{where}: the tag {tag!r}')
 
 
 def check_words(words: Any, where: str) -> None:

@@ -179,3 +179,10 @@ def test_classes_may_be_called_by_numbers(labels):
     columns = {'text_a': ['x', 'y'], 'label': labels}
     expected = [list(dict.fromkeys(map(str, own))) for own in labels]
     assert build(columns, 'classes', True, PLACE)['label'][:] == expected
+
+
+@pytest.mark.parametrize(('kind', 'label'), [('class', 'b\ud83d'), ('classes', ['a', 'b\ud83d'])])
+def test_half_a_character_in_a_label_is_told(kind, label):
+    columns = {'text_a': ['x', 'y'], 'label': ['a', label]}
+    with pytest.raises(ValueError, match=r'line 3: the label holds .* half of a character'):
+        build(columns, kind, True, PLACE)

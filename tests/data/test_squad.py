@@ -185,6 +185,7 @@ def test_any_text_keeps_its_characters(tmp_path, context, answer):
         ('{"data": [\n1,,]}', 'line 2: not JSON'),
         ('', 'line 1: not JSON'),
         (document(question('a'), context='half \ud83d'), r'context holds .* at character 5, which'),
+        (document(question('a\ud83d')), r'the id holds .* at character 1, which'),
         ([{'text': 'x'}], r'the question should be in the column one of question'),
         ([FLAT | {'answer': 'cat', 'answers': []}], r'one of answers, .*set data.columns.label'),
     ],

@@ -92,6 +92,7 @@ def test_objects_give_the_same_sentences_as_columns(tmp_path):
         ({'tokens': ['a', ''], 'tags': ['O', 'O']}, 'line 3: the tokens are .* none of them empty'),
         ({'tokens': ['a'], 'tags': [0]}, r'line 3: the tags are \[0\]; expected a list of texts'),
         ({'tokens': ['a']}, 'line 3: the tags are None; expected a list of texts'),
+        ({'tokens': ['a'], 'tags': ['x\ud83d']}, 'line 3: the tag .* half of a character'),
     ],
 )
 def test_objects_that_are_no_tagged_sentence(tmp_path, row, expected):
