@@ -83,7 +83,13 @@ class Choice:
             f'Cannot tell whether the first line, {shown(cells)}, names the columns. Set '
             'data.header to True or False, and data.columns.text_a and data.columns.label to '
             'names or, without a header, to positions counted from 0.'
+            f'{self._otherwise_divided(cells, usual)}'
         )
+
+    def _otherwise_divided(self, cells: Sequence[str], usual: Iterable[str]) -> str:
+        """A hint where a line that was not divided names columns between other signs."""
+        signs = [s for s in ';\t|,' if len(cells) == 1 and self.named_in(cells[0].split(s), usual)]
+        return f' If {signs[0]!r} divides its columns, set data.delimiter to that.' if signs else ''
 
 
 def choose(names: Sequence[str], choice: Choice, labelled: bool, where: str) -> dict[str, str]:

@@ -186,3 +186,11 @@ def test_half_a_character_in_a_label_is_told(kind, label):
     columns = {'text_a': ['x', 'y'], 'label': ['a', label]}
     with pytest.raises(ValueError, match=r'line 3: the label holds .* half of a character'):
         build(columns, kind, True, PLACE)
+
+
+@pytest.mark.parametrize('sign', [';', '\t', '|'])
+def test_another_sign_between_columns_is_suggested(sign):
+    with pytest.raises(ValueError, match=r'columns.* divides its columns, set data.delim'):
+        Choice().header_in([f'text{sign}label'])
+    with pytest.raises(ValueError, match=r'counted from 0\.$'):
+        Choice().header_in([f'good{sign}day'])
