@@ -1,4 +1,4 @@
-"""Texts and what is to be written for them as tokens, both kept between runs.
+"""Texts and what is to be written for them, as tokens.
 
 A decoder reads what it has written so far: it begins with a start of its own, and is to say the
 text's first token there, its second behind the first, and the end at last (teacher forcing).
