@@ -32,8 +32,9 @@ of a JSON object of lists FILE.json#KEY or FILE.json#KEY+KEY |
 
 import dataclasses
 import functools
+import logging
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import datasets
@@ -43,6 +44,8 @@ from adapters_jax.data import builtin, columns, folders, forms, glue, splits, te
 from adapters_jax.data.forms import Form
 
 HEADERS = {'auto': None, 'true': True, 'false': False}
+
+_LOG = logging.getLogger(__name__)
 
 Splits = dict[str, datasets.Dataset]
 Groups = Callable[[datasets.Dataset], np.ndarray]
@@ -138,7 +141,22 @@ def _from_files(data: Mapping[str, Any], form: Form) -> Splits:
         labelled = split != 'test'
         values, lines = table.read(form.choose(table.names, labelled, str(path)))
         found[split] = form.build(values, labelled, columns.at_lines(path, lines))
+        if callable(own.header) and text_files.suffix_of(path) not in text_files.OBJECTS:
+            _tell_header(found[split], table.names, path)
     return found
+
+
+def _tell_header(rows: datasets.Dataset, names: Sequence[str], path: pathlib.Path) -> None:
+    """Warn where a line that was taken for an example is alone in its class, as a header is."""
+    labels = rows['label'][:] if 'label' in rows.column_names else []
+    if names[0] != '0' or len(set(map(str, labels))) == len(labels):
+        return
+    if labels.count(labels[0]) == 1 and isinstance(labels[0], str):
+        _LOG.warning(
+            '%s: the first line is read as an example, the only one of the class %r; if it names '
+            'the columns, set data.header=True.',
+            *(path, labels[0]),
+        )
 
 
 def _from_glue(data: Mapping[str, Any], form: Form) -> Splits:

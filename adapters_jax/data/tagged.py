@@ -30,7 +30,6 @@ SUFFIXES = (
     *('.conllu', '.conll', '.txt', '.tsv', '.bio', '.iob', '.iob1', '.iob2', '.iobes', '.bioes'),
     *('.bilou', '.conll03', '.conllx', '.ner', '.pos', '.tags', '.col', '.annotated', ''),
 )
-OBJECTS = ('.jsonl', '.json', '.parquet')
 WORDS = ('tokens', 'words')
 TAGS = ('tags', 'ner_tags', 'pos_tags', 'labels', 'upos')
 
@@ -88,7 +87,7 @@ def _same_sentences(rows: datasets.Dataset) -> Int64[np.ndarray, ' N']:
 
 
 def _from_files(data: Mapping[str, Any]) -> Splits:
-    files = folders.find_files(data, (*SUFFIXES, *OBJECTS), within=True)
+    files = folders.find_files(data, (*SUFFIXES, *text_files.OBJECTS), within=True)
     return {split: _from_file(path, data, split != 'test') for split, path in files.items()}
 
 
@@ -96,7 +95,7 @@ def _from_file(path: pathlib.Path, data: Mapping[str, Any], labelled: bool) -> d
     word, tag = _columns(data)
     encoding = data.get('encoding') or 'utf-8-sig'
     given = text_files.Layout(encoding, data.get('delimiter') or '')
-    if text_files.suffix_of(path) in OBJECTS:
+    if text_files.suffix_of(path) in text_files.OBJECTS:
         table = text_files.open_table(path, given)
         chosen = _chosen(table.names, data, labelled, str(path))
         values, lines = table.read(chosen)

@@ -26,7 +26,8 @@ import pyarrow
 import pyarrow.parquet
 
 DELIMITERS = {'.csv': ',', '.tsv': '\t', '.tab': '\t'}
-SUFFIXES = ('.csv', '.tsv', '.tab', '.txt', '.jsonl', '.json', '.parquet')
+OBJECTS = ('.jsonl', '.json', '.parquet')  # whose records name their columns themselves
+SUFFIXES = ('.csv', '.tsv', '.tab', '.txt', *OBJECTS)
 
 # Python's own limit of 128 KiB a field would refuse long documents.
 csv.field_size_limit(max(csv.field_size_limit(), 2**24))

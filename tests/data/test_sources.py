@@ -300,3 +300,16 @@ def test_lists_are_named_of_json_files_alone(tmp_path):
     (tmp_path / 'x.csv').write_text('text,label\na,b\n')
     with pytest.raises(ValueError, match=r'data.train: .* only a \.json file .* leave out #train'):
         load({'train': str(tmp_path / 'x.csv#train')}, 'class')
+
+
+@pytest.mark.parametrize(
+    ('first', 'told'), [('phrase,verdict\n', True), ('fine,good\n', False), ('text,label\n', False)]
+)
+def test_a_first_line_that_may_be_a_header_is_told(tmp_path, caplog, first, told):
+    (tmp_path / 'x.csv').write_text(first + 'a,good\nb,bad\nc,bad\nd,good\n')
+    given = {'train': str(tmp_path / 'x.csv'), 'columns': {'text_a': '0', 'label': '1'}}
+    load(given, 'class')
+    assert ("the only one of the class 'verdict'; if it names" in caplog.text) is told
+    caplog.clear()
+    load(given | {'header': 'false'}, 'class')
+    assert not caplog.text
