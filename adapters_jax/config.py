@@ -7,7 +7,7 @@ that starts from `base()` and overrides. The result is locked: an unknown key is
 import ast
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -202,6 +202,14 @@ def decisive(config: Config) -> dict[str, Any]:
     """Return the keys that a run's numbers depend on, with dots between levels."""
     leaves = {path.replace('/', '.'): v for path, v in flatten(to_json(config)).items()}
     return {key: value for key, value in leaves.items() if key not in NEUTRAL_KEYS}
+
+
+def defaults_of(keys: Iterable[str]) -> dict[str, Any]:
+    """Return the decisive keys of a run, also those of the tasks in `keys`, at their defaults."""
+    config = base()
+    for name in dict.fromkeys(re.findall(r'^tasks\.(\w+)\.', '\n'.join(keys), re.MULTILINE)):
+        add_task(config, name)
+    return decisive(config)
 
 
 def differences(old: Config, new: Config) -> list[str]:

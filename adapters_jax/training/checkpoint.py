@@ -19,7 +19,7 @@ from etils.epath import gpath
 from jax.experimental import multihost_utils
 
 from adapters_jax import files
-from adapters_jax.config import base, decisive
+from adapters_jax.config import defaults_of
 from adapters_jax.training import manifest
 from adapters_jax.training.manifest import Manifest
 
@@ -264,17 +264,29 @@ def _describe(state: Any) -> dict[str, list[Any]]:
 
 
 def _check_identity(where: Path, saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    # What older checkpoints lack: a digest, and keys whose default is what was done then.
-    late = {'backbone_architecture': wanted.get('backbone_architecture')}
-    late['config'] = decisive(base())
     here, there = _flatten(wanted), _flatten(saved)
-    there = {key: value for key, value in _flatten(late).items() if key in here} | there
+    there = {key: value for key, value in _late(wanted).items() if key in here} | there
     differing = _differences(there, here)
     if differing:
         raise ValueError(
             f'{where} belongs to another run: {differing}; continue with the settings it was '
             'made with, or use another workdir'
         )
+
+
+def _late(wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what older checkpoints lack: a digest, and keys whose default is what was done then.
+
+    A population's have the keys of each member, too.
+    """
+    members = wanted.get('members', {})
+    return _flatten(
+        {
+            'backbone_architecture': wanted.get('backbone_architecture'),
+            'config': defaults_of(wanted.get('config', ())),
+            'members': {name: defaults_of(own) for name, own in members.items()},
+        }
+    )
 
 
 def _check_arrays(where: Path, saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:

@@ -62,6 +62,20 @@ def test_a_key_that_a_checkpoint_of_before_lacks_has_its_default(tmp_path, value
         assert restore(tmp_path, IDENTITY | {'config': given}).step == 1
 
 
+@pytest.mark.parametrize(('value', 'fits'), [(True, True), (False, False)])
+def test_so_have_members_of_a_population_and_tasks_of_a_run(tmp_path, value, fits):
+    def identity(**late):
+        tasks = {f'tasks.a.{key}': v for key, v in late.items()}
+        config = IDENTITY['config'] | {'tasks.a.task.name': 'question_answering'} | tasks
+        return IDENTITY | {'config': config, 'members': {'seed=0': {'seed': 0} | late}}
+
+    with Checkpoints(tmp_path, identity()) as checkpoints:
+        checkpoints.save(1, make_state(1), numbers(), {})
+    expected = contextlib.nullcontext() if fits else pytest.raises(ValueError, match='True there')
+    with expected:
+        assert restore(tmp_path, identity(**{'task.token_types': value})).step == 1
+
+
 def test_nothing_to_restore(tmp_path):
     assert restore(tmp_path / 'never made') is None
     assert not (tmp_path / 'never made').exists()
