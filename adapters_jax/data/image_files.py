@@ -6,10 +6,11 @@ passed over, and counted in the log.
 """
 
 import logging
+import posixpath
 import re
 import tarfile
 from collections import Counter
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -90,7 +91,8 @@ def _in_folder(root: Path) -> Listing:
         if _is_image(name) and path.is_file()
     ]
     directories = [name for name, path in seen if path.is_dir()]
-    _tell_passed_over(root, {name for name, _ in seen}.difference(directories))
+    lost = [n for n, path in seen if _is_image(n) and path.is_symlink() and not path.exists()]
+    _tell_passed_over(root, {name for name, _ in seen}.difference(directories), lost)
     return Listing(str(root), images, directories)
 
 
@@ -108,19 +110,45 @@ def _entries(folder: Path, above: Set[Path] = frozenset()) -> Iterator[Path]:
 
 
 def _in_tar(root: Path, archive: tarfile.TarFile) -> Listing:
-    members = [(PurePosixPath(member.name), member) for member in archive]
-    seen = sorted(((n, m) for n, m in members if n.parts and not _hidden(n)), key=lambda x: x[0])
+    # A later member takes the place of an earlier one of its name, as where a tar file is unpacked.
+    members = {PurePosixPath(member.name): member for member in archive}
+    seen = {name: members[name] for name in sorted(members) if name.parts and not _hidden(name)}
+    files = {name: _file_of(member, members) for name, member in seen.items() if _is_image(name)}
     images = [
         File(name, f'{root}:{name}', str(root), member.offset_data, member.size)
-        for name, member in seen
-        if _is_image(name) and member.isreg()
+        for name, member in files.items()
+        if member is not None
     ]
-    directories = [name for name, member in seen if member.isdir()]
-    _tell_passed_over(root, {name for name, _ in seen}.difference(directories))
+    directories = [name for name, member in seen.items() if member.isdir()]
+    links = {name for name, member in seen.items() if member.issym() or member.islnk()}
+    lost = [name for name, member in files.items() if member is None and name in links]
+    _tell_passed_over(root, seen.keys() - set(directories), lost)
     return Listing(str(root), images, directories)
 
 
-def _tell_passed_over(root: Path, names: Set[PurePosixPath]) -> None:
+def _file_of(
+    member: tarfile.TarInfo | None, members: Mapping[PurePosixPath, tarfile.TarInfo]
+) -> tarfile.TarInfo | None:
+    """Return the file that a member is, or leads to as a link within the tar file."""
+    followed: set[str] = set()
+    while member is not None and not member.isreg():
+        if member.name in followed or not (member.issym() or member.islnk()):
+            return None
+        followed.add(member.name)
+        # Of links of the file system's own kind tar tells the way from the root.
+        folder = posixpath.dirname(member.name) if member.issym() else ''
+        target = posixpath.normpath(posixpath.join(folder, member.linkname))
+        member = members.get(PurePosixPath(target))
+    return member
+
+
+def _tell_passed_over(root: Path, names: Set[PurePosixPath], lost: Sequence[PurePosixPath]) -> None:
+    """Log how many files are no images, and how many links to images are `lost`."""
+    if lost:
+        _LOG.warning(
+            '%s: %d links to images lead to no file and are passed over, such as %s.',
+            *(root, len(lost), lost[0]),
+        )
     endings = Counter(name.suffix.lower() or 'none' for name in names if not _is_image(name))
     if endings:
         shown = ', '.join(f'{count} {ending}' for ending, count in endings.most_common(5))

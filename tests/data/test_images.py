@@ -2,6 +2,7 @@
 
 import gzip
 import logging
+import tarfile
 
 import datasets
 import numpy as np
@@ -78,6 +79,35 @@ def test_folders_may_be_links(level, tmp_path):
     linked.symlink_to(tmp_path / 'elsewhere')
     found = read(dir=str(tmp_path / 'linked'))['train']
     assert found['label'][:] == plain['label'][:] and found['digest'][:] == plain['digest'][:]
+
+
+def test_images_may_be_links(tmp_path, caplog):
+    folder, (name, *_) = tmp_path / 'set', sorted(FILES)
+    write(folder, FILES)
+    at = (folder / name).parent
+    (at / 'hard.png').hardlink_to(folder / name)
+    (at / 'soft.png').symlink_to(f'../{name}')
+    (at / 'soft_to_hard.png').symlink_to('hard.png')
+    (at / 'lost.png').symlink_to('nothing.png')
+    (at / 'round.png').symlink_to('round.png')
+    with tarfile.open(tmp_path / 'set.tar', 'w') as tar:
+        tar.add(folder, '.')
+    for where in (folder, tmp_path / 'set.tar'):
+        caplog.clear()
+        found = read(dir=str(where))['train']
+        assert len(found) == len(FILES) + 3
+        assert found['digest'][:].count(found['digest'][0]) == 4
+        assert f'{where}: 2 links to images lead to no file and are passed over' in caplog.text
+
+
+def test_of_two_images_of_one_name_in_a_tar_file_the_later_one_is_taken(tmp_path):
+    (name, *_), tar = sorted(FILES), toy_images.write_tar(tmp_path / 'set.tar', FILES)
+    other = write(tmp_path, {'other': FILES[sorted(FILES)[-1]]})
+    with tarfile.open(tar, 'a') as archive:
+        archive.add(f'{other}/other', name)
+    found = read(dir=tar)['train']
+    assert len(found) == len(FILES)
+    assert len(set(found['digest'][:])) == len(FILES) - 1
 
 
 def test_links_that_lead_back_are_not_followed(tmp_path):
