@@ -3,7 +3,7 @@
 A gradient is a product with one factor transposed. Eigen, with which XLA multiplies on a CPU, reads
 a transposed factor in an order that no cache likes, and the more so the larger it is; so the
 smaller one is written down transposed. The numbers are those of differentiation, to rounding; so
-are those of second derivatives.
+are those of higher derivatives.
 """
 
 import math
@@ -65,7 +65,8 @@ def input_gradient(
 
 
 input_gradient.defvjp(
-    lambda gradient, kernel: (_turned_over(gradient, kernel), (gradient, kernel)),
+    # By its own name: derivatives of a higher order differentiate this rule, too.
+    lambda gradient, kernel: (input_gradient(gradient, kernel), (gradient, kernel)),
     lambda kept, second: (second @ kept[1], _against_columns(second, kept[0])),
 )
 

@@ -119,6 +119,19 @@ def test_second_derivatives_are_those_of_a_product(product, members):
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize('product', [products.product, products.trained_product])
+def test_third_derivatives_are_those_of_a_product(product):
+    x, kernel = normals((4, 6), (6, 5))
+
+    def third(product):
+        def slope(function):
+            return lambda x: jnp.square(jax.grad(function)(x)).sum()
+
+        return jax.grad(slope(slope(lambda x: jnp.sin(product(x, kernel)).sum())))(x)
+
+    np.testing.assert_allclose(third(product), third(jnp.matmul), rtol=1e-5, atol=1e-5)
+
+
 def input_gradient(x, kernel):
     return jax.grad(lambda x: jnp.sin(products.product(x, kernel)).sum())(x)
 
