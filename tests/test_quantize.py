@@ -111,6 +111,13 @@ def test_matrices_lie_as_their_floats_would_and_hold_the_same_integers_on_every_
         np.testing.assert_array_equal(leaf.scale, alone[path].scale)
 
 
+def test_devices_of_a_cpu_hold_what_is_no_matrix_once():
+    for path, leaf in placed((4, 1, 1)).items():
+        if not quantize.is_quantized(leaf):
+            parts = [shard.data.unsafe_buffer_pointer() for shard in leaf.addressable_shards]
+            assert len(parts) == 4 and len(set(parts)) == 1, path
+
+
 def test_scales_are_cut_along_their_own_axis_alone():
     found = placed((1, 2, 2))
     up = found['backbone/layer_0/feed_forward/up/kernel']

@@ -79,7 +79,7 @@ class Placement:
 
     def _place_in_8_bits(self, path: Any, leaf: Any, where: NamedSharding) -> Any:
         """Place a leaf; a matrix is in float32 only until it is there."""
-        placed = self._place(leaf, np.float32, where)
+        placed = self._place(leaf, np.float32, where, shared=True)
         axis = quantize.channel_axis(sharding.name_of(path), CHANNELS)
         return placed if axis is None else self._quantize(placed, axis)
 
