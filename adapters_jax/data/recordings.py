@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import hashlib
 import pathlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -120,13 +121,26 @@ def same_recording(rows: datasets.Dataset) -> Int64[np.ndarray, ' N']:
     The same words may be on both sides of a cut: others say them, or say them anew.
     """
     numbers: dict[str, int] = {}
-    return np.array([numbers.setdefault(_identity(one), len(numbers)) for one in rows['audio'][:]])
+    return np.array([numbers.setdefault(name, len(numbers)) for name in _names(rows['audio'][:])])
 
 
-def _identity(recording: audio.Recording) -> str:
-    if recording['bytes'] is not None:
-        return hashlib.sha256(recording['bytes']).hexdigest()
-    return str(pathlib.Path(recording['path']).resolve())
+def _names(recordings: Sequence[audio.Recording]) -> list[str]:
+    """A name for each recording; those of the same bytes have the same one."""
+    paths = [None if r['bytes'] is not None else pathlib.Path(r['path']) for r in recordings]
+    files = {path: path.resolve() for path in dict.fromkeys(paths) if path}
+    sizes = Counter(file.stat().st_size for file in set(files.values()))
+
+    @functools.cache
+    def of_file(file: pathlib.Path) -> str:
+        # What is as long as no other one need not be read.
+        return str(file) if sizes[file.stat().st_size] == 1 else _digest(file.read_bytes())
+
+    pairs = zip(recordings, paths, strict=True)
+    return [of_file(files[path]) if path else _digest(given['bytes']) for given, path in pairs]
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 def _hub_split(

@@ -1,5 +1,7 @@
 """Tables and hub data sets of recordings, in one form."""
 
+import shutil
+
 import datasets
 import numpy as np
 import pytest
@@ -38,12 +40,16 @@ def test_the_same_words_may_be_on_both_sides_of_a_cut(folder):
     assert len(set(paths)) == 12
 
 
-@pytest.mark.parametrize('bytes_given', [False, True])
-def test_the_same_recording_is_on_one_side_of_a_cut(folder, bytes_given, monkeypatch):
+@pytest.mark.parametrize('twice', ['path', 'copy', 'bytes'])
+def test_the_same_recording_is_on_one_side_of_a_cut(folder, twice, monkeypatch):
+    other = {'path': './', 'copy': 'of_'}.get(twice, '')
     lines = (folder / 'train.tsv').read_text().splitlines(keepends=True)
-    (folder / 'train.tsv').write_text(''.join(lines + [f'./{line}' for line in lines[1:]]))
+    (folder / 'train.tsv').write_text(''.join(lines + [f'{other}{line}' for line in lines[1:]]))
     data = {'dir': str(folder), 'split_fractions': (0.25, 0.25)}
-    if bytes_given:
+    if twice == 'copy':
+        for i in range(12):
+            shutil.copy(folder / f'{i}.wav', folder / f'of_{i}.wav')
+    if twice == 'bytes':
         made = [{'bytes': (folder / f'{i % 12}.wav').read_bytes()} for i in range(24)]
         rows = datasets.Dataset.from_dict({'audio': made, 'text': ['a'] * 24})
         monkeypatch.setattr(sources.datasets, 'load_dataset', lambda *_: {'train': rows})
