@@ -32,6 +32,7 @@ of a JSON object of lists FILE.json#KEY or FILE.json#KEY+KEY |
 
 import dataclasses
 import functools
+import glob
 import logging
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
@@ -214,10 +215,18 @@ def from_hub(
 
 
 def _loaded(name: str, config_name: str | None) -> Mapping[str, datasets.Dataset]:
-    """The splits of a data set; of a folder that one of them was saved in, that one."""
-    saved = pathlib.Path(name, datasets.config.DATASET_STATE_JSON_FILENAME)
-    if saved.is_file():
+    """The splits of a data set; of a folder that one of them was saved in, that one.
+
+    Raises ValueError for a folder of files whose path `datasets` would take for a pattern.
+    """
+    folder, known = pathlib.Path(name), datasets.config
+    if (folder / known.DATASET_STATE_JSON_FILENAME).is_file():
         return {'train': datasets.load_from_disk(name)}
+    if not config_name and (folder / known.DATASETDICT_JSON_FILENAME).is_file():
+        return datasets.load_from_disk(name)
+    if glob.has_magic(name) and folder.is_dir():
+        # It would find the files of other folders, or none.
+        raise ValueError('it is a folder whose path is read as a pattern: rename what has * ? or [')
     return datasets.load_dataset(name, config_name)
 
 

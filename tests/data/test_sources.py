@@ -313,3 +313,19 @@ def test_a_first_line_that_may_be_a_header_is_told(tmp_path, caplog, first, told
     caplog.clear()
     load(given | {'header': 'false'}, 'class')
     assert not caplog.text
+
+
+@pytest.mark.parametrize('name', ['set[1]', 'set*', 'set?'])
+def test_of_a_saved_set_the_folder_may_have_any_name(name, tmp_path):
+    rows = datasets.Dataset.from_dict({'text': ['a', 'b'], 'label': ['x', 'y']})
+    datasets.DatasetDict(train=rows, test=rows).save_to_disk(str(tmp_path / 'set 1'))
+    datasets.DatasetDict(train=rows.select([1])).save_to_disk(str(tmp_path / name))
+    found = load(config(name=str(tmp_path / name), split_fractions=(0.0, 0.0)), 'class')
+    assert {split: own['text_a'][:] for split, own in found.items()} == {'train': ['b']}
+
+
+def test_a_folder_of_files_whose_path_is_a_pattern_is_refused(tmp_path):
+    (tmp_path / 'set[1]').mkdir()
+    put(tmp_path / 'set[1]', train__csv=CSV)
+    with pytest.raises(ValueError, match=r'set\[1\].* a folder whose path is read as a pattern'):
+        load(config(name=str(tmp_path / 'set[1]')), 'class')
