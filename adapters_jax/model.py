@@ -21,7 +21,7 @@ from adapters_jax.adapters.method import Method
 from adapters_jax.models import language_head
 from adapters_jax.models.backbone import Backbone, BackboneConfig, Inputs
 from adapters_jax.models.heads import FIRST_TOKEN, HeadBank, HeadConfig, PooledHead, init_head
-from adapters_jax.params import Rule, Tree, freeze, train
+from adapters_jax.params import Rule, Tree, freeze, partition, train
 from adapters_jax.sites import Place, Sites
 
 Batch = Mapping[str, Array]
@@ -99,7 +99,19 @@ class Model:
 
     def trunk(self, params: Tree) -> Place:
         """Return where the trunk ends: the first place that anything trainable can change."""
-        return self.method.first_place(self._adapter(params), self.config.dimensions)
+        end = self.method.first_place(self._adapter(params), self.config.dimensions)
+        return min([end, *self._tuned(params.get('backbone', {}))])
+
+    def _tuned(self, backbone: Tree) -> list[Place]:
+        """Return where the leaves act that the method trains: it may not know of all there are."""
+        rules = self.method.rules(self.config.dimensions)
+        if not rules:
+            return []
+        trained, _ = partition({'backbone': backbone}, (*rules, freeze('.*')))
+        branches = trained.get('backbone', {})
+        layers = (re.fullmatch(r'layer_(\d+)', name) for name in branches)
+        first = [Place(0)] if 'embeddings' in branches else []
+        return first + [Place(int(found[1])) for found in layers if found]
 
     def _adapter(self, params: Tree) -> Tree:
         tree = params.get('adapters', {}).get(self.name, {})

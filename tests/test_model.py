@@ -178,15 +178,6 @@ def test_any_name_will_do(name):
     assert set(trainable['adapters']) == set(trainable['heads']) == {name}
 
 
-@pytest.mark.parametrize(
-    ('method', 'trunk'),
-    [(tiny.Shift(), Place(0)), (tiny.Shift(lowest=1), Place.of(1, 'feed_forward_end'))],
-)
-def test_the_trunk_ends_at_the_first_adapted_layer(method, trunk):
-    model = tiny.model(method)
-    assert model.trunk(tiny.params(model)) == trunk
-
-
 def test_with_a_head_alone_everything_is_trunk_and_without_dropout(packed):
     model = tiny.model(HeadOnly(), HeadConfig(dropout=0.0))
     params = tiny.params(model)
