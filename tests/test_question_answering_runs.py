@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import command
 import numpy as np
@@ -129,13 +130,21 @@ def test_lines_of_questions_and_of_texts_to_predict_for_together(run, folder):
     assert found[1]['label'] in toy.TOPICS
 
 
-@pytest.mark.parametrize('types', [True, False])
-def test_token_types_may_be_left_out_and_a_start_with_others_is_told(run, folder, types, caplog):
+@pytest.mark.parametrize(('types', 'noted'), [(True, True), (False, True), (False, False)])
+def test_token_types_may_be_left_out_and_a_start_with_others_is_told(
+    run, folder, types, noted, caplog, tmp_path
+):
+    adapter = shutil.copytree(run / 'adapter', tmp_path / 'adapter')
+    if not noted:  # as in adapters that were trained before the key was there
+        path = adapter / 'adapter_config.json'
+        values = json.loads(path.read_text())
+        del values['task']['token_types']
+        path.write_text(json.dumps(values))
     config = toy.config(
         *(str(folder / 'bert'), str(folder / 'train.json')),
         task__name='question_answering',
         method='pfeiffer[reduction_factor=2]',
-        start=str(run / 'adapter'),
+        start=str(adapter),
         task__token_types=types,
         data__split_fractions=(0.2, 0.0),
         **SHAPE,

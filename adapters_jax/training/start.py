@@ -19,7 +19,7 @@ from adapters_jax.tasks.task import Task
 
 _LOG = logging.getLogger(__name__)
 _MEANING = ('name', 'labels')  # of a task: what the outputs of a head stand for
-_SHOWN = {'token_types'}  # and what a model is shown of texts
+_SHOWN = {'token_types': True}  # and what a model is shown of texts: formerly, this
 # Options that say nothing of what a trained adapter computes. `init_weights_seed` is none of them:
 # leaves that are not trained may be drawn from it.
 _OF_TRAINING = {
@@ -60,12 +60,13 @@ def announce(folder: AdapterFolder, model: Model, task: Task) -> None:
     fresh = '' if same_head(folder, model, task) else ', under a fresh head'
     _LOG.info('training begins with the adapter %r%s', folder.name, fresh)
     here = task.to_json()
-    for key in _SHOWN & here.keys() & folder.task.keys():
-        if folder.task[key] != here[key]:
+    for key, formerly in _SHOWN.items():
+        own = folder.task.get(key, formerly)
+        if folder.task.get('name') == here['name'] and own != here.get(key, own):
             _LOG.warning(
                 'the adapter that training begins with was trained with task.%s=%r, not %r: set it '
                 'so, unless that is meant',
-                *(key, folder.task[key], here[key]),
+                *(key, own, here[key]),
             )
 
 
