@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from optuna.trial import TrialState
+import optuna
+from optuna.distributions import FloatDistribution
+from optuna.trial import FrozenTrial, TrialState
 
 from adapters_jax.lazy import Functions
 from adapters_jax.training import ranking
@@ -16,6 +18,7 @@ from adapters_jax.tuning.study import Study
 
 importance = Functions('optuna.importance')  # which takes scikit-learn with it
 _LEAST = 4  # trials that must have ended for the importance of anything to be told
+_ROUNDING = 1e-7  # by which float32 alone may tell two scores apart, as a part of them
 
 
 def importances(study: Study, seed: int) -> dict[str, float]:
@@ -23,14 +26,46 @@ def importances(study: Study, seed: int) -> dict[str, float]:
 
     What only several keys together explain is in none of the shares, so their sum may be below 1.
     By fANOVA (Hutter et al. 2014) over the trials that were trained to their end; empty where there
-    are too few of them, or all have one score.
+    are too few of them, or where nothing but rounding tells their scores, or nothing their values,
+    apart.
     """
-    memory = study.in_memory()
-    ended = memory.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    if len(ended) < _LEAST or len({trial.value for trial in ended}) == 1:
+    ended = [trial for trial in study.ended if trial.state == TrialState.COMPLETE]
+    if len(ended) < _LEAST or _equal([trial.value for trial in ended]):
         return {}
+    if all(trial.params == ended[0].params for trial in ended):
+        return {}
+    memory = optuna.create_study()
+    memory.add_trials(_without_units(ended))
     shares = importance.FanovaImportanceEvaluator(seed=seed).evaluate(memory)
-    return {key: round(share, 6) for key, share in shares.items()}
+    return {key: round(float(share), 6) for key, share in shares.items()}
+
+
+def _equal(scores: Sequence[float]) -> bool:
+    return max(scores) - min(scores) <= _ROUNDING * max(map(abs, scores))
+
+
+def _without_units(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    """Return trials whose scores and numbers are shares of their ranges, as fANOVA's trees want.
+
+    The shares of the variance stay as they are. But the trees take for equal numbers less than 1e-7
+    apart, such as weight decays, and scores with a variance below 2e-16, such as the squared errors
+    of small labels; and the squares of large scores, such as perplexities, overflow.
+    """
+    scores = [trial.value for trial in trials]
+    low, high = min(scores), max(scores)
+    found = []
+    for trial in trials:
+        numbers = {k: d for k, d in trial.distributions.items() if hasattr(d, 'low')}
+        within = {k: (trial.params[k] - d.low) / (d.high - d.low) for k, d in numbers.items()}
+        units = dict.fromkeys(numbers, FloatDistribution(0, 1))
+        found.append(
+            optuna.trial.create_trial(
+                value=(trial.value - low) / (high - low),
+                params=trial.params | within,
+                distributions=trial.distributions | units,
+            )
+        )
+    return found
 
 
 def counts(study: Study) -> dict[str, int]:

@@ -162,10 +162,6 @@ class Study:
         trial.number = number
         self.trials[number : number + 1] = [trial]
 
-    def in_memory(self) -> optuna.Study:
-        """Return a copy of the study that is not on the disk."""
-        return self._in_memory(RandomSampler(self._seed))
-
     def _in_memory(self, sampler: BaseSampler) -> optuna.Study:
         study = optuna.create_study(sampler=sampler, direction=_direction(self.higher_is_better))
         study.add_trials(self.trials)
