@@ -249,27 +249,24 @@ def check_trained(trainable: Tree, config: Config) -> None:
 
 
 # The least value of a key of `training`; below it nothing sensible could be done.
-_LEAST = {
-    'batch_size': 1,
-    'accumulate': 0,
-    'steps': 0,
-    'evaluate_every': 0,
-    'patience': 0,
-    'checkpoint_every': 0,
-    'log_every': 0,
-}
+_LEAST = {'batch_size': 1} | dict.fromkeys(
+    ('accumulate', 'steps', 'evaluate_every', 'patience', 'checkpoint_every', 'log_every'), 0
+)
+_SEEDS = 2**32  # of which JAX draws different numbers: a larger seed draws those of its remainder
 
 
 def check_numbers(config: Config) -> None:
     """Refuse numbers out of their range.
 
     Raises:
-        ValueError: the key, its value and the least one allowed.
+        ValueError: the key, its value and the least or the most allowed.
     """
     values = {f'training.{key}': (config.training[key], least) for key, least in _LEAST.items()}
     for key, (value, least) in (values | {'seed': (config.seed, 0)}).items():
         if value < least:
             raise ValueError(f'{key} is {value}; expected {least} or more')
+    if config.seed >= _SEEDS:
+        raise ValueError(f'seed is {config.seed}; expected less than {_SEEDS}')
     if not (config.training.steps or 0 < config.training.epochs < math.inf):
         raise ValueError(f'training.epochs is {config.training.epochs}; expected more than 0')
     if not 0 <= config.training.label_smoothing < 1:

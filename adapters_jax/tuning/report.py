@@ -36,7 +36,8 @@ def importances(study: Study, seed: int) -> dict[str, float]:
         return {}
     memory = optuna.create_study()
     memory.add_trials(_without_units(ended))
-    shares = importance.FanovaImportanceEvaluator(seed=seed).evaluate(memory)
+    evaluator = importance.FanovaImportanceEvaluator(seed=seed % 2**32)  # the most it takes
+    shares = evaluator.evaluate(memory)
     return {key: round(float(share), 6) for key, share in shares.items()}
 
 

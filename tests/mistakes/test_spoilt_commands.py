@@ -57,6 +57,7 @@ SPOILT = {
     'negative patience': ('--config.training.patience=-1', 'patience is -1; expected 0 or more'),
     'no epochs': ('--config.training.epochs=0', r'epochs is 0\.0; expected more than 0'),
     'negative steps': ('--config.training.steps=-5', 'steps is -5; expected 0 or more'),
+    'large seed': ('--config.seed=4294967296', 'seed is 4294967296; expected less than 4294967296'),
     'negative seed': ('--config.seed=-1', 'seed is -1; expected 0 or more'),
     'empty batch': ('--config.training.batch_size=0', 'batch_size is 0; expected 1 or more'),
     'smoothing': ('--config.training.label_smoothing=1.5', r'label_smoothing is 1\.5'),

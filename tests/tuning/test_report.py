@@ -11,13 +11,13 @@ from adapters_jax.tuning.study import Outcome, Study
 SPACE = space.distributions(space.parse(('a=uniform(0,1)', 'b=uniform(0,1)', 'c=x,y')))
 
 
-def importances(folder, count, score, drawn=SPACE):
+def importances(folder, count, score, drawn=SPACE, seed=0):
     """Return the importances in a random search of `count` trials, scored by a function."""
-    with Study(folder / 'study.db', drawn, 'random', 0, True) as study:
+    with Study(folder / 'study.db', drawn, 'random', seed, True) as study:
         for number in range(count):
             params = study.ask().params
             study.tell(number, Outcome(score(params), [], 'all steps taken'))
-        return report.importances(study, 0)
+        return report.importances(study, seed)
 
 
 def test_the_key_that_the_score_follows_explains_it(tmp_path):
@@ -29,6 +29,11 @@ def test_the_key_that_the_score_follows_explains_it(tmp_path):
 def test_what_only_two_keys_together_explain_is_the_share_of_neither(tmp_path):
     found = importances(tmp_path, 30, lambda p: (p['a'] > 0.5) ^ (p['b'] > 0.5))
     assert sum(found.values()) < 0.8
+
+
+def test_a_large_seed_is_one_too(tmp_path):
+    found = importances(tmp_path, 30, lambda params: params['b'], seed=2**32)
+    assert next(iter(found)) == 'b' and found['b'] > 0.8
 
 
 @pytest.mark.parametrize('unit', [1e-10, 1e200])
