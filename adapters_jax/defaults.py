@@ -372,8 +372,8 @@ def _sweep() -> Config:
             # int(LOW,HIGH[,STEP]) and logint(LOW,HIGH): ('optimizer.learning_rate=log(1e-4,1e-2)',
             # 'method.size=8,16,32').
             'space': (),
-            # How many trials a search has, and who proposes them: 'tpe' (from the trials before,
-            # Bergstra et al. 2011) or 'random'.
+            # How many trials a search has, each of other values as long as such are found, and who
+            # proposes them: 'tpe' (from the trials before, Bergstra et al. 2011) or 'random'.
             'trials': 32,
             'sampler': 'tpe',
             # What a search draws follows from it, and from the results alone.

@@ -30,6 +30,7 @@ from adapters_jax.tuning.pruning import TOTAL_STEPS
 SAMPLERS = ('tpe', 'random')
 FINISHED = 'finished'  # the attribute of a trial that says in words how it ended
 _NAME = 'sweep'
+_DRAWS = 32  # of a trial's values, before those of another trial are taken again
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,16 +119,24 @@ class Study:
 
     def ask(self) -> FrozenTrial:
         """Propose the next trial, and put it on record as running."""
-        memory = self._in_memory(_make_sampler(self._sampler, self._seed, len(self.trials)))
-        params = memory.ask(self._distributions).params
         trial = optuna.trial.create_trial(
-            state=TrialState.RUNNING, params=params, distributions=self._distributions
+            state=TrialState.RUNNING, params=self._draw(), distributions=self._distributions
         )
         with processes.together(), self._explained():
             if processes.is_writer():
                 self._stored.add_trial(trial)
         self._note(trial, len(self.trials))
         return trial
+
+    def _draw(self) -> dict[str, Any]:
+        """Return values that no trial has, unless none are found: the same run ends the same."""
+        memory = self._in_memory(_make_sampler(self._sampler, self._seed, len(self.trials)))
+        known = [trial.params for trial in self.trials]
+        for _ in range(_DRAWS):
+            params = memory.ask(self._distributions).params
+            if params not in known:
+                break
+        return params
 
     def tell(self, number: int, outcome: Outcome) -> None:
         """Put on record how a trial ended; one that is on record already stays as it is."""

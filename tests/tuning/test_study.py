@@ -68,6 +68,17 @@ def test_a_study_that_stops_anywhere_goes_on_as_if_it_had_not(tmp_path):
         assert values(found) == whole
 
 
+@pytest.mark.parametrize('sampler', study.SAMPLERS)
+def test_no_trial_repeats_another_until_all_values_were_tried(tmp_path, sampler):
+    few = space.distributions(space.parse(('a=1,2,3', 'b=int(0,2)')))
+    with Study(tmp_path / 'study.db', few, sampler, 0, True) as found:
+        for number in range(12):
+            params = found.ask().params
+            found.tell(number, Outcome(int(params['a']) - params['b'], [], 'all steps taken'))
+        drawn = [tuple(trial.params.values()) for trial in found.trials]
+    assert len(set(drawn[:9])) == 9 and len(drawn) == 12
+
+
 def test_half_of_an_end_is_none(tmp_path):
     with opened(tmp_path) as found:
         found.ask()
