@@ -171,6 +171,18 @@ def test_a_value_that_no_others_go_with_is_refused(toys):
         search.check(given)
 
 
+@pytest.mark.parametrize(
+    ('axis', 'ends'),
+    [
+        ('optimizer.learning_rate=1e-3,0.001', '=1e-3 and optimizer.learning_rate=0.001'),
+        ('training.checkpoint_every=int(1,9)', '=1 and training.checkpoint_every=9'),
+    ],
+)
+def test_values_that_make_no_difference_are_refused(toys, axis, ends):
+    with pytest.raises(ValueError, match=f'sweep.space has members .* equal, .*{ends}'):
+        search.check(config(toys, axis))
+
+
 def arguments(toys, workdir, trials=8):
     return [
         '--config=configs/text_classification.py:method=head',

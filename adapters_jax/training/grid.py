@@ -127,19 +127,23 @@ def expand(config: Config) -> list[Member]:
         make_member(config, name, dict(zip(keys, values, strict=True)))
         for name, values in zip(names, combinations, strict=True)
     ]
-    _check_differ(members)
+    check_differ(members)
     return members
 
 
-def _check_differ(members: Sequence[Member]) -> None:
-    """Refuse members that are one run: they would be counted as if they were seeds."""
+def check_differ(members: Sequence[Member], where: str = GRID) -> None:
+    """Refuse members that are one run: they would be counted as if they were seeds.
+
+    Raises:
+        ValueError: naming two of them, and the config's key `where` that they come from.
+    """
     known: dict[str, str] = {}
     for member in members:
         said = json.dumps(configs.decisive(member.config), sort_keys=True)
         other = known.setdefault(said, member.name)
         if other != member.name:
             raise ValueError(
-                f'{GRID} has members whose numbers would be equal, {other} and {member.name}: '
+                f'{where} has members whose numbers would be equal, {other} and {member.name}: '
                 'write each value once'
             )
 

@@ -46,7 +46,11 @@ def check(config: Config) -> list[grid.Member]:
         raise ValueError(f'sweep.trials is {config.sweep.trials}; expected 1 or more')
     check_sampler(config.sweep.sampler, config.sweep.seed)
     pruning.rule_of(config)
-    return _examples(config, space.parse(config.sweep.space))
+    dimensions = space.parse(config.sweep.space)
+    for key, dimension in dimensions.items():
+        alone = [grid.make_member(config, f'{key}={end}', {key: end}) for end in dimension.ends]
+        grid.check_differ(alone, space.SPACE)
+    return _examples(config, dimensions)
 
 
 def _examples(config: Config, dimensions: Mapping[str, space.Dimension]) -> list[grid.Member]:
