@@ -31,9 +31,9 @@ from adapters_jax import files
 from adapters_jax.adapters import dropping
 from adapters_jax.adapters.dropping import Dropped
 from adapters_jax.config import Config
-from adapters_jax.interop import formats
 from adapters_jax.interop.adapter_folder import AdapterFolder
 from adapters_jax.interop.backbones import LoadedBackbone
+from adapters_jax.tasks.task import Task
 from adapters_jax.training import dtypes, experiment, fitting, serving
 
 Rows = list[dict[str, Any]]
@@ -76,13 +76,11 @@ def predict(
     directories = adapter if several else {'': adapter}
     lines = range(1, len(rows) + 1) if lines is None else lines
     chosen = _chosen(rows, lines, directories) if several else [''] * len(rows)
-    loaded = {name: formats.load(Path(path), backbone) for name, path in directories.items()}
-    serving.check_same_backbone(loaded)
-    folders = {
-        name: folder.switched_off() if off else folder for name, (folder, _) in loaded.items()
+    loaded = {
+        name: (folder.switched_off() if off else folder, own)
+        for name, (folder, own) in serving.load(directories, backbone).items()
     }
-    shared = next(iter(loaded.values()))[1]
-    return _predict(rows, lines, chosen, folders, shared, config, drop_layers)
+    return _predict(rows, lines, chosen, loaded, config, drop_layers)
 
 
 def _chosen(rows: Rows, lines: Sequence[int], adapters: Mapping[str, Any]) -> list[str]:
@@ -101,8 +99,7 @@ def _predict(
     rows: Rows,
     lines: Sequence[int],
     chosen: list[str],
-    folders: Mapping[str, AdapterFolder],
-    loaded: LoadedBackbone,
+    loaded: serving.Loaded,
     config: Config,
     drop_layers: Dropped,
 ) -> Rows:
@@ -110,29 +107,42 @@ def _predict(
     places = {
         name: [i for i, own in enumerate(chosen) if own == name] for name in dict.fromkeys(chosen)
     }
-    tasks = {name: experiment.served(folders[name], loaded).predicting() for name in places}
+    folders = {name: loaded[name][0] for name in places}
+    tasks = {name: _task(name, *loaded[name], drop_layers) for name in places}
     texts = {
         name: tasks[name].rows_of(
             [rows[i] for i in own], [lines[i] for i in own], folders[name].pair
         )
         for name, own in places.items()
     }
-    encoded = {
-        name: serving.encode(texts[name], tasks[name], folders[name], loaded) for name in places
-    }
+    encoded = {name: serving.encode(texts[name], tasks[name], *loaded[name]) for name in places}
     config.data.max_length = max(folders[name].max_length for name in places)
     if len(places) > 1:
         config.data.batching = 'buckets'  # each row is one text, and one adapter's
-    found = serving.outputs(folders, loaded, encoded, config, tasks, drop_layers)
+    shared = next(iter(loaded.values()))[1]
+    found = serving.outputs(folders, shared, encoded, config, tasks, drop_layers)
     result: Rows = [{}] * len(rows)
-    tokenizer = fitting.tokenizer_of(loaded)
     for name, own in places.items():
         told = tasks[name].predict(found[name], encoded[name], texts[name])
+        tokenizer = fitting.tokenizer_of(loaded[name][1])
         told = tasks[name].worded(told, texts[name], tokenizer)
         for place, one in zip(own, told, strict=True):
             result[place] = _beside(rows[place], one)
     _tell_replaced(rows, result)
     return result
+
+
+def _task(name: str, folder: AdapterFolder, loaded: LoadedBackbone, dropped: Dropped) -> Task:
+    """Return the task of an adapter, having tried whether the adapter can be used as asked.
+
+    Raises:
+        ValueError: it cannot; of several adapters it is named.
+    """
+    try:
+        experiment.bind(folder, loaded, dropped=dropped)
+        return experiment.served(folder, loaded).predicting()
+    except ValueError as error:
+        raise ValueError(f'the adapter {name!r}: {error}' if name else str(error)) from error
 
 
 def _beside(row: Mapping[str, Any], predicted: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import command
 import numpy as np
@@ -17,6 +18,7 @@ from adapters_jax.interop.backbones import load_backbone
 from adapters_jax.model import Model
 from adapters_jax.models.heads import HeadConfig
 from adapters_jax.predict import predict, read_lines
+from adapters_jax.training import serving
 
 pytestmark = pytest.mark.usefixtures('compiled_once')
 
@@ -261,3 +263,32 @@ def test_adapters_of_different_backbones_are_refused(runs, tmp_path):
     folders = {'a': runs / 'texts' / 'adapter', 'b': tmp_path / 'run' / 'adapter'}
     with pytest.raises(ValueError, match="'a' and 'b' are of different backbones"):
         predict(folders, [{'text': 'a', 'adapter': 'a'}])
+
+
+def test_several_adapters_have_one_backbone_in_memory_and_each_its_tokenizer(runs, tmp_path):
+    copy = Path(toy.write_backbone(tmp_path / 'copy'))
+    source = toy.write_texts(tmp_path / 'texts.csv', 40)
+    untrained.run(toy.config(str(copy), source), tmp_path / 'run')
+    tokenizer = copy / 'tokenizer.json'
+    values = json.loads(tokenizer.read_text())
+    words = values['model']['vocab']
+    words['cat'], words['fox'] = words['fox'], words['cat']
+    tokenizer.write_text(json.dumps(values))
+    own = runs / 'texts' / 'adapter'
+    folders = {'a': own, 'b': tmp_path / 'run' / 'adapter', 'c': own}
+    (_, first), *others = serving.load(folders).values()
+    assert all(held.params is first.params for _, held in others)
+    rows = [{'text': 'the fox', 'adapter': name} for name in folders]
+    for row, told in zip(rows, predict(folders, rows), strict=True):
+        (alone,) = predict(folders[row['adapter']], [row])
+        np.testing.assert_allclose(told['logits'], alone['logits'], atol=1e-5)
+
+
+def test_of_several_adapters_the_one_that_cannot_be_used_so_is_named(runs, tmp_path):
+    made = toy.config(str(runs / 'bert'), str(runs / 'texts.csv'), method='prompt_tuning')
+    untrained.run(made, tmp_path / 'run')
+    folders = {'texts': runs / 'texts' / 'adapter', 'soft': tmp_path / 'run' / 'adapter'}
+    rows = [{'text': 'a', 'adapter': name} for name in folders]
+    with pytest.raises(ValueError, match="the adapter 'soft': prompt_tuning: "):
+        predict(folders, rows, drop_layers=1)
+    assert len(predict(folders, rows[:1], drop_layers=1)) == 1

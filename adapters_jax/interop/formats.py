@@ -59,12 +59,14 @@ def load(
     backbone: str = '',
     members: Mapping[str, str | Path] | None = None,
     name: str = '',
+    held: LoadedBackbone | None = None,
 ) -> tuple[AdapterFolder, LoadedBackbone]:
     """Return an adapter of any kind, and its backbone.
 
     `backbone` replaces the name that the folder gives, for a copy elsewhere; what others can use of
     the folder's name is kept. `members` are the folders of the adapters that a fusion of AdapterHub
-    mixes, where they do not lie beside it. `name` is what the adapter is called from now on.
+    mixes, where they do not lie beside it. `name` is what the adapter is called from now on. `held`
+    is a backbone in memory, which is not read again where it is the adapter's.
 
     Raises:
         FileNotFoundError: no adapter there, or no backbone.
@@ -79,7 +81,7 @@ def load(
     if found == OURS:
         folder = adapter_folder.load(directory)
         own = folder.backbone['name']
-        loaded = _load_backbone(backbone, own)
+        loaded = _load_backbone(backbone, own, held)
         adapter_folder.check_backbone(folder, loaded.describe())
         folder = dataclasses.replace(folder, name=name) if name else folder
         return folder, _under_own_name(loaded, own)
@@ -89,7 +91,7 @@ def load(
         raise ValueError(
             f'{directory} does not say which backbone it is for; give it as --backbone'
         )
-    loaded = _load_backbone(backbone, own)
+    loaded = _load_backbone(backbone, own, held)
     if own and _same_backbone(own, loaded):
         loaded = _under_own_name(loaded, own)
     elif own:
@@ -143,9 +145,12 @@ def _load_once(directory: Path, backbone: str, state: tuple[tuple, ...]) -> Adap
     return folder
 
 
-def _load_backbone(given: str, own: str) -> LoadedBackbone:
+def _load_backbone(given: str, own: str, held: LoadedBackbone | None) -> LoadedBackbone:
+    name = given or own
     try:
-        return load_backbone(given or own)
+        if held is not None and hub.locate(name).samefile(held.directory):
+            return dataclasses.replace(held, name=name)
+        return load_backbone(name)
     except (FileNotFoundError, hub.HubError) as error:
         if given:
             raise

@@ -6,6 +6,7 @@ whole matrices of the backbone, have one each.
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import datasets
@@ -18,7 +19,7 @@ from adapters_jax.adapters.bank import BACKBONE, Bank
 from adapters_jax.adapters.dropping import Dropped
 from adapters_jax.config import Config
 from adapters_jax.data.encoded import READ, Encoded, tokens_on_end
-from adapters_jax.interop import adapter_folder
+from adapters_jax.interop import adapter_folder, formats
 from adapters_jax.interop.adapter_folder import AdapterFolder
 from adapters_jax.interop.backbones import LoadedBackbone
 from adapters_jax.model import Model
@@ -36,21 +37,36 @@ from adapters_jax.training import (
 from adapters_jax.training.placement import Placement
 from adapters_jax.training.step import jit_outputs
 
+Loaded = dict[str, tuple[AdapterFolder, LoadedBackbone]]
 
-def check_same_backbone(adapters: Mapping[str, tuple[AdapterFolder, LoadedBackbone]]) -> None:
-    """Refuse adapters of different backbones.
+
+def load(directories: Mapping[str, str | Path], backbone: str = '') -> Loaded:
+    """Return adapters of one backbone by name, each with it; its weights are in memory once.
+
+    `backbone` is as in `formats.load`.
 
     Raises:
-        ValueError: naming two of them with their backbones.
+        FileNotFoundError: no adapter there, or no backbone.
+        ValueError: a damaged folder, or adapters of different backbones; two of them are named.
     """
-    (first, (_, own)), *rest = adapters.items()
-    for name, (_, loaded) in rest:
-        if (loaded.fingerprint, loaded.architecture) != (own.fingerprint, own.architecture):
-            raise ValueError(
-                f'the adapters {first!r} and {name!r} are of different backbones '
-                f'({own.describe()["name"]} and {loaded.describe()["name"]}); predict for each '
-                'backbone by itself'
-            )
+    found: Loaded = {}
+    for name, directory in directories.items():
+        first, (_, held) = next(iter(found.items()), ('', (None, None)))
+        folder, own = formats.load(Path(directory), backbone, held=held)
+        if held is not None:
+            _check_same(first, held, name, own)
+            own = dataclasses.replace(own, params=held.params)  # of a copy elsewhere, too
+        found[name] = folder, own
+    return found
+
+
+def _check_same(first: str, held: LoadedBackbone, name: str, own: LoadedBackbone) -> None:
+    if (own.fingerprint, own.architecture) != (held.fingerprint, held.architecture):
+        raise ValueError(
+            f'the adapters {first!r} and {name!r} are of different backbones '
+            f'({held.describe()["name"]} and {own.describe()["name"]}); predict for each '
+            'backbone by itself'
+        )
 
 
 def encode(
