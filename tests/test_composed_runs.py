@@ -14,6 +14,7 @@ from adapters_jax.interop import adapter_folder
 from adapters_jax.params import flatten
 from adapters_jax.predict import predict
 from adapters_jax.train import train
+from adapters_jax.training import experiment
 
 pytestmark = pytest.mark.usefixtures('compiled_once')
 
@@ -116,6 +117,25 @@ def test_robust_training_drops_layers_anew_in_each_step(sources, tmp_path):
     made.training.adapter_drop = 'some'
     with pytest.raises(ValueError, match="adapter_drop is 'some'; expected one of none, robust"):
         train(made, tmp_path / 'other')
+
+
+def test_a_composition_goes_on_over_its_own_members_in_any_order_and_over_no_others(
+    sources, tmp_path
+):
+    folder, *_ = sources
+    given = f'a={folder}/a/adapter,b={folder}/b/adapter'
+    first = config(sources, 'fuse(a, b)', given)
+    untrained.run(first, tmp_path / 'first')
+    on = config(sources, 'fuse(a, b)', ','.join(given.split(',')[::-1]))
+    on.start = str(tmp_path / 'first' / 'adapter')
+    path = 'fusion/a,b/layer_0/feed_forward/query/kernel'
+    held = flatten(adapter_folder.load(tmp_path / 'first' / 'adapter').adapter_params)
+    found = flatten(experiment.build(on).init_params()['adapters']['default'])
+    np.testing.assert_array_equal(found[path], held[path])
+    other = config(sources, 'fuse(a, b)', f'a={folder}/a/adapter,b={folder}/a/adapter')
+    other.start = on.start
+    with pytest.raises(ValueError, match="was trained over another adapter 'b' than"):
+        train(other, tmp_path / 'other')
 
 
 def arguments(sources, workdir, method):

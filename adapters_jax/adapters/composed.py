@@ -44,7 +44,6 @@ class Composed(Method):
         tree = composition.parse(self.expression)
         object.__setattr__(self, 'expression', str(tree))
         object.__setattr__(self, 'members', fields.FrozenDict(self.members))
-        object.__setattr__(self, 'frozen_members', tuple(self.frozen_members))
         taken = [name for name in self.members if _RESERVED.fullmatch(name)]
         self.require(not taken, f'a member is named {taken and taken[0]!r}; rename it')
         for name in tree.names:
@@ -56,6 +55,9 @@ class Composed(Method):
         self.require(not unused, f'{self.expression} does not use the adapters {unused}')
         strange = sorted(set(self.frozen_members) - set(self.members))
         self.require(not strange, f'frozen_members names {strange}, which are no members')
+        # In one order, so that methods are equal which differ in that alone.
+        frozen = tuple(name for name in tree.names if name in self.frozen_members)
+        object.__setattr__(self, 'frozen_members', frozen)
         self._check_supported(tree, ())
         self._check_alone(tree)
         _check_parallel(tree, '')

@@ -181,6 +181,7 @@ def build(
     first = start.load(config)
     if first:
         start.check(first, model)
+        start.check_members(first, members.folders)
         start.announce(first, model, task)
     splits = encode_splits(config, texts, task, model, backbone, chain)
     return Experiment(config, backbone, task, model, splits, texts, members, chain, first)

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from adapters_jax.adapters import registry
 from adapters_jax.config import Config
 from adapters_jax.interop import formats
@@ -53,6 +55,23 @@ def check(folder: AdapterFolder, model: Model) -> None:
             f'config.start is an adapter with {key}={own.get(key)!r}, but config.method has '
             f'{given.get(key)!r}; give the method with which it was trained'
         )
+
+
+def check_members(folder: AdapterFolder, members: Mapping[str, AdapterFolder]) -> None:
+    """Refuse an expression that was trained over other finished adapters than are given now.
+
+    Raises:
+        ValueError: the first one that differs.
+    """
+    for name, member in members.items():
+        held = flatten(folder.adapter_params.get(name, {}))
+        for path, leaf in flatten(member.adapter_params).items():
+            if path in held and not np.array_equal(held[path], leaf):
+                raise ValueError(
+                    f'config.start was trained over another adapter {name!r} than config.adapters '
+                    f'names ({path} differs), and would put that in its place; name the one that '
+                    'it was trained over, or leave config.start out'
+                )
 
 
 def announce(folder: AdapterFolder, model: Model, task: Task) -> None:
