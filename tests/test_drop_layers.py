@@ -79,6 +79,7 @@ def test_adapters_of_one_batch_lose_the_same_layers(runs):
         ('pfeiffer', 3, r'--drop_layers=3: expected 0 to 2'),
         ('pfeiffer', -1, r'--drop_layers=-1: expected 0 to 2'),
         ('pfeiffer', range(1, 3), r'--drop_layers=1-2: expected layers of 0 to 1'),
+        ('pfeiffer', range(3), r'--drop_layers=0-2: expected layers of 0 to 1'),
         ('bitfit', 1, r'no parameters of its own in the layers.*set --drop_layers=0'),
     ],
 )

@@ -46,6 +46,12 @@ class Composed(Method):
         object.__setattr__(self, 'members', fields.FrozenDict(self.members))
         taken = [name for name in self.members if _RESERVED.fullmatch(name)]
         self.require(not taken, f'a member is named {taken and taken[0]!r}; rename it')
+        parted = [name for name in self.members if '/' in name]
+        self.require(
+            not parted,
+            f"the member {parted and parted[0]!r} has a '/' in its name, which would be two names "
+            "in a file; write it with a '-', say",
+        )
         for name in tree.names:
             self.require(
                 name in self.members,
@@ -98,6 +104,11 @@ class Composed(Method):
                 self._check_supported(child, (*around, node.kind))
             return
         method = self.members[node]
+        self.require(
+            not isinstance(method, Composed),
+            f'{node} is a composition itself ({getattr(method, "expression", "")}), which cannot '
+            'stand in another one; give the adapters that it holds, and write its expression out',
+        )
         self.require(
             bool(supported(method)),
             f'{node} ({method.architecture}) trains leaves of the backbone itself, of which there '

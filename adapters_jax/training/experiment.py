@@ -388,8 +388,8 @@ def bind(
 def _check_dropped(dropped: Dropped, layers: int) -> None:
     if isinstance(dropped, range) and dropped.stop > layers:
         raise ValueError(
-            f'--drop_layers={dropping.describe(dropped)}: expected layers of 0 to {layers - 1}, '
-            'those that the backbone has'
+            f'--drop_layers={dropped.start}-{dropped.stop - 1}: expected layers of 0 to '
+            f'{layers - 1}, those that the backbone has'
         )
     if isinstance(dropped, int) and not 0 <= dropped <= layers:
         raise ValueError(

@@ -206,6 +206,7 @@ def test_json_keeps_everything():
         ('split(a, b, splits=4)', {'a': 'loreft', 'b': 'lora'}, 'inside of split.*average'),
         ('stack(a, b)', {'a': 'houlsby', 'b': 'lora'}, 'one set for all adapters.*train_norms'),
         ('stack(a)', {'a': 'bitfit'}, 'trains leaves of the backbone itself'),
+        ('stack(x/a)', {'x/a': 'lora'}, "the member 'x/a' has a '/' in its name.*write it with"),
         ('stack(a, a)', {'a': 'prompt_tuning'}, 'a, a each insert vectors'),
         ('stack(a, b)', {'a': 'adalora', 'b': 'adalora'}, 'a, b each have a schedule of ranks'),
         (
@@ -229,6 +230,12 @@ def test_what_cannot_be_composed(expression, members, sentence):
 def test_a_member_may_not_take_the_name_of_the_fusions():
     with pytest.raises(ValueError, match="a member is named 'fusion'"):
         of('stack(fusion)', fusion='lora')
+
+
+def test_a_member_may_not_be_a_composition():
+    inner = of('fuse(a, b)', a='pfeiffer', b='pfeiffer')
+    with pytest.raises(ValueError, match=r'f is a composition itself \(fuse\(a, b\)\)'):
+        Composed(expression='stack(f)', members={'f': inner})
 
 
 @pytest.mark.parametrize(
