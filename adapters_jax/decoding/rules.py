@@ -109,10 +109,15 @@ def from_hf(config: dict[str, object]) -> Iterator[tuple[str, object]]:
     """Yield the settings that a generation_config.json has, under our names."""
     for theirs, ours in _NAMES.items():
         value = config.get(theirs)
+        if isinstance(value, list):
+            # Of several ends that are forced all are as likely, and the first one is taken.
+            value = min(value, default=None) if ours == 'last' else tuple(value)
         if value is not None:
-            yield ours, tuple(value) if isinstance(value, list) else value
-    # Marian's way to say that padding is no word.
-    words = {own[0] for own in config.get('bad_words_ids') or () if len(own) == 1}
+            yield ours, value
+    # Marian's way to say that padding is no word. The end of a text never counts as one.
+    end = config.get('eos_token_id')
+    ends = end if isinstance(end, list) else [end]
+    words = {own[0] for own in config.get('bad_words_ids') or () if len(own) == 1}.difference(ends)
     if words:
         yield 'never', tuple(sorted(words.union(config.get('suppress_tokens') or ())))
 

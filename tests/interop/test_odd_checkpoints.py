@@ -129,3 +129,12 @@ def test_forbidden_words_come_together_and_what_is_not_used_is_named():
     assert dict(rules.from_hf(settings)) == {'never': (3, 45)}
     assert rules.unused(settings) == ['repetition_penalty', 'bad_words_ids of several tokens']
     assert rules.unused({'bad_words_ids': [[45]], 'repetition_penalty': 1.0}) == []
+
+
+def test_ends_may_be_a_list_and_are_no_forbidden_words():
+    assert dict(rules.from_hf({'forced_eos_token_id': [5, 2]})) == {'last': 2}
+    assert dict(rules.from_hf({'forced_eos_token_id': [], 'suppress_tokens': []})) == {'never': ()}
+    for end in (2, [2, 7]):
+        settings = {'bad_words_ids': [[2], [4]], 'eos_token_id': end}
+        assert dict(rules.from_hf(settings)) == {'never': (4,)}
+    assert not dict(rules.from_hf({'bad_words_ids': [[2]], 'eos_token_id': 2}))
