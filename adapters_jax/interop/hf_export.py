@@ -15,7 +15,7 @@ import numpy as np
 from safetensors.numpy import save as to_bytes
 
 from adapters_jax import files, params
-from adapters_jax.interop import decoder_heads, hf_heads, hub, modules
+from adapters_jax.interop import decoder_heads, hf_heads, hub, language_heads, modules
 from adapters_jax.interop.backbones import LoadedBackbone
 from adapters_jax.interop.tensors import SAFETENSORS
 from adapters_jax.models import families
@@ -56,6 +56,7 @@ _CLASSES = {
     'whisper': 'Whisper',
     'encoder-decoder': 'EncoderDecoder',
 }
+_WORDS = 'masked_lm'  # the task whose head scores all words
 # What the config of another model with a head says of that head.
 _OF_A_HEAD = ('id2label', 'label2id', 'num_labels', 'problem_type', 'finetuning_task')
 
@@ -74,8 +75,8 @@ def save(
         loaded: the checkpoint that it comes from.
         directory: written under a temporary name, then renamed.
         head: description (JSON values) and parameters of the head that comes with it, as a model
-            for classification or, of a decoder, for generation; one that no such model has is left
-            out with a warning.
+            for classification, for missing words or, of a decoder, for generation; one that no such
+            model has is left out with a warning.
         task: description of what it is for, with `name` and, of classes, `labels`; None for a
             regression.
 
@@ -114,13 +115,15 @@ def _head(
     loaded: LoadedBackbone,
     directory: Path,
 ) -> dict[str, np.ndarray] | None:
-    """Return the tensors of a head; a model that writes has its checkpoint's, unless it has own."""
+    """Return the tensors of a head; of words it is the checkpoint's, unless it was trained."""
     config = loaded.config
     if head is None:
         return None
     if config.decoder is not None:
         return decoder_heads.write(head[1] or decoder_heads.read(loaded), config)
-    known = (*hf_heads.PROBLEMS, *hf_heads.OF_TOKENS)
+    if task['name'] == _WORDS:
+        return language_heads.write(head[1] or language_heads.read(loaded), config.family) or None
+    known = (*hf_heads.PROBLEMS, *hf_heads.OF_TOKENS, _WORDS)
     if task['name'] not in known:
         _LOG.warning(
             'a head of %s is not written in this format: %s is the backbone alone; expected a task '
@@ -154,6 +157,9 @@ def _config(
         return described | {'architectures': [f'{name}Model']}
     if backbone.decoder is not None:
         return described | {'architectures': [name + decoder_heads.model_class(backbone.family)]}
+    if task['name'] == _WORDS:
+        # Scores of words are products with the embeddings, whatever the checkpoint's config says.
+        return described | {'architectures': [f'{name}ForMaskedLM'], 'tie_word_embeddings': True}
     described['architectures'] = [name + hf_heads.model_class(backbone.family, task['name'])]
     outputs = hf_heads.outputs(head)
     if task['name'] == 'question_answering':
@@ -173,6 +179,10 @@ def _problem(task: str) -> dict[str, str]:
     return {'problem_type': hf_heads.PROBLEMS[task]} if task in hf_heads.PROBLEMS else {}
 
 
+def _without_pooler(family: str, task: str) -> bool:
+    return task == _WORDS or hf_heads.without_pooler(family, task)
+
+
 def _tensors(
     backbone: Tree, config: BackboneConfig, head: Mapping[str, np.ndarray] | None, task: str
 ) -> dict[str, np.ndarray]:
@@ -188,8 +198,8 @@ def _tensors(
     prefix = '' if head is None else modules.prefix(config)
     tensors = {}
     for name, (path, transpose) in names.items():
-        # A classifier that does not stand on the pooler is built without it.
-        unused = head is not None and hf_heads.without_pooler(config.family, task)
+        # A head that does not stand on the pooler is built without it.
+        unused = head is not None and _without_pooler(config.family, task)
         if unused and name.startswith('pooler.'):
             continue
         leaf = np.asarray(leaves[path], np.float32)

@@ -16,6 +16,7 @@ from adapters_jax.adapters import registry
 from adapters_jax.adapters.binding import bind
 from adapters_jax.adapters.composed import Composed
 from adapters_jax.adapters.invertible import Invertible
+from adapters_jax.convert import convert
 from adapters_jax.evaluate import evaluate
 from adapters_jax.interop import adapter_folder, language_heads
 from adapters_jax.interop.backbones import load_backbone
@@ -390,3 +391,27 @@ def test_the_task_knows_its_backbones_words(toys):
 )
 def test_a_piece_of_a_word_goes_on_with_it(before, piece, word, expected):
     assert masked_lm._joined(before, piece, word) == expected
+
+
+@pytest.mark.parametrize('train_head', ['auto', 'all'])
+@pytest.mark.parametrize('family', MODELS)
+def test_merged_is_a_language_model_of_transformers(tmp_path, family, train_head):
+    write_language_model(tmp_path / 'm', family)
+    toy.write_texts(tmp_path / 'texts.csv', 20)
+    given = toy.config(str(tmp_path / 'm'), str(tmp_path / 'texts.csv'), training__steps=2)
+    given.task.name, given.method, given.head.train = 'masked_lm', 'lora[r=2]', train_head
+    given.optimizer.learning_rate, given.data.max_length = 0.1, 60
+    train(given, tmp_path / 'w')
+    convert(tmp_path / 'w' / 'adapter', tmp_path / 'merged', 'merged')
+    make, tokenizer = transformers.AutoModelForMaskedLM, transformers.AutoTokenizer
+    model, report = make.from_pretrained(tmp_path / 'merged', output_loading_info=True)
+    assert type(model) is MODELS[family][1] and not any(report.values())
+    text = ' '.join(('[MASK]', *vocabulary()[20:24], '[MASK]'))
+    words = tokenizer.from_pretrained(tmp_path / 'merged')
+    batch = words(text, return_tensors='pt', return_token_type_ids=False)
+    with torch.no_grad():
+        scores = model.eval()(**batch).logits.softmax(-1)
+    expected = scores[batch['input_ids'] == words.mask_token_id].topk(5).values.numpy()
+    (row,) = predict(tmp_path / 'w' / 'adapter', [{'text': text}])
+    found = [[word['probability'] for word in own] for own in row['masks']]
+    np.testing.assert_allclose(found, expected, atol=2e-5)
