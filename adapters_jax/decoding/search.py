@@ -6,6 +6,7 @@ beyond the start. Everything has a fixed shape, so that a whole search is one co
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -50,6 +51,8 @@ class Search:
             raise ValueError(
                 f'beams={self.beams} and n_best={self.n_best}; expected 1 <= n_best <= beams'
             )
+        if not math.isfinite(self.length_penalty):
+            raise ValueError(f'length_penalty={self.length_penalty}; expected a finite number')
         if not isinstance(self.early_stopping, bool) and self.early_stopping != 'never':
             raise ValueError(
                 f"early_stopping={self.early_stopping!r}; expected True, False or 'never'"

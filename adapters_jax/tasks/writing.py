@@ -74,7 +74,16 @@ class Writing(Task):
             raise ValueError(
                 f'target_length is {self.target_length}; expected at least 2, a token and the end'
             )
-        Search(beams=self.beams)
+        if not 0 <= self.min_length <= self.target_length:
+            raise ValueError(
+                f'task.min_length is {self.min_length}; expected 0 to {self.target_length}, which '
+                'is task.target_length'
+            )
+        if self.repeated < 0 or self.repeated == 1:
+            raise ValueError(
+                f'task.repeated is {self.repeated}; expected 0, or 2 or more tokens in a row'
+            )
+        Search(beams=self.beams, length_penalty=self.length_penalty)
 
     @classmethod
     def settings(cls, given: Mapping[str, Any], train: Rows | None) -> dict[str, Any]:
@@ -86,11 +95,17 @@ class Writing(Task):
         """Return the task for a backbone's vocabulary, tokenizer and own rules.
 
         Raises:
-            ValueError: a text may grow longer than the decoder's positions, or has no end.
+            ValueError: a text may grow longer than the decoder's positions, or has no end, or there
+                are too few words for so many beams.
         """
         task = dataclasses.replace(self, vocabulary=config.written)
         if directory is None or config.decoder is None:
             return task
+        if 2 * self.beams > config.written:
+            raise ValueError(
+                f'task.beams is {self.beams}, but the backbone writes {config.written} words, and '
+                f'each beam needs two of them; set it to {config.written // 2} or less'
+            )
         plain = tokenize.load_writer(directory) or tokenize.load_tokenizer(directory)
         own = self.prepared(plain)
         if own.eos_token_id is None:

@@ -349,6 +349,7 @@ def test_a_sharded_model_writes_the_same(shape):
         (lambda: Search(beams=2, temperature=1.0), 'temperature=1.0 with beams=2'),
         (lambda: Search(early_stopping='now'), "early_stopping='now'"),
         (lambda: Search(top_p=0.0), 'top_p=0.0'),
+        (lambda: Search(beams=2, length_penalty=float('inf')), 'length_penalty=inf; expected'),
         (lambda: Rules((), 1, 0, 5), 'start has no word'),
         (lambda: Rules((1,), 1, 0, 5, min_length=6), 'min_length=6 and max_length=5'),
         (lambda: Rules((1,), 1, 0, 5, repeated=1), 'repeated=1'),
