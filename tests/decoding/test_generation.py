@@ -347,8 +347,7 @@ def test_a_sharded_model_writes_the_same(shape):
     [
         (lambda: Search(beams=2, n_best=3), 'beams=2 and n_best=3'),
         (lambda: Search(beams=2, temperature=1.0), 'temperature=1.0 with beams=2'),
-        (lambda: Search(early_stopping='now'), "early_stopping='now'"),
-        (lambda: Search(top_p=0.0), 'top_p=0.0'),
+        *((lambda: Search(early_stopping='now'), 'now'), (lambda: Search(top_p=0.0), 'top_p=0.0')),
         (lambda: Search(beams=2, length_penalty=float('inf')), 'length_penalty=inf; expected'),
         (lambda: Rules((), 1, 0, 5), 'start has no word'),
         (lambda: Rules((1,), 1, 0, 5, min_length=6), 'min_length=6 and max_length=5'),

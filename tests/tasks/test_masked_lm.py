@@ -9,14 +9,13 @@ import safetensors.torch
 import tiny
 import torch
 import toy
-import transformers
+from toy_language_models import MODELS, write_language_model
 
 from adapters_jax import sweep, tasks
 from adapters_jax.adapters import registry
 from adapters_jax.adapters.binding import bind
 from adapters_jax.adapters.composed import Composed
 from adapters_jax.adapters.invertible import Invertible
-from adapters_jax.convert import convert
 from adapters_jax.evaluate import evaluate
 from adapters_jax.interop import adapter_folder, language_heads
 from adapters_jax.interop.backbones import load_backbone
@@ -29,41 +28,6 @@ from adapters_jax.tasks import masked_lm
 from adapters_jax.train import train
 from adapters_jax.training import ahead, experiment
 from experiments.toy import random_leaf, vocabulary
-
-SIZES = {
-    'vocab_size': len(vocabulary()),
-    'hidden_size': 32,
-    'num_hidden_layers': 1,
-    'num_attention_heads': 2,
-    'intermediate_size': 64,
-    'max_position_embeddings': 66,
-}
-MODELS = {
-    'bert': (transformers.BertConfig, transformers.BertForMaskedLM),
-    'roberta': (transformers.RobertaConfig, transformers.RobertaForMaskedLM),
-    'distilbert': (transformers.DistilBertConfig, transformers.DistilBertForMaskedLM),
-    'electra': (transformers.ElectraConfig, transformers.ElectraForMaskedLM),
-}
-# The others call what is theirs as BERT does.
-NAMED = {
-    'distilbert': {
-        'dim': 32, 'n_layers': 1, 'n_heads': 2, 'hidden_dim': 64, 'vocab_size': SIZES['vocab_size'],
-        'max_position_embeddings': 66,
-    },
-    'electra': SIZES | {'embedding_size': 16, 'hidden_act': 'relu'},
-}  # fmt: skip
-
-
-def write_language_model(folder, family='bert', seed=0):
-    """Write a random checkpoint with a language head and the toy tokenizer; return the model."""
-    make_config, make_model = MODELS[family]
-    torch.manual_seed(seed)
-    model = make_model(make_config(**NAMED.get(family, SIZES))).eval()
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
-    toy.write_backbone(folder)
-    model.save_pretrained(folder)
-    return model
 
 
 def head_config(**options):
@@ -391,27 +355,3 @@ def test_the_task_knows_its_backbones_words(toys):
 )
 def test_a_piece_of_a_word_goes_on_with_it(before, piece, word, expected):
     assert masked_lm._joined(before, piece, word) == expected
-
-
-@pytest.mark.parametrize('train_head', ['auto', 'all'])
-@pytest.mark.parametrize('family', MODELS)
-def test_merged_is_a_language_model_of_transformers(tmp_path, family, train_head):
-    write_language_model(tmp_path / 'm', family)
-    toy.write_texts(tmp_path / 'texts.csv', 20)
-    given = toy.config(str(tmp_path / 'm'), str(tmp_path / 'texts.csv'), training__steps=2)
-    given.task.name, given.method, given.head.train = 'masked_lm', 'lora[r=2]', train_head
-    given.optimizer.learning_rate, given.data.max_length = 0.1, 60
-    train(given, tmp_path / 'w')
-    convert(tmp_path / 'w' / 'adapter', tmp_path / 'merged', 'merged')
-    make, tokenizer = transformers.AutoModelForMaskedLM, transformers.AutoTokenizer
-    model, report = make.from_pretrained(tmp_path / 'merged', output_loading_info=True)
-    assert type(model) is MODELS[family][1] and not any(report.values())
-    text = ' '.join(('[MASK]', *vocabulary()[20:24], '[MASK]'))
-    words = tokenizer.from_pretrained(tmp_path / 'merged')
-    batch = words(text, return_tensors='pt', return_token_type_ids=False)
-    with torch.no_grad():
-        scores = model.eval()(**batch).logits.softmax(-1)
-    expected = scores[batch['input_ids'] == words.mask_token_id].topk(5).values.numpy()
-    (row,) = predict(tmp_path / 'w' / 'adapter', [{'text': text}])
-    found = [[word['probability'] for word in own] for own in row['masks']]
-    np.testing.assert_allclose(found, expected, atol=2e-5)
