@@ -16,7 +16,28 @@ from adapters_jax import tasks
 from adapters_jax.config import Config, parse_arg
 from adapters_jax.data import builtin
 from adapters_jax.data import glue as glue_tasks
-from configs import glue, text_classification
+from configs import (
+    glue,
+    images,
+    masked_lm,
+    multiple_choice,
+    question_answering,
+    seq2seq,
+    speech,
+    tagging,
+    text_classification,
+)
+
+# Kinds of tasks with a config file of their own, which knows their lengths and heads.
+KINDS = {
+    'image_classification': images,
+    'masked_lm': masked_lm,
+    'multiple_choice': multiple_choice,
+    'question_answering': question_answering,
+    'seq2seq': seq2seq,
+    'speech_recognition': speech,
+    'tagging': tagging,
+}
 
 METHODS = (
     'pfeiffer[size=8]',
@@ -56,6 +77,8 @@ def get_config(argument: str | None = None) -> Config:
 def data(task: str, backbone: str) -> Config:
     if glue_tasks.key_of(task) in glue_tasks.TASKS:
         return glue.get_config(f'task={task},backbone={backbone}')
+    if task in KINDS:
+        return KINDS[task].get_config(f'backbone={backbone}')
     if task not in builtin.SETS:
         if task not in tasks.names():
             known = *glue_tasks.TASKS, *builtin.SETS, *tasks.names()

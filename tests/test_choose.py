@@ -177,3 +177,12 @@ def test_the_shipped_list_can_be_trained(task):
     members = expand(given)
     assert len(members) == len(shipped.METHODS) * len(shipped.RATES)
     assert given.sweep.recommend and given.training.steps == 160
+
+
+@pytest.mark.parametrize('kind', shipped.KINDS)
+def test_a_kind_of_tasks_has_the_settings_of_its_own_config_file(kind):
+    own, chosen = shipped.KINDS[kind].get_config('backbone=b'), shipped.get_config(f'task={kind}')
+    assert own.task.name == kind
+    for section in ('task', 'data', 'head'):
+        assert chosen[section].to_json() == own[section].to_json()
+    assert chosen.training.batch_size == own.training.batch_size and chosen.sweep.recommend
