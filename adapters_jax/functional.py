@@ -188,7 +188,13 @@ def trained_dense(
 
 
 def dropout(x: Float[Array, '...'], rate: float, key: PRNGKeyArray | None) -> Float[Array, '...']:
-    """Zero each entry with probability `rate` and scale the rest; no key, no dropout."""
+    """Zero each entry with probability `rate` and scale the rest; no key, no dropout.
+
+    Raises:
+        ValueError: a rate below 0, or of 1 and above.
+    """
+    if not 0 <= rate < 1:
+        raise ValueError(f'the rate of dropout is {rate}; expected a number in [0, 1)')
     if key is None or rate == 0.0:
         return x
     return _dropout(rate, x, words_of(key))

@@ -38,6 +38,12 @@ def test_dropout_needs_a_key_and_a_rate():
     assert functional.dropout(x, 0.0, jax.random.key(0)) is x
 
 
+@pytest.mark.parametrize('rate', [-0.1, 1.0, 1.5])
+def test_a_rate_that_is_none_is_refused(rate):
+    with pytest.raises(ValueError, match=rf'the rate of dropout is {rate}; expected a number in'):
+        functional.dropout(jnp.ones(3), rate, jax.random.key(0))
+
+
 def test_dropout_keeps_the_type_and_stays_finite_near_one():
     key = jax.random.key(0)
     assert functional.dropout(jnp.ones(9, jnp.bfloat16), 0.1, key).dtype == jnp.bfloat16

@@ -80,8 +80,8 @@ class HeadConfig:
             raise ValueError(f'head.train is {self.train!r}; expected one of {TRAIN}')
         if self.pooling not in (*POOLINGS, TOKENS, VOCABULARY):
             raise ValueError(f'head.pooling is {self.pooling!r}; expected one of {POOLINGS}')
-        if self.layers < 1:
-            raise ValueError(f'head.layers is {self.layers}; expected 1 or more')
+        if type(self.layers) is not int or self.layers < 1:
+            raise ValueError(f'head.layers is {self.layers}; expected a whole number, 1 or more')
         if not 0 <= self.dropout < 1:
             raise ValueError(f'head.dropout is {self.dropout}; expected a number in [0, 1)')
         functional.activation(self.activation)

@@ -7,6 +7,7 @@ population whose members differ in them.
 
 import dataclasses
 import math
+import numbers
 import re
 from collections.abc import Callable
 from typing import Any
@@ -77,7 +78,7 @@ class OptimizerConfig:
 
     def _require(self, name: str, expected: str, holds: Callable[[float], bool]) -> None:
         value = getattr(self, name)
-        number = isinstance(value, int | float) and not isinstance(value, bool)
+        number = isinstance(value, numbers.Real) and not isinstance(value, bool)
         if not number or not holds(value):
             raise ValueError(f'{name} must be {expected}, got {value!r}')
 

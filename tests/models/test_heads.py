@@ -97,7 +97,8 @@ def test_a_fresh_head_is_small_and_as_wide_as_asked():
     ('options', 'expected'),
     [
         ({'pooling': 'max'}, r"head.pooling is 'max'; expected one of \('mean', 'cls', 'pooler'\)"),
-        ({'layers': 0}, 'head.layers is 0; expected 1 or more'),
+        ({'layers': 0}, 'head.layers is 0; expected a whole number, 1 or more'),
+        ({'layers': 1.5}, r'head.layers is 1\.5; expected a whole number'),
         ({'dropout': 1.0}, r'head.dropout is 1.0; expected a number in \[0, 1\)'),
         ({'activation': 'tahn'}, "unknown activation 'tahn'; known: .*tanh"),
     ],

@@ -261,6 +261,10 @@ def test_mistakes_are_named(values, message):
         OptimizerConfig(**values)
 
 
+def test_numbers_of_numpy_are_numbers():
+    assert dataclasses.replace(PLAIN, learning_rate=np.float32(0.25)).learning_rate == 0.25
+
+
 def test_config_from_json_is_the_same():
     config = OptimizerConfig(decay_exclude=('a', 'b'))
     fields = dataclasses.asdict(config) | {'decay_exclude': ['a', 'b']}
