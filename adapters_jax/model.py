@@ -148,22 +148,8 @@ class Model:
                 `segments`, or `segments` without `starts`.
         """
         sites, rows = self.sites(params, batch, functional.fold(key, 0), record)
-        backbone = Backbone(self.config, self.dtype, self.trunk(params), self.remat)
         places = self._read(batch) if record is None else None
-        hidden = backbone.apply(
-            {'params': params['backbone']},
-            inputs_of(batch),
-            batch.get('token_type_ids'),
-            batch.get('positions'),
-            mask=_mask(batch),
-            tags=batch.get('tags'),
-            sites=sites,
-            deterministic=key is None,
-            known=batch.get('trunk'),
-            places=places,
-            **_target(batch),
-            rngs={} if key is None else {'dropout': functional.fold(key, 1)},
-        )
+        hidden = self._states(params, batch, key, sites, places)
         if self.config.decoder is not None:
             return self.score_words(params, hidden)
         batch = self._with_places(batch, hidden)
@@ -188,6 +174,31 @@ class Model:
         own = {'params': params['heads'][self.name]}
         return self.head.apply(
             own, *pooled, key is None, rngs={} if key is None else {'dropout': key}
+        )
+
+    def _states(
+        self,
+        params: Tree,
+        batch: Batch,
+        key: PRNGKeyArray | None,
+        sites: Sites,
+        places: Int[Array, 'B S'] | None,
+    ) -> Float[Array, 'B T D']:
+        """Return what the backbone makes of the batch, of its last layer what `places` names."""
+        backbone = Backbone(self.config, self.dtype, self.trunk(params), self.remat)
+        return backbone.apply(
+            {'params': params['backbone']},
+            inputs_of(batch),
+            batch.get('token_type_ids'),
+            batch.get('positions'),
+            mask=_mask(batch),
+            tags=batch.get('tags'),
+            sites=sites,
+            deterministic=key is None,
+            known=batch.get('trunk'),
+            places=places,
+            **_target(batch),
+            rngs={} if key is None else {'dropout': functional.fold(key, 1)},
         )
 
     def _read(self, batch: Batch) -> Int[Array, 'B S'] | None:
