@@ -9,7 +9,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +26,14 @@ def epoch(side: str, **course: Any) -> Found:
     and what prepares them: theirs is all of `trainer.train()`, which compiles nothing, but makes
     its loader, optimizer and schedule.
     """
-    return _our_epoch(_config(**course)) if side == 'ours' else _their_epoch(**course)
+    return _our_epoch(_config(**course)) if side == 'ours' else _their_epoch(course)
 
 
 def sweep(side: str, members: int, **course: Any) -> Found:
     """Train a population for one epoch; theirs is one run, of which a sweep takes so many."""
     if side == 'ours':
         return _our_sweep(_config(**course), members)
-    found = _their_epoch(**course)
+    found = _their_epoch(course)
     return found | {'seconds': members * found['seconds']}
 
 
@@ -127,15 +127,7 @@ def _flops_of_first_step(run: Any) -> float:
     return found[0]
 
 
-def _their_epoch(
-    backbone: str,
-    data: str,
-    size: int,
-    batch_size: int,
-    dtype: str,
-    left_out: Sequence[int] = (),
-    **_: Any,
-) -> Found:
+def _their_epoch(course: Mapping[str, Any]) -> Found:
     import adapters
     import torch
     import transformers
@@ -143,9 +135,9 @@ def _their_epoch(
     from experiments.bench import libraries
 
     device = libraries.prepare()
-    rows = [json.loads(line) for line in Path(data).read_text().splitlines()]
+    rows = [json.loads(line) for line in Path(course['data']).read_text().splitlines()]
     labels = sorted({row['label'] for row in rows})
-    tokenizer = transformers.AutoTokenizer.from_pretrained(backbone)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(course['backbone'])
     fields = ('text_a', 'text_b') if 'text_a' in rows[0] else ('text',)
     texts = [[row[field] for row in rows] for field in fields]
     encoded = tokenizer(*texts, truncation=True, max_length=128)
@@ -154,7 +146,10 @@ def _their_epoch(
         | {'labels': labels.index(rows[i]['label'])}
         for i in range(len(rows))
     ]
-    model = libraries.adapters_model(Path(backbone), 'houlsby', size, len(labels), left_out)
+    model = libraries.adapters_model(
+        *(Path(course['backbone']), 'houlsby', course['size'], len(labels)),
+        course.get('left_out', ()),
+    )
     pad, tokens = transformers.DataCollatorWithPadding(tokenizer), [0, 0]
 
     def collate(batch: list[dict[str, Any]]) -> Any:
@@ -165,7 +160,7 @@ def _their_epoch(
 
     arguments = transformers.TrainingArguments(
         output_dir='.',
-        per_device_train_batch_size=batch_size,
+        per_device_train_batch_size=course['batch_size'],
         num_train_epochs=1,
         learning_rate=1e-4,
         report_to=[],
@@ -173,7 +168,7 @@ def _their_epoch(
         logging_strategy='no',
         disable_tqdm=True,
         use_cpu=device == 'cpu',
-        bf16=dtype == 'bfloat16',
+        bf16=course['dtype'] == 'bfloat16',
     )
     trainer = adapters.AdapterTrainer(
         model=model, args=arguments, train_dataset=examples, data_collator=collate
@@ -183,7 +178,7 @@ def _their_epoch(
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     seconds = time.perf_counter() - started
-    steps = math.ceil(len(rows) / batch_size)
+    steps = math.ceil(len(rows) / course['batch_size'])
     return {'seconds': seconds, 'steps': steps, 'padding': 1 - tokens[0] / tokens[1]}
 
 
