@@ -75,6 +75,11 @@ def get_config(argument: str | None = None) -> Config:
 
 
 def data(task: str, backbone: str) -> Config:
+    """Return the config of a task of GLUE, a built-in data set or a kind of tasks, not swept yet.
+
+    Raises:
+        ValueError: none of these; the known ones are listed.
+    """
     if glue_tasks.key_of(task) in glue_tasks.TASKS:
         return glue.get_config(f'task={task},backbone={backbone}')
     if task in KINDS:
