@@ -288,6 +288,10 @@ def wrong(toys, **changes):
         ({'adapters': 'a=pfeiffer'}, "adapters is 'a=pfeiffer', but a run of several tasks"),
         ({'method': 'full'}, r'stars \(full\) changes whole matrices of the backbone'),
         ({'tasks__stars__data__max_length': 500}, 'max_length is 500, but the model'),
+        (
+            {'mixing__schedule': 'shares', 'tasks__stars__share': 1e-9},
+            "have no example of the task 'stars', and its adapter would stay untrained; raise",
+        ),
     ],
 )
 def test_mistakes_are_named_with_their_task(toys, tmp_path, changes, message):

@@ -7,7 +7,7 @@ score.
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -47,10 +47,11 @@ class MultitaskRun(Trainer):
         longest = max(longest, *(member.config.data.max_length for member in members))
         method = self.experiment.model.method
         policy = batching.choose_mixed(config, method, groups, mixing, longest)
+        mixer = Mixer(self.data.sizes, self.data.examples['task'], policy, 0, mixing)
         if config.training.steps:
-            task = self.data.examples['task']
-            batches = Mixer(self.data.sizes, task, policy, 0, mixing).batches
-            mixing = self.experiment.mixing(-(-config.training.steps // batches))
+            mixing = self.experiment.mixing(-(-config.training.steps // mixer.batches))
+            mixer = Mixer(self.data.sizes, self.data.examples['task'], policy, 0, mixing)
+        _check_all_come(mixer, mixing.epochs, tuple(self.experiment.members))
         return policy, mixing
 
     def _choose_evaluation(self, split: str, devices: int) -> Policy:
@@ -138,3 +139,15 @@ class MultitaskRun(Trainer):
                 split: one['best_step'] for one in own for split in one['best_metrics']
             }
         return summary
+
+
+def _check_all_come(mixer: Mixer, epochs: int, names: Sequence[str]) -> None:
+    """Refuse shares of which one is so small that none of its task's examples would be trained."""
+    before, counts = mixer.rows(epochs - 1)
+    for name, rows in zip(names, before + counts, strict=True):
+        if not rows:
+            raise ValueError(
+                f'with these shares the batches of {epochs} epochs have no example of the task '
+                f'{name!r}, and its adapter would stay untrained; raise tasks.{name}.share, or '
+                'choose another mixing.schedule'
+            )
