@@ -12,12 +12,13 @@ from typing import Any
 
 from adapters_jax import entry
 from adapters_jax.training.ranking import line
+from experiments.bench import headlines
 from experiments.output import shortened
 from experiments.papers import summary
 from experiments.text_tasks import RESULTS, TASKS
 
 ROOT = Path(__file__).parents[1]
-PAGES = tuple(ROOT / name for name in ('README.md', 'docs/methods.md', 'docs/measurements.md'))
+PAGES = (ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md')))
 # What the tests found, rendered by the module that says how.
 TESTED = {'conformance': 'experiments.conformance', 'families': 'experiments.families'}
 # What each benchmark is rendered by; its file and its marks have the same name.
@@ -145,9 +146,14 @@ def tables() -> dict[str, str]:
         source = importlib.import_module(module)
         found[name] = source.render(json.loads(source.STORED.read_text('utf-8')))
     for name, module in BENCHES.items():
-        result = json.loads((RESULTS / 'bench' / f'{name}.json').read_text('utf-8'))
-        found[name] = importlib.import_module(module).render(result)
-    return found
+        found[name] = importlib.import_module(module).render(read_bench(name))
+    races = (read_bench(name) for name in ('bench', 'bench_gpu'))
+    return found | {'headlines': headlines.render(*races)}
+
+
+def read_bench(name: str) -> dict[str, Any]:
+    """Return what is stored of a benchmark."""
+    return json.loads((RESULTS / 'bench' / f'{name}.json').read_text('utf-8'))
 
 
 def with_tables(text: str, found: dict[str, str]) -> str:

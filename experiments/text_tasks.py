@@ -1,4 +1,4 @@
-"""The results table of the README: text tasks, methods and seeds, one command.
+"""The table of tasks in docs/results.md: text tasks, methods and seeds, one command.
 
     python -m experiments.text_tasks --output=DIR --data=DATA [--tasks=trec,rte,...]
         [--methods=houlsby,full,head] [--seeds=3]
@@ -8,7 +8,8 @@ stsb_multi_mt (stsb-en-train.csv, -dev, -test: sentence, sentence, score; no hea
 banking77 and clinc150 (see configs/text_sets.py), ud_ewt (UD English EWT), wnut17, and xquad
 (xquad.en.json). Runs that are finished are not run again; of those done on another machine
 summary.json and evaluation_SPLIT.json are enough. Writes DIR/TASK_METHOD_SEED/ (workdirs) and
-results/TASK_METHOD.json beside this file; `python -m experiments.table` puts these into the README.
+results/TASK_METHOD.json beside this file; `python -m experiments.table` puts these into
+the page.
 """
 
 import json

@@ -336,8 +336,8 @@ def test_the_race_says_what_each_side_does_by_itself():
     told = bench.render({'sweep': bench.collect([RACE], cpu)})
     for named in ('eager', '`group_by_length`', '`GLIBC_TUNABLES`', '`mallopt`'):
         assert named in told
-    readme = (ROOT / 'README.md').read_text('utf-8')
-    assert 'theirs is eager' in readme
+    page = (ROOT / 'docs' / 'results.md').read_text('utf-8')
+    assert 'theirs is eager' in page
 
 
 def test_the_command_below_the_table_of_mixed_adapters_is_that_of_its_rows():

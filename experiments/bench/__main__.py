@@ -22,6 +22,7 @@ from absl import flags
 
 from adapters_jax import entry, files
 from experiments.bench import chart, decoding, libraries, mixed_adapters, sizes, steps, whole_runs
+from experiments.bench.headlines import amount, ratio
 from experiments.bench.race import Race
 from experiments.output import write
 
@@ -130,23 +131,11 @@ def _line(name: str, race: dict[str, Any]) -> str:
     cells = (
         f'`{name}`',
         race['title'],
-        *(_amount(race[side], race['unit']) for side in ('ours', 'theirs')),
-        _ratio(race),
+        *(amount(race[side], race['unit']) for side in ('ours', 'theirs')),
+        ratio(race),
         f'{100 * race["share_of_rate"]:.0f} %' if 'share_of_rate' in race else '',
     )
     return f'| {" | ".join(cells)} |'
-
-
-def _amount(value: float, unit: str) -> str:
-    if unit == 's' and value < 0.1:
-        return f'{1000 * value:.2f} ms'
-    return f'{value:,.{3 if unit == "s" else 0}f} {unit}'
-
-
-def _ratio(race: dict[str, Any]) -> str:
-    low, high = race['spread']
-    alone = len(race['rounds']['ours']) == 1  # which has no spread
-    return f'{race["ratio"]:.2f}' + ('' if alone else f' ({low:.2f} to {high:.2f})')
 
 
 def _where(result: dict[str, Any]) -> list[str]:
