@@ -285,8 +285,15 @@ class Tagging(Task):
 
 
 def _scheme_of(rows: Rows, otherwise: str) -> str:
-    """Return the scheme of the tags that rows have, or are to be given."""
-    return rows['scheme'][0] if 'scheme' in rows.column_names and len(rows) else otherwise
+    """Return the scheme of the tags that rows have, or are to be given.
+
+    Tags without a span, as stand in for those that are kept secret, say nothing of it.
+    """
+    if 'scheme' not in rows.column_names:
+        return otherwise
+    outside = {schemes.OUTSIDE, schemes.UNKNOWN}
+    told = any(not outside.issuperset(tags) for tags in rows['tags'])
+    return rows['scheme'][0] if told else otherwise
 
 
 def _refuse_strays(rows: Rows) -> None:

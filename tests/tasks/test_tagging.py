@@ -106,14 +106,15 @@ def test_a_word_without_a_known_tag_counts_nowhere():
 
 def test_spans_are_predicted_in_the_scheme_of_the_rows():
     said = ['B-PER', 'I-PER', 'B-PER', 'O', 'B-LOC']
-    rows = rows_of([['O'] * 5], 'iob1', frame=[['a ', '\r\nb ', '\nc ', '\nd ', '\ne ', ' x\n\n']])
+    gold, frame = ['O'] * 4 + ['I-LOC'], ['a ', '\r\nb ', '\nc ', '\nd ', '\ne ', ' x\n\n']
+    rows = rows_of([gold], 'iob1', frame=[frame])
     encoded = encoded_of(SPANS, [said])
     found = SPANS.predict(outputs_of(SPANS, encoded, [said]), encoded, rows)
     assert found == [{'prediction': ['I-PER', 'I-PER', 'B-PER', 'O', 'I-LOC']}]
     files = SPANS.native_files(rows, found)
     assert files == {'.conll': 'a I-PER\r\nb I-PER\nc B-PER\nd O\ne I-LOC x\n\n'}
     assert SPANS.native_files(rows.remove_columns('frame'), found) == {}
-    assert SPANS.shown(rows[0]) == {'tokens': rows[0]['tokens'], 'gold': ['O'] * 5}
+    assert SPANS.shown(rows[0]) == {'tokens': rows[0]['tokens'], 'gold': gold}
     assert SPANS.shown({'tokens': ['a']}) == {'tokens': ['a']}
 
 
@@ -182,6 +183,10 @@ def test_words_alone_are_answered_in_the_scheme_of_the_data():
     rows = task.rows_of([{'tokens': list('abcd')}], [1], None)
     found = task.predict(outputs_of(task, encoded, [said]), encoded, rows)
     assert found == [{'prediction': ['U-X', 'O', 'B-X', 'L-X']}]
+    # Tags that say nothing, as some files have them in the place of secret ones, change nothing.
+    for nothing in (['O'] * 4, ['O', '', 'O', 'O']):
+        rows = rows_of([nothing], schemes.detect([nothing]))
+        assert task.predict(outputs_of(task, encoded, [said]), encoded, rows) == found
     assert tasks.from_json(task.to_json()) == task
     with pytest.raises(ValueError, match="written in the scheme 'bilu'; expected one of bio"):
         Tagging(labels=('O', 'B-X'), written='bilu')
