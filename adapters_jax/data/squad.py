@@ -163,7 +163,8 @@ def _are_secret(
 
 
 def _is_impossible(node: Mapping[str, Any]) -> bool:
-    return node.get('is_impossible') in (True, 'true', 'True')
+    # Tables write it in any case, and as a number.
+    return str(node.get('is_impossible')).strip().casefold() in ('true', '1', '1.0')
 
 
 def _are_labelled(questions: Sequence[Question], needed: bool, source: str) -> bool:

@@ -94,6 +94,16 @@ def test_a_table_with_text_that_tables_find_hard(tmp_path):
     assert rows['id'][:] == ['1', '2']
 
 
+@pytest.mark.parametrize('said', ['TRUE', 'True', 'true', '1'])
+def test_a_table_may_say_that_a_question_is_impossible(tmp_path, said):
+    """As a spreadsheet writes it, of a question with a plausible answer."""
+    lines = [f'Who?,{CONTEXT},cat,{no}' for no in (said, 'FALSE', '0', '')]
+    path = write(
+        tmp_path / 'train.csv', '\n'.join(['question,context,answer,is_impossible', *lines])
+    )
+    assert answers_of(read(path)) == [[], *[[('cat', 4)]] * 3]
+
+
 SUBJQA = 'q_review_id,question,review,human_ans_spans,human_ans_indices'
 
 
