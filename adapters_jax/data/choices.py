@@ -112,9 +112,7 @@ class Choices:
         listed = [_listed(values, i, place) for i in range(rows)]
         built: dict[str, list] = {'text_a': [_text(values, i, place) for i in range(rows)]}
         if 'text_b' in values:
-            asked = [_plain(value) for value in values['text_b']]
-            for row, text in enumerate(asked):
-                check_encodable(text, f'{place(row)}: the question')
+            asked = [_question(value, place(i)) for i, value in enumerate(values['text_b'])]
             built['text_b'] = [_ASKED.get(text, text) for text in asked]
         built['choices'] = [texts for texts, _ in listed]
         labels = values.get('label', ())
@@ -233,6 +231,16 @@ def _text(values: Mapping[str, Sequence[Any]], row: int, place: Place) -> str:
         )
     check_encodable(text, f'{place(row)}: the text')
     return text
+
+
+def _question(value: Any, where: str) -> str:
+    if not isinstance(value, str | None):
+        raise ValueError(
+            f'{where}: the question is {repr(value)[:60]}, which is not a text; give one text, or '
+            'none.'
+        )
+    check_encodable(value or '', f'{where}: the question')
+    return _plain(value)
 
 
 def _plain(value: Any) -> str:

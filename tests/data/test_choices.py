@@ -103,6 +103,8 @@ def test_a_test_file_may_lack_the_label_that_is_named(tmp_path, label):
         ({'text': 'p', 'choices': ['x\ud83d', 'y'], 'label': 0}, {}, 'line 1: a candidate holds'),
         ({'context': 'p', 'question': '\ud83d', 'choices': ['x', 'y'], 'label': 0}, {},
          'line 1: the question holds'),
+        ({'context': 'p', 'question': ['q', 'r'], 'choices': ['x', 'y'], 'label': 0}, {},
+         r"line 1: the question is \['q', 'r'\], which is not a text"),
         ({'text': ' ', 'choices': ['x', 'y'], 'label': 0}, {}, "line 1: ' ' stands where the text"),
         ({'text': 'p', 'choices': ['x', 'y'], 'label': 2}, {}, 'label 2 is none of the 2 candida'),
         ({'text': 'p', 'choices': ['x', 'y'], 'label': 'z'}, {}, "label 'z' is none of the 2"),
