@@ -137,12 +137,26 @@ def _from_hub(data: Mapping[str, Any]) -> Splits:
         values = {column: rows[name][:] for column, name in chosen.items()}
         kind = getattr(rows.features[chosen['tags']], 'feature', None) if 'tags' in chosen else None
         if isinstance(kind, datasets.ClassLabel):
-            # The hub marks what is kept secret by -1.
-            names = [*kind.names, '']
-            values['tags'] = [tags and [names[i] for i in tags] for tags in values['tags']]
+            sentences = enumerate(values['tags'], 1)
+            values['tags'] = [_named(tags, kind, f'{where}, line {i}') for i, tags in sentences]
         return _build(values, where, range(1, len(rows) + 1), labelled)
 
     return sources.from_hub(data, read)
+
+
+def _named(
+    numbers: list[int | None] | None, kind: datasets.ClassLabel, where: str
+) -> list[str] | None:
+    """The tags that numbers stand for. Raises ValueError for a number that stands for none."""
+    # The hub marks what is kept secret by -1.
+    names = dict(enumerate(kind.names)) | dict.fromkeys((-1, None), schemes.UNKNOWN)
+    strange = next((number for number in numbers or () if number not in names), None)
+    if strange is not None:
+        raise ValueError(
+            f'{where}: the number {strange} among the tags; expected 0 to {kind.num_classes - 1}, '
+            'or -1 where a tag is not known.'
+        )
+    return numbers and [names[number] for number in numbers]
 
 
 def _build(

@@ -4,6 +4,7 @@ import gzip
 import json
 
 import datasets
+import pyarrow
 import pytest
 
 from adapters_jax.data import tagged
@@ -144,6 +145,14 @@ def test_hub_data_sets_name_their_tags(monkeypatch):
     assert found['train'][0]['tags'] == ['B-X', 'O']
     assert 'tags' not in found['test'].column_names
     assert tagged.place(found['validation'][0], 1) == 'some/set, split validation, line 1'
+    hub['train'] = split([1, None])
+    assert tagged.load({'name': 'some/set'})['train'][0]['tags'] == ['B-X', '']
+    # Parquet may hold what libraries of training ignore.
+    column = pyarrow.array([[1, -100]], pyarrow.list_(pyarrow.int64()))
+    table = pyarrow.table({'id': ['0'], 'tokens': [['a', 'b']], 'ner_tags': column})
+    hub['train'] = datasets.Dataset(table).cast(features)
+    with pytest.raises(ValueError, match=r'split train, line 1: the number -100 among the tags'):
+        tagged.load({'name': 'some/set'})
 
 
 @pytest.mark.parametrize(
