@@ -113,6 +113,19 @@ def convert(tags: Sequence[str], source: str, target: str) -> list[str]:
     return [UNKNOWN if tag == UNKNOWN else own for tag, own in zip(tags, new, strict=True)]
 
 
+def respelt(tags: Sequence[str], source: str, target: str) -> list[str]:
+    """Return predicted tags in another scheme, to score there as they did where that can be.
+
+    Between IOBES and BILOU, which differ in letters alone, what is not well-formed stays so; else
+    it is mended, as in `convert`.
+    """
+    letters = [SCHEMES[scheme] for scheme in (source, target) if scheme in SCHEMES]
+    if [len(set(own)) for own in letters] != [4, 4]:
+        return convert(tags, source, target)
+    new = dict(zip(*letters, strict=True))
+    return [new.get(tag[:1], tag[:1]) + tag[1:] for tag in tags]
+
+
 def detect(sentences: Iterable[Sequence[str]]) -> str:
     """Return the scheme that the tags of all sentences are in; `NONE` where they are no spans.
 

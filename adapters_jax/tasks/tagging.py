@@ -244,7 +244,7 @@ class Tagging(Task):
         target = _scheme_of(rows, self.written or self.scheme)
         found = self._sentences(outputs[place].argmax(-1), row, len(rows))
         if target != self.scheme:  # else they are as they were scored, well-formed or not
-            found = [schemes.convert(tags, self.scheme, target) for tags in found]
+            found = [schemes.respelt(tags, self.scheme, target) for tags in found]
         return [{'prediction': tags} for tags in found]
 
     def shown(self, row: Mapping[str, Any]) -> dict[str, Any]:

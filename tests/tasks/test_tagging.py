@@ -7,7 +7,7 @@ import pytest
 import seqeval.metrics
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from seqeval.scheme import IOB2
+from seqeval.scheme import BILOU, IOB2
 
 from adapters_jax import tasks
 from adapters_jax.config import base
@@ -190,6 +190,18 @@ def test_words_alone_are_answered_in_the_scheme_of_the_data():
     assert tasks.from_json(task.to_json()) == task
     with pytest.raises(ValueError, match="written in the scheme 'bilu'; expected one of bio"):
         Tagging(labels=('O', 'B-X'), written='bilu')
+
+
+def test_predictions_in_bilou_score_as_they_did_in_iobes():
+    task = Tagging(labels=('O', 'B-X', 'I-X', 'E-X', 'S-X'), written='bilou')
+    gold, said = ['U-X', 'O', 'O', 'B-X', 'L-X'], ['S-X', 'O', 'I-X', 'B-X', 'E-X']
+    rows = rows_of([gold], 'bilou')
+    encoded = encoded_of(task, [schemes.convert(gold, 'bilou', 'iobes')])
+    outputs = outputs_of(task, encoded, [said])
+    predicted = [one['prediction'] for one in task.predict(outputs, encoded, rows)]
+    assert predicted == [['U-X', 'O', 'I-X', 'B-X', 'L-X']]
+    strict = seqeval.metrics.f1_score([gold], predicted, mode='strict', scheme=BILOU)
+    assert task.score(outputs, encoded, rows)['f1'] == pytest.approx(strict) == 1
 
 
 def test_what_is_reported_depends_on_the_tags():
