@@ -1,5 +1,6 @@
 """Whole runs of speech recognition on a small model: learned, evaluated, served, refused."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import small_writers
 from adapters_jax.data import audio, batches
 from adapters_jax.evaluate import evaluate
 from adapters_jax.interop import adapter_folder
+from adapters_jax.interop.backbones import load_backbone
 from adapters_jax.predict import predict
 from adapters_jax.sweep import sweep
 from adapters_jax.tasks.speech_recognition import SpeechRecognition
@@ -152,6 +154,22 @@ def test_a_checkpoint_of_several_languages_is_told_which(folder):
     run = experiment.build(given)
     assert run.task.tokenizer.convert_ids_to_tokens(run.task.rules.start[2]) == '<|translate|>'
     assert type(run.task.normaliser).__name__ == 'EnglishTextNormalizer'
+
+
+@pytest.mark.parametrize(('words', 'several'), [(51864, False), (51865, True), (51866, True)])
+def test_a_checkpoint_that_does_not_say_it_is_known_by_its_vocabulary(folder, words, several):
+    old = folder / f'old-{words}'
+    small_whisper.write_backbone(old)
+    settings = json.loads((old / 'generation_config.json').read_text())
+    del settings['is_multilingual']
+    (old / 'generation_config.json').write_text(json.dumps(settings))
+    config = dataclasses.replace(load_backbone(str(old)).config, vocabulary=words)
+    task = SpeechRecognition(window=0.4, target_length=5, language='de' if several else '')
+    assert len(task.fitted(config, old).rules.start) == (4 if several else 2)
+    other = dataclasses.replace(task, language='' if several else 'de')
+    message = 'several languages is told' if several else 'knows English alone'
+    with pytest.raises(ValueError, match=message):
+        other.fitted(config, old)
 
 
 @pytest.mark.parametrize(

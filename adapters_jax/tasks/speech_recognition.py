@@ -28,6 +28,7 @@ from adapters_jax.tasks.writing import FORCED, KEPT, Writing, generation_setting
 
 SOUND = 'sound'
 _FRAMES_A_SECOND = 100  # of Whisper, where no checkpoint is at hand to say
+_WORDS_OF_SEVERAL = 51865  # the least that Whisper's vocabularies of several languages have
 
 
 @register
@@ -83,7 +84,9 @@ class SpeechRecognition(Writing):
                 f'{frames // 2} vectors, but the encoder has {positions} positions; set a shorter '
                 'one'
             )
-        multilingual = generation_settings(directory).get('is_multilingual', False)
+        # Older checkpoints do not say it, nor do those that are tuned from them.
+        several = config.vocabulary >= _WORDS_OF_SEVERAL
+        multilingual = generation_settings(directory).get('is_multilingual', several)
         fitted = dataclasses.replace(
             self,
             extractor=extractor,
