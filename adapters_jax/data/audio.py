@@ -19,13 +19,14 @@ import numpy as np
 from jaxtyping import Float16, Float32
 
 from adapters_jax import files
+from adapters_jax.data import mpeg
 from adapters_jax.data.stored import Stored, remembered
 from adapters_jax.lazy import Functions
 
 signal = Functions('scipy.signal')
 SETTINGS = 'preprocessor_config.json'
 CUT = 'cut.json'  # beside the features: how many recordings lost their end
-FORMAT = 1  # raised whenever the same recordings would give other features
+FORMAT = 2  # raised whenever the same recordings would give other features, or none
 # Half of what float32 takes, and 60 dB below the features: less than a recording's own noise.
 KEPT_AS = np.float16
 ENDLESS = 2**62  # samples, of a file that does not say how many it has
@@ -90,7 +91,7 @@ def decode(recording: Recording, rate: int, seconds: float = math.inf) -> Float3
     source = recording['path'] if given is None else io.BytesIO(given)
     try:
         with soundfile.SoundFile(source) as file:
-            sound, own_rate = _read(file, seconds), file.samplerate
+            sound, own_rate = _read(file, seconds, recording), file.samplerate
     # Of sound without a header soundfile asks the rate by a TypeError.
     except (soundfile.LibsndfileError, OSError, TypeError) as error:
         raise ValueError(
@@ -98,23 +99,34 @@ def decode(recording: Recording, rate: int, seconds: float = math.inf) -> Float3
         ) from error
     if sound is None:
         raise ValueError(
-            f'{name} does not say how long it is, as what was written to a pipe; expected a file '
-            'with its length: convert it once more, into a file'
+            f'{name} does not say how long it is, or not rightly, as what was written to a pipe or '
+            'joined of several files; expected a file with its length: convert it once more, into '
+            'a file'
         )
     if not len(sound) or not np.isfinite(sound).all():
         raise ValueError(f'{name} has {len(sound)} samples, or such as are no numbers')
     return resample(sound, own_rate, rate)
 
 
-def _read(file: Any, seconds: float) -> Float32[np.ndarray, ' T'] | None:
+def _read(file: Any, seconds: float, recording: Recording) -> Float32[np.ndarray, ' T'] | None:
     """The mean of an open file's channels, as far as is of use; None where its length is unknown.
 
     A second more is read: filters look ahead, and longer recordings are known by it.
     """
-    if file.frames >= ENDLESS:
+    wanted = (seconds + 1) * file.samplerate
+    if file.frames >= ENDLESS or (file.frames < wanted and _is_longer(file, recording)):
         return None
-    most = min((seconds + 1) * file.samplerate, file.frames)
+    most = min(wanted, file.frames)
     return file.read(math.ceil(most), dtype='float32', always_2d=True).mean(1)
+
+
+def _is_longer(file: Any, recording: Recording) -> bool:
+    """Tell whether an open file has more sound than libsndfile would read of it."""
+    if file.format != 'MP3':
+        return False
+    given = recording.get('bytes')
+    content = pathlib.Path(recording['path']).read_bytes() if given is None else given
+    return mpeg.goes_on(content, file.frames)
 
 
 def resample(

@@ -10,7 +10,7 @@ import soundfile
 import transformers
 
 from adapters_jax import files
-from adapters_jax.data import audio, stored
+from adapters_jax.data import audio, mpeg, stored
 
 RATE = 16000
 
@@ -161,6 +161,34 @@ def test_sound_without_a_header_or_a_length_is_named(tmp_path):
     for given in (piped, {'bytes': bytes(content), 'path': 'b.flac'}):
         with pytest.raises(ValueError, match=r'b\.flac does not say how long it is'):
             audio.decode(given, RATE)
+
+
+def coded(sound, rate, mode):
+    """The sound as an MP3 file, and as one without the frame that says its length."""
+    buffer = io.BytesIO()
+    options = {'format': 'MP3', 'bitrate_mode': mode, 'compression_level': 0.1}
+    with soundfile.SoundFile(buffer, 'w', rate, 1, **options) as file:
+        file.write(sound)
+    content = buffer.getvalue()
+    return content, content[mpeg._frame(content, 0)[0] :]
+
+
+@pytest.mark.parametrize('rate', [8000, 16000, 44100])
+def test_mp3_files_that_are_longer_than_they_say_are_named(tmp_path, rate):
+    noise = np.random.default_rng(0).normal(0, 0.3, 2 * rate)
+    loud_first = np.concatenate([noise, np.zeros(6 * rate)])
+    whole, piped = coded(loud_first, rate, 'VARIABLE')
+    (tmp_path / 'a.mp3').write_bytes(piped)
+    tagged = b'ID3\4\0\0\0\0\1\2' + bytes(130) + whole
+    spoilt = [{'bytes': content} for content in (piped, whole + whole, tagged + tagged)]
+    for given in (*spoilt, {'path': str(tmp_path / 'a.mp3')}):
+        with pytest.raises(ValueError, match=r'does not say how long it is, or not rightly'):
+            audio.decode(given, rate, 30.0)
+    for content in (whole, tagged):
+        assert len(audio.decode({'bytes': content}, rate)) == 8 * rate
+    assert len(audio.decode({'bytes': piped}, rate, 0.5)) == 1.5 * rate  # no more is of use
+    for content in coded(loud_first, rate, 'CONSTANT'):
+        assert 8 * rate <= len(audio.decode({'bytes': content}, rate)) < 8.4 * rate
 
 
 def test_folders_without_settings_of_sound(tmp_path):
