@@ -126,11 +126,18 @@ def _label_column(data: Mapping[str, Any], rows: Rows, labelled: bool, where: st
 
 
 def content(row: Mapping[str, Any]) -> bytes:
-    """Return the bytes of a row's image."""
+    """Return the bytes of a row's image.
+
+    Raises:
+        ValueError: it has none, as rows of a data set may.
+    """
     held = row.get('data') or {}
     if held.get('bytes') is not None:
         return held['bytes']
-    with Path(held.get('path') or row['path']).open('rb') as file:
+    path = held.get('path') or row.get('path')
+    if path is None:
+        raise ValueError(f'{row["image"]} has no image; remove the row, or give it one')
+    with Path(path).open('rb') as file:
         file.seek(row.get('start') or 0)
         return file.read(row.get('size', -1))
 

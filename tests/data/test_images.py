@@ -212,6 +212,15 @@ def test_image_data_sets(typed, tmp_path):
         read(name=str(tmp_path / 'set'), columns={'label': 'kind'})
 
 
+def test_a_row_of_a_data_set_without_its_image_is_named(tmp_path):
+    image = {'bytes': next(iter(FILES.values())), 'path': None}
+    features = datasets.Features({'image': datasets.Image(), 'label': datasets.Value('string')})
+    columns = {'image': [image, None], 'label': ['red', 'red']}
+    datasets.Dataset.from_dict(columns, features=features).save_to_disk(tmp_path / 'set')
+    with pytest.raises(ValueError, match=r'row 1 has no image; remove the row, or give it one'):
+        read(name=str(tmp_path / 'set'))
+
+
 @pytest.mark.parametrize('labels', [{}, {'kind': [-1]}])
 def test_a_hub_set_may_lack_the_label_that_is_named(monkeypatch, labels):
     features = datasets.Features({'image': datasets.Image(), 'kind': datasets.Value('int64')})
