@@ -103,8 +103,13 @@ def decode(recording: Recording, rate: int, seconds: float = math.inf) -> Float3
             'joined of several files; expected a file with its length: convert it once more, into '
             'a file'
         )
-    if not len(sound) or not np.isfinite(sound).all():
-        raise ValueError(f'{name} has {len(sound)} samples, or such as are no numbers')
+    if not len(sound):
+        raise ValueError(
+            f'{name} has 0 samples by what its head says; expected some sound: convert it once '
+            'more, or remove it'
+        )
+    if not np.isfinite(sound).all():
+        raise ValueError(f'{name} has samples that are no numbers; replace or remove it')
     return resample(sound, own_rate, rate)
 
 
