@@ -161,6 +161,22 @@ def test_exchangeable_classifiers(source, tmp_path, name, task):
     assert written['head_type'] == read['head_type']
 
 
+def test_the_head_of_a_plain_image_model(source, tmp_path):
+    of, x = source('vit'), library.given(source('vit'))
+    model = CLASSES['vit'].from_pretrained(of.loaded.directory, num_labels=3)
+    adapters.init(model)
+    model.add_adapter('ad', config='lora')
+    model.set_active_adapters('ad')
+    model.eval().save_adapter(str(tmp_path / 'a'), 'ad', with_head=True)
+    folder = adapterhub.load(tmp_path / 'a', of.loaded)
+    assert folder.task == {
+        'name': 'image_classification',
+        'labels': ['LABEL_0', 'LABEL_1', 'LABEL_2'],
+    }
+    found = our_outputs(folder, of, x, 3)[:, 0]
+    np.testing.assert_allclose(found, logits(model, of, x), atol=TOLERANCE, rtol=0)
+
+
 def test_an_image_head_of_several_classes_at_once_is_left_out(source, tmp_path, caplog):
     of = source('vit')
     model = of.model()

@@ -67,7 +67,15 @@ def read(directory: Path, loaded: LoadedBackbone) -> Head:
             '%s: its head needs a pooler, which %r lacks, so it is left out', directory, loaded.name
         )
         return NONE
-    outputs, task = _task(config or values, path)
+    own_kind = _IMAGES if loaded.config.reads == 'pixels' else _CLASSES
+    outputs, task = _task(config or values, config.get('head_type', own_kind), path)
+    if outputs == 1 and task['name'] != 'regression':
+        _LOG.warning(
+            '%s: a head of kind %r with one output is not supported, so it is left out',
+            directory,
+            kind,
+        )
+        return NONE
     names = _exchangeable_names(values, config, head, path) if config else _fixed_names(loaded)
     return Head(head.to_json(), task, _params(tensors, names, head, outputs, loaded, directory))
 
@@ -165,15 +173,17 @@ def _params(
     return trees.unflatten(leaves)
 
 
-def _task(config: Mapping[str, Any], path: Path) -> tuple[int, dict[str, Any]]:
-    """Return the number of outputs and the task; one output is a number, not a class."""
+def _task(config: Mapping[str, Any], kind: str, path: Path) -> tuple[int, dict[str, Any]]:
+    """Return the number of outputs and the task; one output is a number, not a class.
+
+    `kind` is one of exchangeable heads, or the one that a model's fixed head is like.
+    """
     ids = store.field(config, 'label2id', dict, path, default={})
     count = store.field(config, 'num_labels', int, path, default=len(ids) or None)
-    if config.get('head_type') == _QUESTIONS:
+    if kind == _QUESTIONS:
         if count != 2:
             raise ValueError(f'{path} has num_labels={count}; answers have 2, a start and an end')
         return 2, {'name': _QUESTIONS}
-    kind = config.get('head_type', _CLASSES)
     if count == 1 and kind == _CLASSES:
         return 1, {'name': 'regression'}
     labels = {_whole(i): label for label, i in ids.items()} or {
