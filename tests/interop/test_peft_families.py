@@ -341,4 +341,12 @@ def test_a_family_without_defaults_asks_for_modules(source, tmp_path):
         ours.load(tmp_path / 'a', of.loaded)
 
 
+def test_a_classifier_of_a_decoder_is_refused(source, tmp_path):
+    of = source('bart')
+    config = peft.LoraConfig(r=2, target_modules=['q_proj'], modules_to_save=['classifier'])
+    theirs.adapt(fresh(of), config).save_pretrained(tmp_path / 'a')
+    with pytest.raises(ValueError, match='a classifier of a bart model is not supported'):
+        ours.load(tmp_path / 'a', of.loaded)
+
+
 torch.set_num_threads(1)

@@ -172,6 +172,15 @@ def test_answers_have_two_outputs(base, tmp_path):
         ours.load(tmp_path / 'a', load_backbone(str(directory)))
 
 
+def test_tags_and_kinds_of_images_are_several(base, tmp_path):
+    model = theirs.adapt(
+        fresh(base('bert'), TAGS, labels=1), peft.LoraConfig(task_type='TOKEN_CLS')
+    )
+    model.save_pretrained(tmp_path / 'a')
+    with pytest.raises(ValueError, match='has one output; tagging is supported from two classes'):
+        ours.load(tmp_path / 'a', load_backbone(str(base('bert'))))
+
+
 @pytest.mark.parametrize(('family', 'task_type'), [('bert', 'CAUSAL_LM'), ('vit', 'TOKEN_CLS')])
 def test_other_types_of_task_are_named_before_the_tensors_are_read(
     base, tmp_path, family, task_type

@@ -68,7 +68,8 @@ def read(
             )
         return {}, {}, {}
     name = OF_TOKENS.get(task_type)
-    _check_model(settings, config, name)
+    if config.decoder is None:  # else there is no classifier of ours, which `hf_heads` says
+        _check_model(settings, config, name)
     head, tree, outputs = hf_heads.read(contents.classifier, config, name)
     return head.to_json(), _task(name, outputs, config), tree
 
@@ -85,6 +86,8 @@ def _task(name: str | None, outputs: int, config: BackboneConfig) -> dict[str, A
     if name is None and config.reads != 'pixels' and outputs == 1:
         return {'name': 'regression'}
     name = name or ('image_classification' if config.reads == 'pixels' else 'classification')
+    if outputs == 1:
+        raise ValueError(f'the classifier has one output; {name} is supported from two classes on')
     return {'name': name, 'labels': numbered(outputs)}
 
 
