@@ -135,6 +135,7 @@ REFUSED = [
     ('full', 'nothing like full'),
     ('head', 'nothing like head'),
     ('lora[use_gating=True]', 'lora has use_gating=True'),
+    ('adalora[use_gating=True]', 'adalora has use_gating=True'),
     ('dora[scale_bias=True]', 'scale_bias=True'),
     ('prefix_tuning[flat=True]', 'shift_positions=False'),
     ('prompt_tuning', "site='embeddings'"),

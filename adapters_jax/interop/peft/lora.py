@@ -13,7 +13,6 @@ from adapters_jax.interop.peft.places import (
     Adapted,
     adapted_places,
     pattern,
-    refuse_gates,
     regular,
     tree_of,
     turned,
@@ -69,7 +68,6 @@ def write_lora(method: LoRA, tree: Tree, config: BackboneConfig) -> tuple[dict[s
     Raises:
         ValueError: an option that PEFT does not have.
     """
-    refuse_gates(method)
     dora = isinstance(method, DoRA)
     if dora and (method.scale_bias or not method.scale_norm):
         raise ValueError(

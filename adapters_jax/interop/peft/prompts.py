@@ -12,7 +12,6 @@ import numpy as np
 
 from adapters_jax.adapters.prefix import PrefixTuning, flat_from_reparametrised
 from adapters_jax.adapters.prompt import PromptTuning
-from adapters_jax.interop.peft.places import refuse_gates
 from adapters_jax.interop.peft.tensors import Tensors, expect_shapes
 from adapters_jax.models.backbone import BackboneConfig
 from adapters_jax.models.bert import BertStem
@@ -129,9 +128,8 @@ def write_prefix(
     """Return the settings and tensors of a prefix; a network is replaced by its outputs.
 
     Raises:
-        ValueError: a gate, layers without a prefix, or a text that keeps its positions.
+        ValueError: layers without a prefix, or a text that keeps its positions.
     """
-    refuse_gates(method)
     _check_no_decoder(config)
     if method.leave_out or not method.shift_positions:
         raise ValueError(

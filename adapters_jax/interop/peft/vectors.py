@@ -13,7 +13,6 @@ from adapters_jax.interop.peft.places import (
     check_regular,
     exactly,
     left_out,
-    refuse_gates,
     tree_of,
     turned,
 )
@@ -96,9 +95,8 @@ def write_vera(method: VeRA, tree: Tree, config: BackboneConfig) -> tuple[dict[s
     """Return the settings and tensors of a VeRA, with its random matrices.
 
     Raises:
-        ValueError: a gate, or matrices that are neither in the tree nor those of the seed.
+        ValueError: matrices that are neither in the tree nor those of the seed.
     """
-    refuse_gates(method)
     places = adapted_places(tree)
     modules = {place: names.module_of(*place, config) for place in places}
     constants = tree.get('constants') or method.constants(config.dimensions).get('constants')
@@ -127,7 +125,6 @@ def write_ia3(method: IA3, tree: Tree, config: BackboneConfig) -> tuple[dict[str
     Raises:
         ValueError: a projection scaled on both sides, which PEFT does not have.
     """
-    refuse_gates(method)
     feed_forward, tensors, modules = [], {}, []
     for place, leaves in adapted_places(tree).items():
         module = names.module_of(*place, config)

@@ -27,6 +27,7 @@ from adapters_jax.interop.peft import (
     heads,
     lora,
     names,
+    places,
     prompts,
     tensors,
     tuned,
@@ -143,7 +144,9 @@ def _write_method(
     if folder.method['architecture'] == Union.architecture:
         tree = tree.get(architecture, {})
     arguments = (prefix,) if kind == 'ADALORA' else ()
-    settings, own = write(cls.from_fields(values), tree, config, *arguments)
+    method = cls.from_fields(values)
+    places.refuse_gates(method)
+    settings, own = write(method, tree, config, *arguments)
     return kind, settings, own
 
 
