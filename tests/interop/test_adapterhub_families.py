@@ -198,11 +198,12 @@ def test_what_the_library_computes_otherwise_is_refused(
     assert library.difference(library.our_states(folder, of, x), expected, x) > 0.01
 
 
-def test_a_family_that_the_library_lacks_is_named(tmp_path):
+@pytest.mark.parametrize('method', ['lora', 'seq_bn'])
+def test_a_family_that_the_library_lacks_is_named(tmp_path, method):
     marian = library.make_ours('marian', tmp_path / 'marian')
-    lora = library.our_folder(marian, 'lora')
+    adapter = library.our_folder(marian, method)
     with pytest.raises(ValueError, match=r"no model for the model type 'marian'"):
-        adapterhub.save(lora, tmp_path / 'a', marian)
+        adapterhub.save(adapter, tmp_path / 'a', marian)
 
 
 @pytest.mark.parametrize(

@@ -192,8 +192,8 @@ def save(folder: AdapterFolder, directory: Path | str, loaded: LoadedBackbone) -
             f'the adapter holds leaves of the backbone ({", ".join(folder.backbone_params)}), '
             'which the format of `adapters` has no place for; keep it in the format of this project'
         )
+    prefix = store.model_class(loaded).prefix  # which refuses a model that the library lacks
     config, found = _written(folder, loaded)
-    prefix = store.model_class(loaded).prefix
     with files.atomic(directory) as temporary:
         temporary.mkdir()
         described = store.described(loaded, folder.name) | {'config': config}
