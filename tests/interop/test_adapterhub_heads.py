@@ -219,6 +219,7 @@ MISTAKES = {
         'num_labels=3; answers have 2, a start and an end',
     ),
     'labels': (head_config(label2id={'a': 0, 'b': 1, 'c': 1}), 'label2id'),
+    'labels in lists': (head_config(label2id={'a': [0], 'b': 1, 'c': 2}), 'label2id'),
     'labels of text': (head_config(label2id={'a': 'x', 'b': 1, 'c': 2}), 'label2id'),
     'empty label': (head_config(label2id={'': 0, 'b': 1, 'c': 2}), 'label2id'),
     'labels of a list': (head_config(label2id=['a', 'b', 'c']), 'label2id'),

@@ -186,14 +186,13 @@ def _task(config: Mapping[str, Any], kind: str, path: Path) -> tuple[int, dict[s
         return 2, {'name': _QUESTIONS}
     if count == 1 and kind == _CLASSES:
         return 1, {'name': 'regression'}
-    labels = {_whole(i): label for label, i in ids.items()} or {
-        i: f'LABEL_{i}' for i in range(count)
-    }
-    if count < 1 or sorted(labels, key=str) != sorted(range(count), key=str) or '' in ids:
+    numbers = [_whole(i) for i in ids.values()] or list(range(count))
+    if count < 1 or sorted(numbers, key=str) != sorted(range(count), key=str) or '' in ids:
         raise ValueError(
             f'{path} has num_labels={count} and label2id={ids!r}; expected a name for each of the '
             f'numbers 0 to {count - 1}'
         )
+    labels = dict(zip(numbers, ids or [f'LABEL_{i}' for i in numbers], strict=True))
     return count, {'name': _TASKS.get(kind, kind), 'labels': [labels[i] for i in range(count)]}
 
 
