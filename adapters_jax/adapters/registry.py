@@ -58,6 +58,12 @@ def _composed(fields: Mapping[str, Any]) -> Composed:
     for name, value in (('members', members), ('fusion', options)):
         if not isinstance(value, Mapping):
             raise ValueError(f'composed: {name}={value!r} is not valid; expected an object')
+    for name, value in members.items():
+        if not isinstance(value, Mapping):
+            raise ValueError(f'composed: the member {name!r} is {value!r}; expected an object')
+    frozen = fields.get('frozen_members', ())
+    if not isinstance(frozen, list | tuple) or not all(isinstance(x, str) for x in frozen):
+        raise ValueError(f'composed: frozen_members={frozen!r} is not valid; expected names')
     rest = {key: value for key, value in fields.items() if key not in ('members', 'fusion')}
     methods = {name: from_json(member) for name, member in members.items()}
     known = {field.name for field in dataclasses.fields(FusionConfig)}

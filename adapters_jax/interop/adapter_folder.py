@@ -21,6 +21,7 @@ import adapters_jax
 from adapters_jax import files, params
 from adapters_jax.adapters import registry
 from adapters_jax.interop import stacked
+from adapters_jax.models.heads import HeadConfig
 
 CONFIG, ADAPTER, HEAD = 'adapter_config.json', 'adapter.safetensors', 'head.safetensors'
 FORMAT = 'adapters_jax'
@@ -214,6 +215,12 @@ def _read_config(directory: Path) -> dict[str, Any]:
                 f'{path} does not say which backbone it is for: {key!r} is '
                 f'{config["backbone"].get(key)!r}; restore it from its source'
             )
+    try:
+        registry.from_json(config['method'])
+        if config['head']:
+            HeadConfig.from_json(config['head'])
+    except ValueError as error:
+        raise ValueError(f'{path}: {error}') from error
     return config
 
 

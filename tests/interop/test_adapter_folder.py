@@ -234,3 +234,25 @@ def test_a_name_that_is_no_key_of_a_tree(saved, tmp_path, name):
     (tmp_path / 'a' / 'adapter_config.json').write_text(json.dumps(config | {'name': name}))
     with pytest.raises(ValueError, match='an adapter cannot be named'):
         adapter_folder.load(tmp_path / 'a')
+
+
+LORA = registry.create('lora').to_json()
+COMPOSED = {'architecture': 'composed', 'expression': 'stack(a)', 'members': {'a': LORA}}
+
+
+@pytest.mark.parametrize(
+    ('changes', 'sentence'),
+    [
+        ({'method': LORA | {'r': 'many'}}, "r='many'"),
+        ({'method': COMPOSED | {'members': {'a': 3}}}, "the member 'a' is 3"),
+        ({'method': COMPOSED | {'frozen_members': 1}}, 'frozen_members=1'),
+        ({'head': {'layers': 'two'}}, "the head has layers='two'"),
+    ],
+)
+def test_a_description_that_is_none_is_refused_by_its_file(saved, tmp_path, changes, sentence):
+    path, *_ = saved
+    shutil.copytree(path, tmp_path / 'a')
+    file = tmp_path / 'a' / 'adapter_config.json'
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    with pytest.raises(ValueError, match=f'adapter_config.json: .*{sentence}'):
+        adapter_folder.load(tmp_path / 'a')
