@@ -22,14 +22,20 @@ import dataclasses
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
+import jax
 from absl import flags
 
 from adapters_jax import entry
 from adapters_jax.adapters import pruning, registry
 from adapters_jax.adapters.composed import Composed
 from adapters_jax.config import named_items
-from adapters_jax.interop import formats
+from adapters_jax.interop import adapter_folder, formats
 from adapters_jax.interop.adapter_folder import AdapterFolder
+from adapters_jax.interop.backbones import LoadedBackbone
+from adapters_jax.model import Model
+from adapters_jax.models.heads import HeadConfig
+from adapters_jax.params import partition
+from adapters_jax.training.experiment import task_of
 
 
 def convert(
@@ -58,8 +64,25 @@ def convert(
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise FileExistsError(f'--target: {target} exists already; expected a new or empty folder')
     folder, loaded = formats.load(Path(source), backbone, members, name)
+    _check_leaves(folder, loaded)
     folder = _pruned(folder, keep) if keep else folder
     return formats.save(folder, target, loaded, format)
+
+
+def _check_leaves(folder: AdapterFolder, loaded: LoadedBackbone) -> None:
+    """Refuse an adapter that lacks leaves: it would be written without them."""
+    has_task = bool(folder.task)
+    model = Model(
+        config=loaded.config,
+        method=registry.from_json(folder.method),
+        head_config=HeadConfig.from_json(folder.head if has_task else {}),
+        outputs=task_of(folder).num_outputs if has_task else 1,
+        name=folder.name,
+    )
+    described = jax.eval_shape(model.init, jax.random.key(0), loaded.params)
+    if not has_task:  # nor, perhaps, a head, or one of which it is not known what it scores
+        folder, described = dataclasses.replace(folder, head={}), {**described, 'heads': {}}
+    adapter_folder.check_leaves(folder, *partition(described, model.rules))
 
 
 def _pruned(folder: AdapterFolder, keep: Collection[str]) -> AdapterFolder:

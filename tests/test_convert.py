@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import command
 import numpy as np
@@ -172,3 +173,16 @@ def test_a_config_of_no_kind_is_refused(runs, tmp_path, text, message):
     (tmp_path / 'adapter_config.json').write_text(text)
     with pytest.raises(ValueError, match=message):
         predict(tmp_path, TEXTS, str(runs / 'bert'))
+
+
+@pytest.mark.parametrize('format', ['adapters_jax', 'adapterhub'])
+@pytest.mark.parametrize('file', ['adapter', 'head'])
+def test_an_adapter_that_lacks_a_leaf_is_not_written_without_it(runs, tmp_path, file, format):
+    source = shutil.copytree(runs / 'lora' / 'adapter', tmp_path / 'source')
+    path = source / f'{file}.safetensors'
+    leaves = load_file(path)
+    lost = sorted(leaves)[0]
+    save_file({name: leaf for name, leaf in leaves.items() if name != lost}, path)
+    with pytest.raises(ValueError, match=r'does not hold what .* is missing; restore its folder'):
+        convert(source, tmp_path / 'target', format)
+    assert not (tmp_path / 'target').exists()
