@@ -7,6 +7,7 @@ their generation_config.json, without which they do not write what their authors
 import dataclasses
 from collections.abc import Iterator
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
@@ -22,7 +23,8 @@ class Rules:
     `min_length` words without it. `first` and `last` are words that are forced at the beginning and
     at `max_length`; -1: none. `never` are words that no text has, `not_first` those that it does
     not begin with: behind a forced one, if `start` is a single word, as `transformers` has it. No
-    `repeated` words on end come twice; 0: they may.
+    `repeated` words on end come twice; 0: they may. With `renormalised`, what is forbidden has no
+    share of the probability, which counts where the texts of beams are compared.
 
     Raises:
         ValueError: no start, or lengths that are none.
@@ -38,6 +40,7 @@ class Rules:
     never: tuple[int, ...] = ()
     not_first: tuple[int, ...] = ()
     repeated: int = 0
+    renormalised: bool = False
 
     def __post_init__(self) -> None:
         if not self.start:
@@ -87,7 +90,7 @@ class Rules:
             scores = only(scores, self.first, written == 0)
         if self.last >= 0:
             scores = only(scores, self.last, written == self.max_length - 1)
-        return scores
+        return jax.nn.log_softmax(scores) if self.renormalised else scores
 
     def _unrepeated(
         self, scores: Float[Array, 'N V'], tokens: Int[Array, 'N L'], written: Int[Array, '']
@@ -146,4 +149,5 @@ _NAMES = {
     'suppress_tokens': 'never',
     'begin_suppress_tokens': 'not_first',
     'no_repeat_ngram_size': 'repeated',
+    'renormalize_logits': 'renormalised',
 }

@@ -129,6 +129,8 @@ def test_forbidden_words_come_together_and_what_is_not_used_is_named():
     assert dict(rules.from_hf(settings)) == {'never': (3, 45)}
     assert rules.unused(settings) == ['repetition_penalty', 'bad_words_ids of several tokens']
     assert rules.unused({'bad_words_ids': [[45]], 'repetition_penalty': 1.0}) == []
+    of_marian = {'bad_words_ids': [[60]], 'eos_token_id': 0, 'renormalize_logits': True}
+    assert dict(rules.from_hf(of_marian)) == {'never': (60,), 'renormalised': True}
 
 
 def test_ends_may_be_a_list_and_are_no_forbidden_words():

@@ -1,0 +1,36 @@
+"""Rules for what is written, against those of `transformers`."""
+
+import numpy as np
+import pytest
+from test_generation import batch_of, pair, rules_of, theirs_of, write
+
+from adapters_jax.decoding.search import Search
+
+RULES = [
+    {'first': 9, 'last': 8},
+    {'never': (10, 29, 14), 'not_first': (0, 27, 33)},
+    {'first': 9, 'not_first': (0, 2, 4)},
+    {'repeated': 3, 'min_length': 11},
+    {'never': tuple(range(3, 33)), 'renormalised': True},  # which only beams feel
+    {'min_length': 6},
+    {'repeated': 2},
+]
+
+
+@pytest.mark.parametrize(
+    ('options', 'beams'),
+    [
+        # The last two are in the one above them, and beams change nothing of the second.
+        pytest.param(options, beams, marks=[pytest.mark.slow] * (i > 4 or (i, beams) == (1, 3)))
+        for i, options in enumerate(RULES)
+        for beams in (1, 3)
+        if beams == 3 or i != 4
+    ],
+)
+def test_rules_are_those_of_transformers(options, beams):
+    theirs, model, params = pair('bart')
+    rules = rules_of('bart', **options)
+    given, batch = batch_of('bart', 25, 6, model.config.pad_id)
+    expected, _ = theirs_of(theirs, given, rules, num_beams=beams)
+    found = write(model, params, batch, rules, Search(beams=beams))
+    np.testing.assert_array_equal(found.tokens[:, 0], expected)
