@@ -152,7 +152,8 @@ def _words(
 
     nothing = jnp.zeros(rows), jnp.zeros(rows, bool)
     state = advance(_Text(jnp.int32(0), _started(rules, rows), *nothing, cache))
-    state = jax.lax.while_loop(goes_on, advance, state)
+    if rules.max_length > 1:  # else there is no second step, of which nothing could be kept
+        state = jax.lax.while_loop(goes_on, advance, state)
     return Found(state.tokens[:, None, len(rules.start) :], state.scores[:, None])
 
 
@@ -201,7 +202,8 @@ class _Beams:
         # All beams begin with the same: the first word is looked for with one row for each text.
         logits, cache = self.step(state.tokens[:, 0], state.written, cache)
         state = self._advanced(state, logits[:, None], cache)
-        state = jax.lax.while_loop(self._goes_on, self._followed, state)
+        if self.rules.max_length > 1:  # as in `_words`
+            state = jax.lax.while_loop(self._goes_on, self._followed, state)
         best = slice(0, self.how.n_best)
         texts = state.ended[:, best, len(self.rules.start) :]
         return Found(texts, state.ended_scores[:, best])

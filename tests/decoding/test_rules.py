@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from test_generation import batch_of, pair, rules_of, theirs_of, write
 
+from adapters_jax.decoding.rules import Rules
 from adapters_jax.decoding.search import Search
 
 RULES = [
@@ -34,3 +35,14 @@ def test_rules_are_those_of_transformers(options, beams):
     expected, _ = theirs_of(theirs, given, rules, num_beams=beams)
     found = write(model, params, batch, rules, Search(beams=beams))
     np.testing.assert_array_equal(found.tokens[:, 0], expected)
+
+
+@pytest.mark.parametrize('beams', [1, 3])
+def test_a_text_may_be_a_single_word(beams):
+    theirs, model, params = pair('bart')
+    rules = Rules((2,), 0, 1, max_length=1)
+    given, batch = batch_of('bart', 9, 6, 1)
+    expected, _ = theirs_of(theirs, given, rules, num_beams=beams)
+    for cached in (True, False):
+        found = write(model, params, batch, rules, Search(beams=beams), cached=cached)
+        np.testing.assert_array_equal(found.tokens[:, 0], expected)
