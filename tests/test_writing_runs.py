@@ -238,6 +238,17 @@ def test_texts_that_are_cut_are_told_of(folder, caplog):
     assert expected in caplog.text
 
 
+@pytest.mark.parametrize('row', [('w1 w2', 'w3 w17'), ('w17 w2', 'w3')])
+def test_words_that_only_the_tokenizer_has_are_refused(folder, tmp_path, row):
+    """As where words were added to it, and not to the model."""
+    small_writers.write_backbone(tmp_path / 'small', vocab_size=21)
+    given = config(folder, backbone=tmp_path / 'small')
+    given.data.dir, given.data.validation = '', write_pairs(tmp_path / 'dev.jsonl', [row])
+    given.data.train = write_pairs(tmp_path / 'few.jsonl', [row, ('w3', 'w3')])
+    with pytest.raises(ValueError, match=r'makes the token 21, but the backbone .* has 21 words'):
+        experiment.build(given)
+
+
 def test_texts_without_what_is_to_be_written_are_written_whatever_is_reported(folder, tmp_path):
     """Of a run whose evaluations score without writing."""
     given = config(folder, training__steps=1)

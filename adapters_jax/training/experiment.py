@@ -310,12 +310,14 @@ def encode_splits(
     cache = config.data.cache_dir
     directory = None if cache == 'none' else Path(cache or cache_directory() / 'tokens')
     encoding = Encoding(tokenizer, config.data.max_length, model.text_positions, directory, chain)
-    return {name: _encode(name, rows, task, encoding) for name, rows in texts.items()}
+    return {name: _encode(name, rows, task, encoding, backbone) for name, rows in texts.items()}
 
 
-def _encode(split: str, rows: Rows, task: Task, encoding: Encoding) -> Encoded:
+def _encode(
+    split: str, rows: Rows, task: Task, encoding: Encoding, backbone: LoadedBackbone
+) -> Encoded:
     try:
-        return task.encode(rows, encoding)
+        return fitting.encode(task, rows, encoding, backbone)
     except ValueError as error:
         raise ValueError(f'in the split {split!r}: {error}') from error
 

@@ -9,7 +9,7 @@ from adapters_jax.adapters import composed
 from adapters_jax.adapters.method import Method
 from adapters_jax.config import Config
 from adapters_jax.data import tokenize
-from adapters_jax.data.encoded import TAGS
+from adapters_jax.data.encoded import TAGS, Encoded
 from adapters_jax.interop import decoder_heads, language_heads
 from adapters_jax.interop.adapter_folder import AdapterFolder
 from adapters_jax.interop.backbones import LoadedBackbone
@@ -17,7 +17,7 @@ from adapters_jax.model import Model
 from adapters_jax.models.backbone import BackboneConfig
 from adapters_jax.models.heads import HeadConfig
 from adapters_jax.params import Tree
-from adapters_jax.tasks.task import Task
+from adapters_jax.tasks.task import Encoding, Rows, Task
 
 
 def choose_head(config: Config, task: Task, backbone: LoadedBackbone) -> HeadConfig:
@@ -77,6 +77,25 @@ def tokenizer_of(backbone: LoadedBackbone) -> tokenize.Tokenizer | None:
     if backbone.config.stem.reads != 'input_ids':
         return None
     return tokenize.load_tokenizer(backbone.directory)
+
+
+def encode(task: Task, rows: Rows, encoding: Encoding, backbone: LoadedBackbone) -> Encoded:
+    """Return what the task makes of rows for a backbone.
+
+    Raises:
+        ValueError: as the task does, or tokens of which the backbone knows nothing: where there is
+            no vector JAX takes NaN.
+    """
+    found, config = task.encode(rows, encoding), backbone.config
+    read, said = found.tokens.get('input_ids'), found.target.get('label')
+    for ids, words in ((read, config.vocabulary), (said, config.written)):
+        if ids is not None and ids.max(initial=-1) >= words:
+            raise ValueError(
+                f'the tokenizer makes the token {ids.max()}, but the backbone in '
+                f'{backbone.directory} has {words} words (0 to {words - 1}); use the tokenizer '
+                'that it came with, or a checkpoint whose embeddings were resized to yours'
+            )
+    return found
 
 
 def check_undivided(method: Method) -> None:

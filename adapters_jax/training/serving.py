@@ -75,12 +75,14 @@ def encode(
     """Encode the rows of a task as a finished adapter was trained on them.
 
     Raises:
-        ValueError: preprocessing that gives other tags than the adapter knows.
+        ValueError: preprocessing that gives other tags than the adapter knows, or a tokenizer that
+            gives other words than the backbone knows.
     """
     model, chain = experiment.bind(folder, loaded), preprocessing.chain_of(folder)
     preprocessing.check_tags(model.method, chain)
     tokenizer, positions = fitting.tokenizer_of(loaded), model.text_positions
-    return task.encode(rows, Encoding(tokenizer, folder.max_length, positions, chain=chain))
+    encoding = Encoding(tokenizer, folder.max_length, positions, chain=chain)
+    return fitting.encode(task, rows, encoding, loaded)
 
 
 def outputs(
