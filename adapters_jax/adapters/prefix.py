@@ -61,8 +61,11 @@ class PrefixTuning(Method):
 
     @property
     def packable(self) -> bool:
-        """Whether texts may share a row: not with gates, which scale the prefix by the text."""
-        return not self.use_gating
+        """Whether texts may share a row: not with gates, which scale the prefix by the text.
+
+        Nor where its keys are counted, to which the second text of a row would be further away.
+        """
+        return not (self.use_gating or self.count_keys)
 
     @property
     def reserved_positions(self) -> int:

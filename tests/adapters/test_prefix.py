@@ -15,11 +15,13 @@ import small_bert
 import tiny
 
 from adapters_jax import attention, params
+from adapters_jax.adapters.binding import bind
 from adapters_jax.adapters.method import At
 from adapters_jax.adapters.prefix import PrefixTuning, flat_from_reparametrised
 from adapters_jax.model import attention_mask
 from adapters_jax.models.backbone import Backbone
 from adapters_jax.models.block import Block, BlockConfig, Memory, causal
+from adapters_jax.models.text import RELATIVE, TextStem
 from adapters_jax.sites import IDENTITY, Dimensions, KeyValue, Stream
 
 TOLERANCE = 2e-5
@@ -137,6 +139,25 @@ def test_a_packed_text_has_the_states_it_has_alone(options):
     ):
         np.testing.assert_allclose(padded, one, atol=TOLERANCE, rtol=0)
         np.testing.assert_allclose(packed, one, atol=TOLERANCE, rtol=0)
+
+
+def test_a_text_is_as_far_from_a_counted_prefix_wherever_it_stands():
+    """A packed row of T5 has relative positions of its own, which a second text would not."""
+    stem = TextStem(40, RELATIVE, buckets=8, distance=20)
+    config = dataclasses.replace(small_bert.CONFIG, layers=1, pooler=False, stem=stem)
+    weights = Backbone(config).init(jax.random.key(0), jnp.ones((1, 4), jnp.int32))['params']
+    weights = small_bert.perturb(weights, 0, 0.3)
+    text, other = np.arange(5, 12)[None], np.arange(20, 26)[None]
+    positions = np.r_[: text.shape[1], : other.shape[1]][None]
+    segments = np.repeat([1, 2], (text.shape[1], other.shape[1]))
+    mask = (segments[:, None] == segments)[None, None]
+    for counted in (False, True):
+        method = PrefixTuning(**SMALL, count_keys=counted)
+        sites = bind(method, method.init(jax.random.key(1), config.dimensions, weights), None)
+        run = functools.partial(Backbone(config).apply, {'params': weights}, sites=sites)
+        row = run(np.concatenate([text, other], 1), positions=positions, mask=mask)
+        same = np.allclose(row[:, text.shape[1] :], run(other), atol=TOLERANCE)
+        assert same == method.packable == (not counted)
 
 
 def test_a_gate_sees_the_text_and_no_padding():
