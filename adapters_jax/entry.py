@@ -7,6 +7,7 @@ import os
 import runpy
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -33,6 +34,8 @@ MISTAKES = (
     flags.Error,
 )
 Define = Callable[[], dict[str, flags.FlagHolder]]
+_ENDING = (signal.SIGTERM, signal.SIGINT)
+_AGAIN_S = 0.02  # until a signal is sent again whose error could not be raised where it came
 # Of transformers a command needs tokenizers, but it imports each framework that it finds: torch and
 # what comes with it for some four seconds. One who wants it all the same says USE_TORCH=1.
 _WITHOUT = ('USE_TORCH', 'USE_TF', 'USE_JAX')
@@ -139,7 +142,7 @@ def run(define: Define, main: Callable[..., None]) -> None:
             return rest
 
     def guarded(_: Sequence[str]) -> None:
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in _ENDING:
             signal.signal(number, _end)
         _set_up_logging()
         programs.keep()
@@ -165,6 +168,10 @@ def _end(number: int, _: Any) -> None:
     name = signal.Signals(number).name
     # Not `print`: the signal may have come in the middle of one.
     os.write(2, f'stopped by {name} with nothing to save; give the same command again\n'.encode())
+    _leave(number)
+
+
+def _leave(number: int, _: Any = None) -> None:
     if jax.distributed.is_initialized():
         # In order would be together with the others, who know nothing of it.
         signal.signal(number, signal.SIG_DFL)
@@ -193,9 +200,17 @@ def _report_unless_late(unraisable: Any) -> None:
     """Report an error that nobody can catch, but not the echo of one that has been told already.
 
     When one write of a checkpoint fails, TensorStore's threads report each other one that was under
-    way to an event loop that is gone by then.
+    way to an event loop that is gone by then. Of a signal that came in such a place, as JAX's
+    callback of the garbage collector is, the process ends a moment later.
     """
     error = unraisable.exc_value
+    if isinstance(error, SystemExit) and error.code in [128 + number for number in _ENDING]:
+        number = error.code - 128
+        signal.signal(number, _leave)  # the sentence has been said
+        again = threading.Timer(_AGAIN_S, os.kill, (os.getpid(), number))
+        again.daemon = True
+        again.start()
+        return
     if not (isinstance(error, RuntimeError) and str(error) == 'Event loop is closed'):
         sys.__unraisablehook__(unraisable)
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 
 import command
 import pytest
@@ -159,6 +160,30 @@ def stop_in_build(number):
         return build(*given)
 
     experiment.build = stopping
+
+
+def test_a_signal_in_a_callback_that_can_raise_nothing_ends_the_process(tmp_path):
+    """As JAX's callback of the garbage collector is, where those come that wait for a program."""
+    given = f'--workdir={tmp_path}'
+    done = command.run('evaluate', given, folder=tmp_path / 'out', prepare=stop_in_a_callback)
+    assert (done.status, done.out) == (128 + signal.SIGTERM, '')
+    assert done.err == 'stopped by SIGTERM with nothing to save; give the same command again\n'
+
+
+def stop_in_a_callback():
+    """Send the process a signal while an object is taken away, in place of reading a config."""
+    from adapters_jax import config
+
+    class Gone:
+        def __del__(self):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def read(path):
+        Gone()
+        time.sleep(20)
+        raise RuntimeError('the process goes on')
+
+    config.read = read
 
 
 @pytest.mark.slow
