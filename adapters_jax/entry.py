@@ -152,7 +152,7 @@ def run(define: Define, main: Callable[..., None]) -> None:
             absent = [f'--{name}' for name, holder in holders.items() if _is_absent(holder)]
             if absent:
                 raise ValueError(f'{" and ".join(absent)} must be given; --help shows all options')
-            main(**{name: holder.value for name, holder in holders.items()})
+            main(**{name: _at_home(holder.value) for name, holder in holders.items()})
 
     sys.unraisablehook = _report_unless_late
     app.run(guarded, flags_parser=parse)
@@ -161,6 +161,12 @@ def run(define: Define, main: Callable[..., None]) -> None:
 def _is_absent(flag: flags.FlagHolder) -> bool:
     # An empty one is a shell's variable that is not set, and would be the current directory.
     return flag.value is None or (flag.default is None and flag.value == '')
+
+
+def _at_home(value: Any) -> Any:
+    """Return a flag's value with '~' as a shell has it, which leaves it to us after a '='."""
+    from_home = isinstance(value, str) and value.startswith('~/')
+    return str(Path(value).expanduser()) if from_home else value
 
 
 def _end(number: int, _: Any) -> None:

@@ -1,7 +1,10 @@
 """Predictions from Python and from the command line: order, fields, unicode, many lines."""
 
+import functools
 import json
 import math
+import os
+import shutil
 from pathlib import Path
 
 import command
@@ -245,6 +248,22 @@ def test_any_number_of_adapters_may_be_named(runs, tmp_path):
     flags = [f'--adapter={given}', f'--input={source}', f'--output={tmp_path / "out.jsonl"}']
     done = command.run('predict', *flags, folder=tmp_path)
     assert done.status == 0, done.err
+
+
+def test_places_in_the_home_directory_may_be_written_so(runs, tmp_path):
+    """A shell leaves '~' as it is after a '='; a folder of that name is dangerous to remove."""
+    (tmp_path / 'in.jsonl').write_text(json.dumps({'text': 'the cat', 'adapter': 'a'}) + '\n')
+    shutil.copytree(runs / 'texts' / 'adapter', tmp_path / 'own')
+    home = functools.partial(be_at_home, tmp_path)
+    flags = ['--adapter=a=~/own', '--input=~/in.jsonl', '--output=~/new/out.jsonl']
+    done = command.run('predict', *flags, folder=tmp_path / 'out', prepare=home)
+    assert done.status == 0, done.err
+    assert len(toy.read_lines(tmp_path / 'new' / 'out.jsonl')) == 1
+    assert not (command.ROOT / '~').exists()
+
+
+def be_at_home(folder):
+    os.environ['HOME'] = str(folder)
 
 
 @pytest.mark.parametrize(

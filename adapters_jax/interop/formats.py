@@ -72,7 +72,7 @@ def load(
         FileNotFoundError: no adapter there, or no backbone.
         ValueError: a damaged folder, one that names no backbone, or another backbone than its own.
     """
-    directory = Path(directory)
+    directory = Path(directory).expanduser()
     found = kind(directory)
     if members and not adapterhub.is_lone_fusion(directory):
         raise ValueError(
@@ -133,10 +133,11 @@ def _under_own_name(loaded: LoadedBackbone, own: str) -> LoadedBackbone:
 
 def load_once(directory: Path, backbone: str) -> AdapterFolder:
     """Return an adapter as `load` does; again without reading, while its files are the same."""
-    files = (path for path in Path(directory).rglob('*') if path.is_file())
+    directory = Path(directory).expanduser()
+    files = (path for path in directory.rglob('*') if path.is_file())
     found = ((str(path), path.stat()) for path in sorted(files))
     state = tuple((name, stat.st_ino, stat.st_size, stat.st_mtime_ns) for name, stat in found)
-    return _load_once(Path(directory), backbone, state)
+    return _load_once(directory, backbone, state)
 
 
 @functools.lru_cache(maxsize=64)

@@ -308,7 +308,8 @@ def encode_splits(
     """Take every split through the chain, tokenize it and attach its labels as numbers."""
     tokenizer = fitting.tokenizer_of(backbone)
     cache = config.data.cache_dir
-    directory = None if cache == 'none' else Path(cache or cache_directory() / 'tokens')
+    given = Path(cache or cache_directory() / 'tokens').expanduser()
+    directory = None if cache == 'none' else given
     encoding = Encoding(tokenizer, config.data.max_length, model.text_positions, directory, chain)
     return {name: _encode(name, rows, task, encoding, backbone) for name, rows in texts.items()}
 

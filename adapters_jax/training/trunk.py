@@ -140,7 +140,7 @@ def attach(experiment: Experiment, mesh: Mesh) -> Experiment:
         _LOG.info('The lowest layer is adapted, so there is no trunk whose outputs could be kept.')
         return experiment
     trunk = describe(experiment, shapes)
-    cache = Path(config.data.cache_dir or cache_directory()) / 'trunk'
+    cache = Path(config.data.cache_dir or cache_directory()).expanduser() / 'trunk'
     names = ['train', *experiment.validation_splits]
     stored = {name: trunk.stored(experiment.splits[name], cache) for name in names}
     columns = {name: array.read() for name, array in stored.items()}
