@@ -43,6 +43,7 @@ def evaluate(workdir: str | Path, split: str = 'test', drop_layers: Dropped = 0)
     """
     workdir = Path(workdir)
     config = configs.read(workdir / CONFIG)
+    _check_single(config, workdir)
     if processes.is_writer():
         files.make_directory(workdir)  # where what is found will be written
     config.start = ''  # which may be gone, as may finished members: the adapter is here
@@ -63,6 +64,14 @@ def evaluate(workdir: str | Path, split: str = 'test', drop_layers: Dropped = 0)
     if processes.is_writer():
         files.write_json(path, result | provenance.describe())
     return result
+
+
+def _check_single(config: configs.Config, workdir: Path) -> None:
+    if config.sweep.grid or config.sweep.space:
+        raise ValueError(
+            f'{workdir} is the workdir of a sweep: give the folder of one of its members, '
+            f'{workdir}/members/NAME; its sweep.md says which is the best'
+        )
 
 
 def _fit_devices(config: configs.Config) -> None:

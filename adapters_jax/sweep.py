@@ -13,7 +13,6 @@ Many jobs may work on one grid: `--shard=I/N` trains every N-th population, and 
 without it ranks what they have left, and trains what is missing.
 """
 
-import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,6 +26,7 @@ from adapters_jax import entry, files, processes
 from adapters_jax.config import Config
 from adapters_jax.train import CONFIG, check_same_run
 from adapters_jax.training import grid, ranking
+from adapters_jax.training.progress import read_end
 from adapters_jax.tuning import choose, populations, pruning, report, results, rungs, search
 from adapters_jax.tuning.populations import MEMBERS
 from adapters_jax.tuning.results import RESULT
@@ -51,7 +51,7 @@ def sweep(config: Config, workdir: str | Path) -> dict[str, Any]:
             check_same_run(config, workdir)
             if (workdir / RESULT).exists():
                 _LOG.info('%s is finished already; another --workdir trains again', workdir)
-                return json.loads((workdir / RESULT).read_text('utf-8'))
+                return read_end(workdir / RESULT)
             groups = grid.populations(members, config.sweep.size)
             build = populations.Builder()
             side_by_side = config.sweep.pruner != 'none' or config.sweep.recommend
@@ -82,7 +82,7 @@ def sweep(config: Config, workdir: str | Path) -> dict[str, Any]:
             for number in range(len(groups)):
                 _train(build, groups, workdir, number, config.sweep.chunk)
             done.of_grid(members)
-        return json.loads((workdir / RESULT).read_text('utf-8'))
+        return read_end(workdir / RESULT)
 
 
 def sweep_shard(config: Config, workdir: str | Path, shard: grid.Shard) -> list[str]:

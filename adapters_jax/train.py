@@ -4,7 +4,6 @@ Run again with the same workdir, it continues from the last checkpoint; a finish
 This file is kept short so that everything it does can be imported and tested.
 """
 
-import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from ml_collections import config_flags
 from adapters_jax import entry, files, processes
 from adapters_jax.config import Config, differences, read, to_json
 from adapters_jax.training import experiment, loop, multitask, multitask_run
-from adapters_jax.training.progress import CONFIG, SUMMARY
+from adapters_jax.training.progress import CONFIG, SUMMARY, read_end
 
 _LOG = logging.getLogger('adapters_jax.train')  # __name__ is '__main__' on the command line
 
@@ -34,7 +33,7 @@ def train(config: Config, workdir: str | Path) -> dict[str, Any]:
             summary = workdir / SUMMARY
             if summary.exists():
                 _LOG.info('%s is finished already; another --workdir trains again', workdir)
-                return json.loads(summary.read_text())
+                return read_end(summary)
             loop.check(config)
             built = multitask.build(config) if config.tasks else experiment.build(config)
         kind = multitask_run.MultitaskRun if config.tasks else loop.Trainer

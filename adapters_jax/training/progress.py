@@ -1,8 +1,10 @@
 """What a run notes of the steps already taken, and the files in which it tells of itself."""
 
 import dataclasses
+import json
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from adapters_jax.tasks.task import Task
@@ -45,6 +47,20 @@ class Progress:
             self.finished = f'no improvement in {patience} evaluations'
         elif last:
             self.finished = 'all steps taken'
+
+
+def read_end(path: Path) -> dict[str, Any]:
+    """Read what a run, or a sweep, has written at its end.
+
+    Raises:
+        ValueError: it is not as it was written: a copy that was cut off, say.
+    """
+    try:
+        return json.loads(path.read_text('utf-8'))
+    except ValueError as error:
+        raise ValueError(
+            f'{path} is not JSON ({error}): remove it, and the command that made it writes it again'
+        ) from error
 
 
 def share_of_steps(steps: int, share: float) -> int:

@@ -22,7 +22,7 @@ from adapters_jax.training import experiment, grid, loop, ranking
 from adapters_jax.training.monitor import METRICS
 from adapters_jax.training.optimizer import OptimizerConfig
 from adapters_jax.training.population_run import PopulationRun, Prune
-from adapters_jax.training.progress import CONFIG, DATA, SUMMARY
+from adapters_jax.training.progress import CONFIG, DATA, SUMMARY, read_end
 
 MEMBERS, POPULATIONS = 'members', 'populations'
 _FILES_OPEN = 4  # of a member: its lock, and what its monitor writes
@@ -236,4 +236,4 @@ def scores(member: grid.Member, workdir: Path) -> list[tuple[int, float]]:
 
 def read_summary(member: grid.Member, workdir: Path) -> dict[str, Any]:
     """Read the summary of a member that has ended."""
-    return json.loads((workdir / MEMBERS / member.name / SUMMARY).read_text('utf-8'))
+    return read_end(workdir / MEMBERS / member.name / SUMMARY)

@@ -1,6 +1,7 @@
 """Runs that cannot go on: another run's workdir or checkpoint, no number, no room on the disk."""
 
 import errno
+import json
 import os
 import re
 import shutil
@@ -38,6 +39,23 @@ def test_another_config_on_the_same_workdir_lists_what_changed(toys, tmp_path):
     config = configs.read(tmp_path / 'run' / 'config.json')
     config.training.log_every, config.mesh.data = 7, 2
     assert train(config, tmp_path / 'run')['finished'] == 'all steps taken'
+
+
+def test_a_summary_that_was_cut_off_is_named(tmp_path):
+    own = configs.base()
+    (tmp_path / 'config.json').write_text(json.dumps(configs.to_json(own)))
+    (tmp_path / 'summary.json').write_text('{"finished": ')
+    with pytest.raises(ValueError, match=r'summary\.json is not JSON \(.*\): remove it, and'):
+        train(own, tmp_path)
+
+
+@pytest.mark.parametrize('key', ['grid', 'space'])
+def test_to_evaluate_a_sweep_is_to_evaluate_a_member(tmp_path, key):
+    own = configs.base()
+    own.sweep[key] = ('seed=0,1',)
+    (tmp_path / 'config.json').write_text(json.dumps(configs.to_json(own)))
+    with pytest.raises(ValueError, match='is the workdir of a sweep: give the folder of one of'):
+        evaluate(tmp_path)
 
 
 def test_a_mended_mistake_may_use_the_same_workdir(line):
