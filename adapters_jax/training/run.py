@@ -29,7 +29,7 @@ from adapters_jax.training import batching, evaluation, monitor, provenance, tru
 from adapters_jax.training.checkpoint import Checkpoints
 from adapters_jax.training.experiment import Experiment
 from adapters_jax.training.placement import Placement, make_mesh
-from adapters_jax.training.progress import DATA, Progress, share_of_steps
+from adapters_jax.training.progress import DATA, SUMMARY, Progress, share_of_steps
 from adapters_jax.training.state import step_options
 
 # A scheduler's way to end a process, Ctrl-C, and the end of the terminal.
@@ -270,9 +270,31 @@ class Run(abc.ABC):
             self.state = restored.state
             self.step = self.saved = restored.step
             self._restore_progress(restored.progress)
+            with processes.together():
+                if processes.is_writer():
+                    self._check_kept(restored.progress)
         self._start_monitor()
         if self.saved != before:
             self.monitor.message(f'continuing from the checkpoint of step {self.step}')
+
+    def _check_kept(self, values: Mapping[str, Any]) -> None:
+        """Refuse to go on without the best adapter so far: there may be no better one to come.
+
+        Raises:
+            FileNotFoundError: it is gone.
+        """
+        for workdir in self.workdirs:
+            own = values['members'][workdir.name] if 'members' in values else values
+            tasks = own.get('tasks', {})
+            for adapter in [workdir / 'adapter' / name for name in tasks or ['']]:
+                files.recover(adapter)
+                if adapter.exists() or (workdir / SUMMARY).exists():  # who has ended needs none
+                    continue
+                if own['best_step']:
+                    raise FileNotFoundError(
+                        f'{adapter} is gone, which held the best adapter so far, that of step '
+                        f'{own["best_step"]}: bring it back, or train again in another --workdir'
+                    )
 
     def take_step(self) -> Any:
         """Take the next step, on the next batch; return its metrics, still on their way."""

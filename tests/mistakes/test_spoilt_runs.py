@@ -198,6 +198,18 @@ def test_a_corrupt_newest_checkpoint_falls_back_and_says_so(half_run, tmp_path):
         assert ours.read_bytes() == theirs.read_bytes()
 
 
+def test_without_its_best_adapter_a_run_does_not_go_on(half_run, tmp_path):
+    """No later one may be better: the run would end without an adapter, and not say so."""
+    adapter = tmp_path / 'half' / 'adapter'
+    adapter.rename(tmp_path / 'elsewhere')
+    with pytest.raises(FileNotFoundError, match=r'adapter is gone, which held the best adapter so'):
+        train(half_run, tmp_path / 'half')
+    # As a kill leaves it that comes while another adapter takes its place.
+    (tmp_path / 'elsewhere').rename(adapter.with_name('.adapter.previous'))
+    train(half_run, tmp_path / 'half')
+    assert (adapter / 'adapter.safetensors').exists()
+
+
 def test_the_checkpoint_of_another_run_is_refused(half_run, tmp_path):
     config = half_run
     # The same config, over a file with other texts.
