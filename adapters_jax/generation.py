@@ -15,7 +15,7 @@ from adapters_jax.adapters.bank import Bank
 from adapters_jax.decoding.rules import Rules
 from adapters_jax.decoding.search import Cache, Found, Search, search
 from adapters_jax.model import Batch, Model, attention_mask, inputs_of
-from adapters_jax.models.backbone import Backbone, Inputs
+from adapters_jax.models.backbone import Backbone, Inputs, longest
 from adapters_jax.params import Tree
 from adapters_jax.sites import Sites
 
@@ -49,10 +49,11 @@ def _check(model: Model, batch: Batch, rules: Rules) -> None:
     decoder = model.config.decoder
     if decoder is None:
         raise ValueError(f'a {model.config.family} backbone writes no texts: it has no decoder')
-    if rules.read > decoder.positions:
+    most = longest(decoder)
+    if most is not None and rules.read > most:
         raise ValueError(
             f'max_length={rules.max_length} tokens after {len(rules.start)} start tokens need '
-            f'{rules.read} positions, but the decoder has {decoder.positions}; set a lower '
+            f'{rules.read} positions, but the decoder has {most}; set a lower '
             'max_length'
         )
     if 'starts' in batch and batch['starts'].shape[1] > 1:

@@ -19,7 +19,7 @@ from adapters_jax.adapters.binding import bind
 from adapters_jax.adapters.dropping import Dropped, drop_layers
 from adapters_jax.adapters.method import Method
 from adapters_jax.models import language_head
-from adapters_jax.models.backbone import Backbone, BackboneConfig, Inputs
+from adapters_jax.models.backbone import Backbone, BackboneConfig, Inputs, longest
 from adapters_jax.models.heads import FIRST_TOKEN, HeadBank, HeadConfig, PooledHead, init_head
 from adapters_jax.params import Rule, Tree, freeze, partition, train
 from adapters_jax.sites import Place, Sites
@@ -83,9 +83,10 @@ class Model:
         )
 
     @property
-    def text_positions(self) -> int:
-        """The longest text in tokens: the backbone's positions that the method leaves."""
-        return self.config.positions - self.method.reserved_positions
+    def text_positions(self) -> int | None:
+        """The longest text in tokens: the backbone's positions that the method leaves, if any."""
+        most = longest(self.config)
+        return None if most is None else most - self.method.reserved_positions
 
     @property
     def rules(self) -> tuple[Rule, ...]:

@@ -70,6 +70,11 @@ class Stem(Protocol):
         """Return the smallest input."""
 
 
+def longest(stack: 'Decoder | BackboneConfig') -> int | None:
+    """Return how many tokens a stack takes at most; None where it knows distances alone."""
+    return None if getattr(stack.stem, 'relative', False) else stack.positions
+
+
 @dataclasses.dataclass(frozen=True)
 class Decoder:
     """The second stack of an encoder-decoder: it reads what it has written, and the encoder."""

@@ -44,6 +44,11 @@ class TextStem:
     distance: int = 128  # from which on all distances are one
     word: int = 0
 
+    @property
+    def relative(self) -> bool:
+        """Whether it knows distances alone, so that texts may be of any length."""
+        return self.kind == RELATIVE
+
     def module(self, config: BackboneConfig, block: BlockConfig, dtype: Any) -> nn.Module:
         """Return the embedding module."""
         return TextEmbeddings(config.written, self, block, dtype)

@@ -24,7 +24,7 @@ from adapters_jax.data.tokenize import Tokenizer
 from adapters_jax.decoding import rules as rule
 from adapters_jax.decoding.rules import Rules
 from adapters_jax.decoding.search import Search
-from adapters_jax.models.backbone import BackboneConfig
+from adapters_jax.models.backbone import BackboneConfig, longest
 from adapters_jax.models.heads import VOCABULARY, HeadConfig
 from adapters_jax.tasks.losses import check_smoothing, masked_sum
 from adapters_jax.tasks.task import Column, Rows, Task
@@ -130,12 +130,11 @@ class Writing(Task):
             min_length=self.min_length,
             **found,
         )
-        left = config.decoder.positions - rules.read
-        if left < 0:
+        most = longest(config.decoder)
+        if most is not None and rules.read > most:
             raise ValueError(
-                f'task.target_length is {self.target_length}, but the decoder has '
-                f'{config.decoder.positions} positions; set it to {self.target_length + left} or '
-                'less'
+                f'task.target_length is {self.target_length}, but the decoder has {most} '
+                f'positions; set it to {self.target_length + most - rules.read} or less'
             )
         return dataclasses.replace(task, tokenizer=own, rules=rules)
 

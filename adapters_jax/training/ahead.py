@@ -161,7 +161,7 @@ def _batch(
     length = length or config.data.max_length
     if not 1 <= texts <= max(length, 1):
         raise ValueError(f'a row has {texts} texts; expected 1 to {max(length, 1)}, its tokens')
-    if length > max(limit, 2 * config.data.max_length):
+    if limit is not None and length > max(limit, 2 * config.data.max_length):
         raise ValueError(
             f'a row has {length} tokens; expected as many as the {limit} positions of the backbone '
             'at most, or twice data.max_length where texts share a row'

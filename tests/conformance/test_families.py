@@ -135,7 +135,7 @@ def written(model, trainable, loaded):
         head=model.head_config.to_json(),
         task={},
         backbone=loaded.describe(),
-        max_length=model.text_positions,
+        max_length=model.text_positions or 128,
         pair=None,
         adapter_params=trained.get('adapters', {}).get('mine', {}),
         head_params=trained.get('heads', {}).get('mine', {}),

@@ -1,5 +1,7 @@
 """Rules for what is written, against those of `transformers`."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from test_generation import batch_of, pair, rules_of, theirs_of, write
@@ -46,3 +48,17 @@ def test_a_text_may_be_a_single_word(beams):
     for cached in (True, False):
         found = write(model, params, batch, rules, Search(beams=beams), cached=cached)
         np.testing.assert_array_equal(found.tokens[:, 0], expected)
+
+
+def test_texts_of_t5_may_be_longer_than_those_it_was_trained_on():
+    """It knows distances alone: `n_positions` is no limit in `transformers` either."""
+    theirs, model, params = pair('t5')
+    stack = dataclasses.replace(model.config.decoder, positions=8)
+    config = dataclasses.replace(model.config, positions=8, decoder=stack)
+    model = dataclasses.replace(model, config=config)
+    given, batch = batch_of('t5', 9, 6, config.pad_id)
+    assert model.text_positions is None and batch['input_ids'].shape[1] > 8
+    rules = rules_of('t5', min_length=10)
+    expected, _ = theirs_of(theirs, given, rules)
+    found = write(model, params, batch, rules, Search())
+    np.testing.assert_array_equal(found.tokens[:, 0], expected)
