@@ -190,7 +190,20 @@ def _as_type_of(default: Any, value: Any, name: str) -> Any:
             f'{name} is {value!r} ({type(value).__name__}); '
             f'expected {type(default).__name__}, such as {default!r}'
         )
+    if isinstance(value, tuple):
+        _check_items(default, value, name)
     return value
+
+
+def _check_items(default: tuple[Any, ...], value: tuple[Any, ...], name: str) -> None:
+    kind = type(default[0]) if default else str  # what is empty by default holds texts
+    kinds = (float, int) if kind is float else (kind,)
+    wrong = [item for item in value if type(item) not in kinds]
+    if wrong:
+        raise ValueError(
+            f'{name} has the item {wrong[0]!r} ({type(wrong[0]).__name__}); each is '
+            f'expected to be {kind.__name__}, as in {default or ("a", "b")!r}'
+        )
 
 
 def to_json(config: Config) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 
 from adapters_jax import allocator, processes, programs
-from adapters_jax.config import Config
+from adapters_jax.config import Config, from_json
 from adapters_jax.data.pipeline import HungWorkerError, WorkerError
 from adapters_jax.files import InUseError
 
@@ -152,7 +152,10 @@ def run(define: Define, main: Callable[..., None]) -> None:
             absent = [f'--{name}' for name, holder in holders.items() if _is_absent(holder)]
             if absent:
                 raise ValueError(f'{" and ".join(absent)} must be given; --help shows all options')
-            main(**{name: _at_home(holder.value) for name, holder in holders.items()})
+            values = {name: _at_home(holder.value) for name, holder in holders.items()}
+            for config in (value for value in values.values() if isinstance(value, Config)):
+                from_json(config.to_dict())  # the flags library looks at no item of a tuple
+            main(**values)
 
     sys.unraisablehook = _report_unless_late
     app.run(guarded, flags_parser=parse)

@@ -124,6 +124,11 @@ def test_a_part_of_the_keys_leaves_the_others_at_their_defaults():
         ({'seed': True}, r'config key seed is True \(bool\); expected int'),
         ({'seed': None}, r'config key seed is None'),
         ({'seed': {}}, r'config key seed is {}'),
+        ({'task': {'labels': ['a', 1]}}, r'task\.labels has the item 1 \(int\); each .* str'),
+        (
+            {'data': {'split_fractions': [0.5, 'a']}},
+            r"data\.split_fractions has the item 'a' \(str\); each .* float, .*0\.1",
+        ),
         ({'training': {'remat': 1}}, r'config key training\.remat is 1 .*expected str'),
         ({'training': 3}, r'config key training is 3; expected an object with accumulate'),
         ([], r'the config is \[\]; expected an object with adapters, backbone'),

@@ -60,6 +60,10 @@ SPOILT = {
     'large seed': ('--config.seed=4294967296', 'seed is 4294967296; expected less than 4294967296'),
     'negative seed': ('--config.seed=-1', 'seed is -1; expected 0 or more'),
     'empty batch': ('--config.training.batch_size=0', 'batch_size is 0; expected 1 or more'),
+    'an item of another type': (
+        '--config.data.preprocess=1',
+        'data.preprocess has the item 1 .int.; each is expected to be str',
+    ),
     'smoothing': ('--config.training.label_smoothing=1.5', r'label_smoothing is 1\.5'),
     'too many devices': ('--config.mesh.data=9', 'mesh.data is 9 but 1 devices are present'),
     'no devices': ('--config.mesh.data=0', 'mesh.data is 0'),
