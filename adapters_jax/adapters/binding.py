@@ -158,7 +158,7 @@ class Adapted(Sites):
     def linear(self, layer, sub_layer, name, end):
         """Let the method change a projection's output."""
         params = self._find(f'layer_{layer}', sub_layer, name)
-        if params is None:
+        if not isinstance(params, Mapping):  # an array of that name is the sub-layer's own
             return end.output
         site = 100 + 10 * SUB_LAYERS.index(sub_layer) + _PROJECTION_NUMBER[name]
         return self.method.linear(params, end, self._at(layer, f'{sub_layer}/{name}', site))

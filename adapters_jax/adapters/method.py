@@ -195,7 +195,7 @@ class Method:
         return stream
 
     def linear(self, params: Tree, end: Linear, at: At) -> Float[Array, 'B T O']:
-        """Site `linear`; `params` is `layer_{i}/{sub_layer}/{name}`."""
+        """Site `linear`; `params` is `layer_{i}/{sub_layer}/{name}`, where that is a tree."""
         return end.output
 
     def key_value(self, params: Tree, seen: KeyValue, at: At) -> KeyValue:

@@ -87,6 +87,16 @@ def test_every_call_of_a_site_has_its_own_key():
     assert len(keys) == len(places)
 
 
+def test_an_array_with_a_projections_name_belongs_to_the_sub_layer():
+    Recorder.calls.clear()
+    ids, inputs = small.padded(small.texts([9]), 12)
+    tree = {'layer_0': {'feed_forward': {'down': np.ones(3)}}}
+    sites = Adapted(params=tree, key=None, method=Recorder())
+    Backbone(small.CONFIG).apply({'params': small.backbone()}, ids, sites=sites, **inputs)
+    assert (0, 'feed_forward', None) in Recorder.calls
+    assert (0, 'feed_forward/down', None) not in Recorder.calls
+
+
 @pytest.mark.parametrize(
     ('pattern', 'layer'),
     [
