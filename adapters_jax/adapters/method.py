@@ -48,7 +48,8 @@ class At:
 class Change(NamedTuple):
     """What a method makes of a sub-layer's output, before residual connection and LayerNorm.
 
-    `up` is what a fusion mixes: what the adapter itself adds. None: the method cannot be fused.
+    `up` is what a fusion mixes: what the adapter itself adds. A method that can be fused gives it,
+    and has `read(end)`, which returns what it reads and what its result is added to.
     """
 
     output: Float[Array, 'B T D']
