@@ -152,7 +152,12 @@ def _config(
     described = {key: value for key, value in config.items() if key not in left_out}
     described['torch_dtype'] = 'float32'
     described.setdefault('model_type', 'bert')
-    name = _CLASSES[described['model_type']]
+    name = _CLASSES.get(described['model_type'])
+    if name is None:
+        raise ValueError(
+            f'which class of transformers reads the model type {described["model_type"]!r} is not '
+            f'known; expected one of {", ".join(_CLASSES)} (or add it to interop/hf_export.py)'
+        )
     if head is None:
         return described | {'architectures': [f'{name}Model']}
     if backbone.decoder is not None:

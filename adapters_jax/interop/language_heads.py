@@ -76,9 +76,22 @@ _NAMES = {
 }
 
 
+def _names_of(family: str) -> _Names:
+    if family not in _NAMES:
+        raise ValueError(
+            f'where the language head of a checkpoint of {family} lies is not known; expected a '
+            f'backbone of {", ".join(_NAMES)} (or add it to interop/language_heads.py)'
+        )
+    return _NAMES[family]
+
+
 def exists(backbone: LoadedBackbone) -> bool:
-    """Tell whether a checkpoint has a language head."""
-    names = _NAMES[backbone.config.family]
+    """Tell whether a checkpoint has a language head.
+
+    Raises:
+        ValueError: a family of which nobody has said where it lies.
+    """
+    names = _names_of(backbone.config.family)
     return any(name in names.leaves or name == names.tied for name in _tensors(backbone))
 
 
@@ -89,7 +102,7 @@ def read(backbone: LoadedBackbone) -> Tree:
         ValueError: a head that lacks tensors, or of other sizes than the backbone's, or one whose
             output embeddings are not its word embeddings.
     """
-    names, tensors = _NAMES[backbone.config.family], _tensors(backbone)
+    names, tensors = _names_of(backbone.config.family), _tensors(backbone)
     leaves = {
         path: np.array(tensors[name], np.float32)
         for name, path in names.leaves.items()
@@ -107,7 +120,7 @@ def read(backbone: LoadedBackbone) -> Tree:
 
 def write(tree: Tree, family: str) -> dict[str, np.ndarray]:
     """Return the tensors of a head, under their names in a checkpoint of the family."""
-    first = {path: name for name, path in reversed(_NAMES[family].leaves.items())}
+    first = {path: name for name, path in reversed(_names_of(family).leaves.items())}
     leaves = {path: np.asarray(leaf, np.float32) for path, leaf in flatten(tree).items()}
     return {
         first[path]: np.ascontiguousarray(leaf.T if path.endswith('kernel') else leaf)

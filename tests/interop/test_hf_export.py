@@ -13,7 +13,7 @@ from jax.tree_util import tree_map
 
 from adapters_jax import params
 from adapters_jax.adapters.baselines import HeadOnly
-from adapters_jax.interop import hf_export
+from adapters_jax.interop import hf_export, language_heads
 from adapters_jax.interop.backbones import load_backbone
 from adapters_jax.model import Model
 from adapters_jax.models.heads import TOKENS, HeadConfig
@@ -196,3 +196,13 @@ def test_half_precision_is_written_in_full(loaded, tmp_path):
     assert model.embeddings.word_embeddings.weight.dtype == torch.float32
     found = load_backbone(str(tmp_path / 'out')).params
     assert theirs.bits(found) == theirs.bits(params.cast(half, jnp.float32))
+
+
+def test_a_family_that_a_table_lacks_is_named(loaded, tmp_path, monkeypatch):
+    family = loaded.config.family
+    monkeypatch.delitem(hf_export._CLASSES, family)
+    with pytest.raises(ValueError, match=rf"model type '{family}' is not known; .*hf_export\.py"):
+        hf_export.save(loaded.params, loaded, tmp_path / 'merged')
+    monkeypatch.delitem(language_heads._NAMES, family)
+    with pytest.raises(ValueError, match=rf'checkpoint of {family} lies.*language_heads\.py'):
+        language_heads.exists(loaded)
