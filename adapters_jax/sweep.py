@@ -7,12 +7,14 @@
 Writes `W/members/NAME` (each the workdir of a run, as `train` leaves it), `W/sweep.json` and
 `W/sweep.md` (what came of each), and `W/best`: the adapter with the best score on the validation
 split. A search leaves `W/study.db` and `W/sweep.png` besides, a choice `W/recommended` and
-`W/choose.png`. Run again with the same workdir, it goes on where it was.
+`W/choose.png`. Run again with the same workdir, it goes on where it was; a search that is finished,
+if it is given more `sweep.trials`.
 
 Many jobs may work on one grid: `--shard=I/N` trains every N-th population, and the same sweep
 without it ranks what they have left, and trains what is missing.
 """
 
+import copy
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -48,10 +50,10 @@ def sweep(config: Config, workdir: str | Path) -> dict[str, Any]:
     members = search.check(config) if searched else expand(config)
     with processes.locked(workdir):
         with processes.together():
-            check_same_run(config, workdir)
-            if (workdir / RESULT).exists():
+            check_same_run(_as_begun(config, workdir), workdir)
+            if (result := _finished(config, workdir)) is not None:
                 _LOG.info('%s is finished already; another --workdir trains again', workdir)
-                return read_end(workdir / RESULT)
+                return result
             groups = grid.populations(members, config.sweep.size)
             build = populations.Builder()
             side_by_side = config.sweep.pruner != 'none' or config.sweep.recommend
@@ -83,6 +85,23 @@ def sweep(config: Config, workdir: str | Path) -> dict[str, Any]:
                 _train(build, groups, workdir, number, config.sweep.chunk)
             done.of_grid(members)
         return read_end(workdir / RESULT)
+
+
+def _as_begun(config: Config, workdir: Path) -> Config:
+    """Return the config with the trials that a workdir's search has: it may be given more."""
+    path, begun = workdir / CONFIG, copy.deepcopy(config)
+    if config.sweep.space and path.exists():
+        begun.sweep.trials = min(config.sweep.trials, configs.read(path).sweep.trials)
+    return begun
+
+
+def _finished(config: Config, workdir: Path) -> dict[str, Any] | None:
+    """Return what a sweep has written at its end, unless it is to have more trials than then."""
+    if not (workdir / RESULT).exists():
+        return None
+    result = read_end(workdir / RESULT)
+    more = config.sweep.space and len(result['members']) < config.sweep.trials
+    return None if more else result
 
 
 def sweep_shard(config: Config, workdir: str | Path, shard: grid.Shard) -> list[str]:

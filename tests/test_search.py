@@ -127,8 +127,19 @@ def test_a_finished_search_stays(toys, searched):
     before = {p: p.stat().st_mtime_ns for p in workdir.rglob('*') if p.name != '.lock'}
     assert sweep(config(toys), workdir) == result
     assert {p: p.stat().st_mtime_ns for p in workdir.rglob('*') if p.name != '.lock'} == before
-    with pytest.raises(ValueError, match=r'another config \(sweep.trials was 8, now 9\)'):
-        sweep(config(toys, sweep__trials=9), workdir)
+    with pytest.raises(ValueError, match=r'another config \(sweep.trials was 8, now 7\)'):
+        sweep(config(toys, sweep__trials=7), workdir)
+
+
+def test_a_finished_search_may_be_given_more_trials(toys, tmp_path):
+    few = sweep(config(toys, sweep__trials=3), tmp_path)
+    before, rows = trials(tmp_path), {row['name']: row for row in few['members']}
+    more = sweep(config(toys, sweep__trials=5), tmp_path)
+    assert trials(tmp_path)[:3] == before and len(trials(tmp_path)) == len(more['members']) == 5
+    found = {row['name']: row for row in more['members']}
+    assert {name: found[name] for name in rows} == rows
+    assert '5 trials' in (tmp_path / 'sweep.md').read_text()
+    assert sweep(config(toys, sweep__trials=5), tmp_path) == more
 
 
 @pytest.mark.slow

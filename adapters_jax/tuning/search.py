@@ -109,13 +109,10 @@ def search(
     `run` is the experiment of one of the members.
     """
     rule = pruning.rule_of(config, run.task.higher_is_better)
-    size = config.sweep.size or BATCH
-    for number, first in enumerate(range(0, config.sweep.trials, size)):
-        last = min(first + size, config.sweep.trials)
-        while len(study.trials) < last:
-            study.ask()
-        _LOG.info('trials %d to %d of %d', first + 1, last, config.sweep.trials)
-        batch = {n: member_of(config, study, n) for n in range(first, last)}
+    batches = study.batches(config.sweep.size or BATCH, config.sweep.trials)
+    for number, numbers in enumerate(batches):
+        _LOG.info('trials %d to %d of %d', numbers[0] + 1, numbers[-1] + 1, config.sweep.trials)
+        batch = {n: member_of(config, study, n) for n in numbers}
         _train(config, workdir, build, run, study, rule, batch, number)
 
 

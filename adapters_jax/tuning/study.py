@@ -29,6 +29,7 @@ from adapters_jax.tuning.pruning import TOTAL_STEPS
 
 SAMPLERS = ('tpe', 'random')
 FINISHED = 'finished'  # the attribute of a trial that says in words how it ended
+_LAST = 'last_of_batch'  # and that which numbers the last trial that was proposed with it
 _NAME = 'sweep'
 _DRAWS = 32  # of a trial's values, before those of another trial are taken again
 
@@ -117,10 +118,35 @@ class Study:
         """The trials that have ended."""
         return [trial for trial in self.trials if trial.state.is_finished()]
 
-    def ask(self) -> FrozenTrial:
-        """Propose the next trial, and put it on record as running."""
+    def batches(self, size: int, trials: int) -> Iterator[range]:
+        """Propose trials, `size` at a time, until there are so many; yield each batch's numbers.
+
+        Batches that are on record stay as they are: more trials than were asked for once come in
+        batches of their own.
+        """
+        # Of an earlier version's trials it is not on record how many were proposed together.
+        unsaid = sum(_LAST not in trial.user_attrs for trial in self.trials)
+        first = 0
+        while first < trials:
+            last = min(first + size, unsaid if first < unsaid else trials) - 1
+            if first < len(self.trials):
+                last = self.trials[first].user_attrs.get(_LAST, last)
+            while len(self.trials) <= last:
+                self.ask(last)
+            yield range(first, last + 1)
+            first = last + 1
+
+    def ask(self, last: int | None = None) -> FrozenTrial:
+        """Propose the next trial, and put it on record as running.
+
+        `last` is the number of the last one that is proposed with it; its own unless given.
+        """
+        last = len(self.trials) if last is None else last
         trial = optuna.trial.create_trial(
-            state=TrialState.RUNNING, params=self._draw(), distributions=self._distributions
+            state=TrialState.RUNNING,
+            params=self._draw(),
+            distributions=self._distributions,
+            user_attrs={_LAST: last},
         )
         with processes.together(), self._explained():
             if processes.is_writer():
@@ -150,7 +176,7 @@ class Study:
             params=before.params,
             distributions=before.distributions,
             intermediate_values=dict(outcome.scores),
-            user_attrs={FINISHED: outcome.finished} | _steps(outcome),
+            user_attrs=before.user_attrs | {FINISHED: outcome.finished} | _steps(outcome),
         )
         with processes.together(), self._explained():
             if processes.is_writer():

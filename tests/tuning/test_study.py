@@ -1,5 +1,7 @@
 """What is proposed follows from the seed and from what is on record, and nothing on record goes."""
 
+import itertools
+
 import pytest
 from optuna.trial import TrialState
 
@@ -29,11 +31,9 @@ def grow(folder, count, batch=4, **options):
     """Go on with a study until it has so many trials; return their values."""
     folder.mkdir(exist_ok=True)
     with opened(folder, **options) as found:
-        for first in range(0, count, batch):
-            while len(found.trials) < first + batch:
-                found.ask()
-            for trial in found.trials[first : first + batch]:
-                found.tell(trial.number, outcome(trial.params))
+        for numbers in found.batches(batch, count):
+            for number in numbers:
+                found.tell(number, outcome(found.trials[number].params))
         return values(found)
 
 
@@ -68,6 +68,28 @@ def test_a_study_that_stops_anywhere_goes_on_as_if_it_had_not(tmp_path):
         assert values(found) == whole
 
 
+def test_more_trials_come_in_batches_of_their_own(tmp_path):
+    few = grow(tmp_path, 6)
+    with opened(tmp_path) as found:
+        assert list(found.batches(4, 6)) == [range(4), range(4, 6)]
+    assert grow(tmp_path, 9)[:6] == few
+    with opened(tmp_path) as found:
+        assert list(found.batches(4, 9)) == [range(4), range(4, 6), range(6, 9)]
+        again = found.batches(4, 20)
+        assert list(itertools.islice(again, 4))[-1] == range(9, 13)
+    with opened(tmp_path) as found:  # stopped while it was trained
+        assert list(found.batches(4, 30))[3:5] == [range(9, 13), range(13, 17)]
+
+
+def test_trials_that_do_not_say_who_was_proposed_with_them_were_so_by_their_number(tmp_path):
+    """Those of an earlier version."""
+    with opened(tmp_path) as found:
+        for number in range(6):
+            found.ask()
+            del found.trials[number].user_attrs['last_of_batch']
+        assert list(found.batches(4, 9)) == [range(4), range(4, 6), range(6, 9)]
+
+
 @pytest.mark.parametrize('sampler', study.SAMPLERS)
 def test_no_trial_repeats_another_until_all_values_were_tried(tmp_path, sampler):
     few = space.distributions(space.parse(('a=1,2,3', 'b=int(0,2)')))
@@ -90,7 +112,7 @@ def test_half_of_an_end_is_none(tmp_path):
     with opened(tmp_path) as found:
         (trial,) = found.ended
         assert (trial.value, trial.intermediate_values) == (0.5, {5: 0.25, 10: 0.5})
-        assert trial.user_attrs == {'finished': 'all steps taken'}
+        assert trial.user_attrs['finished'] == 'all steps taken'
 
 
 @pytest.mark.parametrize('name', ['a?b', 'a%20b', 'a{b}#c', 'file:a'])
