@@ -30,7 +30,8 @@ NEUTRAL_KEYS = (
     'data.cache_dir',
     'sweep.chunk',
 )
-
+# Keys that say where backbone and data lie; what they are, their fingerprints say.
+_PLACE = re.compile(r'(^|\.)(backbone|data\.(name|dir|train|validation|test))$')
 
 # A quoted value, and what stands before one.
 _QUOTED = re.compile(r"""((?:^|[,;=:(\[{])\s*)('(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*")""")
@@ -225,13 +226,21 @@ def defaults_of(keys: Iterable[str]) -> dict[str, Any]:
     return decisive(config)
 
 
-def differences(old: Config, new: Config) -> list[str]:
-    """Return a phrase for each decisive key whose value changed."""
+def is_place(key: str) -> bool:
+    """Tell whether a key says where the backbone or data of a run lie."""
+    return _PLACE.search(key) is not None
+
+
+def differences(old: Config, new: Config, anywhere: bool = False) -> list[str]:
+    """Return a phrase for each decisive key whose value changed.
+
+    With `anywhere`, backbone and data may lie elsewhere than before.
+    """
     before, now = decisive(old), decisive(new)
     return [
         f'{key} was {before.get(key)!r}, now {now.get(key)!r}'
         for key in sorted(before | now)
-        if before.get(key) != now.get(key)
+        if before.get(key) != now.get(key) and not (anywhere and is_place(key))
     ]
 
 

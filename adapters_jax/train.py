@@ -50,11 +50,15 @@ def train(config: Config, workdir: str | Path) -> dict[str, Any]:
 def check_same_run(config: Config, workdir: Path) -> None:
     """Refuse a workdir that holds a run with other settings.
 
+    Where it has a checkpoint and no end yet, backbone and data may have moved: that they are the
+    same is looked at when it is restored.
+
     Raises:
         ValueError: the settings that differ, with both values.
     """
     path = workdir / CONFIG
-    changed = differences(read(path), config) if path.exists() else []
+    begun = not (workdir / SUMMARY).exists() and any((workdir / 'checkpoints').glob('[0-9]*'))
+    changed = differences(read(path), config, anywhere=begun) if path.exists() else []
     if changed:
         raise ValueError(
             f'{workdir} holds a run with another config ({"; ".join(changed)}); give the same '

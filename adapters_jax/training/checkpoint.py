@@ -19,7 +19,7 @@ from etils.epath import gpath
 from jax.experimental import multihost_utils
 
 from adapters_jax import files
-from adapters_jax.config import defaults_of
+from adapters_jax.config import defaults_of, is_place
 from adapters_jax.training import manifest
 from adapters_jax.training.manifest import Manifest
 
@@ -267,7 +267,7 @@ def _check_identity(where: Path, saved: Mapping[str, Any], wanted: Mapping[str, 
     here, there = _flatten(wanted), _flatten(saved)
     there = {key: value for key, value in _late(wanted).items() if key in here} | there
     differing = _differences(there, here)
-    if differing:
+    if not all(is_place(key) for key in there | here if there.get(key) != here.get(key)):
         raise ValueError(
             f'{where} belongs to another run: {differing}; continue with the settings it was '
             'made with, or use another workdir'

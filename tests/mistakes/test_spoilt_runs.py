@@ -239,6 +239,22 @@ def test_the_checkpoint_of_another_run_is_refused(half_run, tmp_path):
     assert toy.losses(tmp_path / 'half') == toy.losses(tmp_path / 'whole')
 
 
+def test_a_run_goes_on_where_its_data_and_backbone_have_moved(half_run, toys, tmp_path):
+    config, workdir = half_run, tmp_path / 'half'
+    config.data.train = str(tmp_path / 'data.csv')
+    config.backbone = str(shutil.copytree(toys / 'bert', tmp_path / 'bert'))
+    toy.write_texts(tmp_path / 'data.csv', 60, seed=9)
+    check_other(config, workdir, r'config.data.train is .* there and .*, data_fingerprint is')
+    toy.write_texts(tmp_path / 'data.csv', 60)
+    train(config, workdir)
+    assert toy.losses(workdir) == toy.losses(tmp_path / 'whole')
+    assert configs.read(workdir / 'config.json').backbone == config.backbone
+    # What is finished would not notice other data.
+    config.data.train = str(tmp_path / 'other.csv')
+    with pytest.raises(ValueError, match=r'another config \(data.train was .*, now .*other.csv'):
+        train(config, workdir)
+
+
 def check_other(config, workdir, expected):
     with pytest.raises(ValueError, match=r'belongs to another run: .*another workdir') as caught:
         train(config, workdir)
