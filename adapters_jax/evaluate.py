@@ -7,9 +7,10 @@ With `--drop_layers=N` the adapter is left out of the N lowest layers (AdapterDr
 `--drop_layers=A-B` of layers A to B, and the files' names end in `_dropN` or `_dropA-B`.
 """
 
+import contextlib
 import json
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,8 @@ def evaluate(workdir: str | Path, split: str = 'test', drop_layers: Dropped = 0)
     else:
         folder = adapter_folder.load(workdir / 'adapter')
         whole = Members(registry.from_json(folder.method), {}) if config.adapters else None
-        run = experiment.build(config, members=whole)
+        with _places_named(workdir):
+            run = experiment.build(config, members=whole)
         _check_split(split, run.splits, split in run.splits)
         _check_data(workdir, run.fingerprints, split)
         predictions = _predictions(workdir, split, drop_layers)
@@ -72,6 +74,18 @@ def _check_single(config: configs.Config, workdir: Path) -> None:
             f'{workdir} is the workdir of a sweep: give the folder of one of its members, '
             f'{workdir}/members/NAME; its sweep.md says which is the best'
         )
+
+
+@contextlib.contextmanager
+def _places_named(workdir: Path) -> Iterator[None]:
+    """Say of what is gone where it can be said that it has moved."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f'{error} (where data and backbone lie says {workdir / CONFIG}: if they have moved '
+            'since training, enter their new places there)'
+        ) from error
 
 
 def _fit_devices(config: configs.Config) -> None:
@@ -163,7 +177,8 @@ def _evaluate_tasks(
 ) -> dict[str, Any]:
     """Score each task's adapter on its split of that name, or on its splits SPLIT_...."""
     folders = {name: adapter_folder.load(workdir / 'adapter' / name) for name in config.tasks}
-    run = multitask.build(config)
+    with _places_named(workdir):
+        run = multitask.build(config)
     wanted = [
         (name, key)
         for name, member in run.members.items()

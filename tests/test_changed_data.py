@@ -41,6 +41,18 @@ def test_a_split_that_may_hold_what_was_trained_on_is_not_scored(run):
     assert evaluate(workdir, 'test')['metrics'] == before
 
 
+@pytest.mark.parametrize('moved', ['texts.csv', 'bert'])
+def test_what_has_moved_can_be_entered_in_its_new_place(run, tmp_path, moved):
+    workdir, _ = run
+    before = evaluate(workdir, 'test')['metrics']
+    (tmp_path / moved).rename(tmp_path / f'my-{moved}')
+    with pytest.raises(FileNotFoundError, match=r'config\.json: if they have moved since training'):
+        evaluate(workdir, 'test')
+    config = workdir / 'config.json'
+    config.write_text(config.read_text().replace(moved, f'my-{moved}'))
+    assert evaluate(workdir, 'test')['metrics'] == before
+
+
 def test_a_split_that_is_cut_off_only_now_is_not_scored(tmp_path):
     for seed, name in enumerate(('train', 'dev')):
         toy.write_texts(tmp_path / f'{name}.csv', 40, seed)
