@@ -30,15 +30,122 @@ from adapters_jax import config as configs
 from adapters_jax import files
 from adapters_jax.adapters import dropping
 from adapters_jax.adapters.dropping import Dropped
-from adapters_jax.config import Config
-from adapters_jax.interop.adapter_folder import AdapterFolder
-from adapters_jax.interop.backbones import LoadedBackbone
 from adapters_jax.tasks.task import Task
 from adapters_jax.training import dtypes, experiment, fitting, serving
 
 Rows = list[dict[str, Any]]
 
 _LOG = logging.getLogger('adapters_jax.predict')  # __name__ is '__main__' on the command line
+
+
+class Predictor:
+    """Finished adapters that are loaded once and asked again and again: `predictor(rows)`.
+
+    The first calls compile: one program for each number of rows and for each length of texts, both
+    rounded up to powers of two. The arguments are those of `predict`.
+
+    Raises:
+        FileNotFoundError: no adapter there.
+        ValueError: a backbone that is not the adapter's, a number format that is none, or no layers
+            to drop.
+    """
+
+    def __init__(
+        self,
+        adapter: str | Path | Mapping[str, str | Path],
+        backbone: str = '',
+        batch_size: int = 32,
+        drop_layers: Dropped = 0,
+        frozen_dtype: str = 'float32',
+        off: bool = False,
+    ) -> None:
+        if batch_size < 1:
+            raise ValueError(f'batch_size is {batch_size}; expected 1 or more')
+        self._config = configs.base()
+        training = self._config.training
+        training.batch_size, training.frozen_dtype = batch_size, frozen_dtype
+        dtypes.choose_frozen_dtype(self._config)
+        self._several = isinstance(adapter, Mapping)
+        self._directories = adapter if self._several else {'': adapter}
+        self._loaded = {
+            name: (folder.switched_off() if off else folder, own)
+            for name, (folder, own) in serving.load(self._directories, backbone).items()
+        }
+        self._dropped = drop_layers
+        self._tasks: dict[str, Task] = {}
+        self._serving: dict[tuple[str, ...], serving.Serving] = {}
+
+    def __call__(self, rows: Iterable[dict[str, Any]]) -> Rows:
+        """Return each row with its prediction, as `predict` does.
+
+        Raises:
+            ValueError: a row without text, or with an adapter that is not given.
+        """
+        rows = list(rows)
+        return self.answer(rows, range(1, len(rows) + 1), few=True) if rows else []
+
+    def answer(self, rows: Rows, lines: Sequence[int], few: bool) -> Rows:
+        """Return rows with their predictions; `lines` are their numbers, for messages.
+
+        With `few` all adapters are on the devices for good, and batches as small as they can be;
+        without, those that these rows name are, and batches are made for throughput.
+        """
+        chosen = _chosen(rows, lines, self._directories) if self._several else [''] * len(rows)
+        places = {
+            name: [i for i, own in enumerate(chosen) if own == name]
+            for name in dict.fromkeys(chosen)
+        }
+        names = tuple(self._loaded if few else places)
+        tasks = {name: self._task(name) for name in names}
+        texts = {
+            name: tasks[name].rows_of(
+                [rows[i] for i in own], [lines[i] for i in own], self._loaded[name][0].pair
+            )
+            for name, own in places.items()
+        }
+        encoded = {
+            name: serving.encode(texts[name], tasks[name], *self._loaded[name]) for name in places
+        }
+        found = self._on_devices(names, tasks).outputs(encoded, few)
+        result: Rows = [{}] * len(rows)
+        for name, own in places.items():
+            told = tasks[name].predict(found[name], encoded[name], texts[name])
+            tokenizer = fitting.tokenizer_of(self._loaded[name][1])
+            told = tasks[name].worded(told, texts[name], tokenizer)
+            for place, one in zip(own, told, strict=True):
+                result[place] = _beside(rows[place], one)
+        _tell_replaced(rows, result)
+        return result
+
+    def _on_devices(self, names: tuple[str, ...], tasks: Mapping[str, Task]) -> serving.Serving:
+        """Return what computes for adapters; the last ones are kept."""
+        if names not in self._serving:
+            folders = {name: self._loaded[name][0] for name in names}
+            config = self._config.copy_and_resolve_references()
+            config.data.max_length = max(folder.max_length for folder in folders.values())
+            if len(names) > 1:
+                config.data.batching = 'buckets'  # each row is one text, and one adapter's
+            shared = next(iter(self._loaded.values()))[1]
+            made = serving.Serving(folders, shared, config, tasks, self._dropped)
+            self._serving = {names: made}
+        return self._serving[names]
+
+    def _task(self, name: str) -> Task:
+        """Return the task of an adapter, having tried whether the adapter can be used as asked.
+
+        Raises:
+            ValueError: it cannot; of several adapters it is named.
+        """
+        if name not in self._tasks:
+            folder, loaded = self._loaded[name]
+            try:
+                experiment.bind(folder, loaded, dropped=self._dropped)
+                self._tasks[name] = experiment.served(folder, loaded).predicting()
+            except ValueError as error:
+                raise ValueError(
+                    f'the adapter {name!r}: {error}' if name else str(error)
+                ) from error
+        return self._tasks[name]
 
 
 def predict(
@@ -57,30 +164,22 @@ def predict(
     name that the adapter was trained with, for a copy elsewhere; its weights must be the same.
     `frozen_dtype` is what frozen weights are stored in, as in `config.training`. `lines` are the
     rows' numbers in their file, for messages; else they are counted. With `off` adapters are
-    switched off, and what they tuned of the backbone is what it was.
+    switched off, and what they tuned of the backbone is what it was. Everything is loaded and
+    compiled for this call; see `Predictor`.
 
     Raises:
         FileNotFoundError: no adapter there.
         ValueError: a row without text or with an adapter that is not given, a backbone that is not
             the adapter's, a number format that is none, or no layers to drop.
     """
-    if batch_size < 1:
-        raise ValueError(f'batch_size is {batch_size}; expected 1 or more')
-    config = configs.base()
-    config.training.batch_size, config.training.frozen_dtype = batch_size, frozen_dtype
-    dtypes.choose_frozen_dtype(config)
     rows = list(rows)
     if not rows:
         raise ValueError('the input holds no examples; expected one JSON object a line')
-    several = isinstance(adapter, Mapping)
-    directories = adapter if several else {'': adapter}
     lines = range(1, len(rows) + 1) if lines is None else lines
-    chosen = _chosen(rows, lines, directories) if several else [''] * len(rows)
-    loaded = {
-        name: (folder.switched_off() if off else folder, own)
-        for name, (folder, own) in serving.load(directories, backbone).items()
-    }
-    return _predict(rows, lines, chosen, loaded, config, drop_layers)
+    if isinstance(adapter, Mapping):
+        _chosen(rows, lines, adapter)  # before anything is loaded
+    predictor = Predictor(adapter, backbone, batch_size, drop_layers, frozen_dtype, off)
+    return predictor.answer(rows, lines, few=False)
 
 
 def _chosen(rows: Rows, lines: Sequence[int], adapters: Mapping[str, Any]) -> list[str]:
@@ -93,56 +192,6 @@ def _chosen(rows: Rows, lines: Sequence[int], adapters: Mapping[str, Any]) -> li
                 f'"adapter" with one of {known}'
             )
     return [row['adapter'] for row in rows]
-
-
-def _predict(
-    rows: Rows,
-    lines: Sequence[int],
-    chosen: list[str],
-    loaded: serving.Loaded,
-    config: Config,
-    drop_layers: Dropped,
-) -> Rows:
-    """Return the rows with their predictions, computed adapter by adapter or together."""
-    places = {
-        name: [i for i, own in enumerate(chosen) if own == name] for name in dict.fromkeys(chosen)
-    }
-    folders = {name: loaded[name][0] for name in places}
-    tasks = {name: _task(name, *loaded[name], drop_layers) for name in places}
-    texts = {
-        name: tasks[name].rows_of(
-            [rows[i] for i in own], [lines[i] for i in own], folders[name].pair
-        )
-        for name, own in places.items()
-    }
-    encoded = {name: serving.encode(texts[name], tasks[name], *loaded[name]) for name in places}
-    config.data.max_length = max(folders[name].max_length for name in places)
-    if len(places) > 1:
-        config.data.batching = 'buckets'  # each row is one text, and one adapter's
-    shared = next(iter(loaded.values()))[1]
-    found = serving.outputs(folders, shared, encoded, config, tasks, drop_layers)
-    result: Rows = [{}] * len(rows)
-    for name, own in places.items():
-        told = tasks[name].predict(found[name], encoded[name], texts[name])
-        tokenizer = fitting.tokenizer_of(loaded[name][1])
-        told = tasks[name].worded(told, texts[name], tokenizer)
-        for place, one in zip(own, told, strict=True):
-            result[place] = _beside(rows[place], one)
-    _tell_replaced(rows, result)
-    return result
-
-
-def _task(name: str, folder: AdapterFolder, loaded: LoadedBackbone, dropped: Dropped) -> Task:
-    """Return the task of an adapter, having tried whether the adapter can be used as asked.
-
-    Raises:
-        ValueError: it cannot; of several adapters it is named.
-    """
-    try:
-        experiment.bind(folder, loaded, dropped=dropped)
-        return experiment.served(folder, loaded).predicting()
-    except ValueError as error:
-        raise ValueError(f'the adapter {name!r}: {error}' if name else str(error)) from error
 
 
 def _beside(row: Mapping[str, Any], predicted: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from adapters_jax.training import cutting
 _LOG = logging.getLogger(__name__)
 TOKENS = 'input_ids'
 BATCHINGS = ('packed', 'buckets')
+_SHORT = 8  # tokens of the shortest rows for a few examples
 
 
 def check(config: Config, method: Method, devices: int) -> None:
@@ -68,6 +69,28 @@ def choose(
     if model.config.reads != TOKENS and not model.config.decoder:  # as long as one another
         return policies.Buckets((int(lengths.max(initial=1)),), size)
     return policies.choose_buckets(lengths, size)
+
+
+def choose_for_few(
+    config: Config, model: Model, lengths: np.ndarray, devices: int, training: bool = False
+) -> policies.Policy:
+    """Return how a few examples are laid out, whatever their lengths, in one of few shapes.
+
+    Rows and lengths are powers of two, or what there is at most of them. More examples than a
+    batch holds are laid out as ever.
+    """
+    most = config.training.batch_size * 4
+    if len(lengths) > most:
+        return choose(config, model, lengths, devices, training)
+    rows, longest = min(_power(len(lengths)), most), int(lengths.max(initial=1))
+    if model.config.reads == TOKENS:
+        longest = max(longest, min(_power(longest, _SHORT), config.data.max_length))
+    return policies.Buckets((longest,), -(-rows // devices) * devices)
+
+
+def _power(count: int, least: int = 1) -> int:
+    """Return the power of two that is `count` or the next one above it, and `least` or more."""
+    return max(least, 1 << max(count - 1, 0).bit_length())
 
 
 def choose_mixed(

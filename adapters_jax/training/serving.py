@@ -12,6 +12,7 @@ from typing import Any
 import datasets
 import jax
 import numpy as np
+from jaxtyping import Float
 
 from adapters_jax import params
 from adapters_jax.adapters import registry
@@ -85,32 +86,53 @@ def encode(
     return fitting.encode(task, rows, encoding, loaded)
 
 
-def outputs(
-    adapters: Mapping[str, AdapterFolder],
-    loaded: LoadedBackbone,
-    encoded: Mapping[str, Encoded],
-    config: Config,
-    tasks: Mapping[str, Task],
-    dropped: Dropped = 0,
-) -> dict[str, np.ndarray]:
-    """Return, for each adapter, the outputs [N, W] for the examples that are encoded for it.
+class Serving:
+    """Finished adapters over one backbone, on their devices, and the programs they have there.
 
     From the layers `dropped` every adapter is left out (AdapterDrop).
+
+    Raises:
+        ValueError: an adapter whose parameters are not those of its method.
     """
-    used = {name: adapters[name] for name in encoded}
-    shared = {name: folder for name, folder in used.items() if can_share(folder)}
-    if len(shared) < 2:
-        shared = {}
-    found = {
-        name: inference.outputs(folder, loaded, encoded[name], config, tasks[name], dropped)
-        for name, folder in used.items()
-        if name not in shared
-    }
-    for names in _groups(shared, tasks):
-        group = {name: adapters[name] for name in names}
-        own = {name: encoded[name] for name in names}
-        found |= _routed(group, loaded, own, config, tasks, dropped)
-    return found
+
+    def __init__(
+        self,
+        adapters: Mapping[str, AdapterFolder],
+        loaded: LoadedBackbone,
+        config: Config,
+        tasks: Mapping[str, Task],
+        dropped: Dropped = 0,
+    ) -> None:
+        shared = {name: folder for name, folder in adapters.items() if can_share(folder)}
+        groups = _groups(shared, tasks) if len(shared) > 1 else []
+        held: inference.Held = {}
+        self._routed = [
+            _Routed({name: adapters[name] for name in names}, loaded, config, tasks, dropped, held)
+            for names in groups
+        ]
+        grouped = {name for names in groups for name in names}
+        self._alone = {
+            name: inference.Applied(folder, loaded, config, tasks[name], dropped, held)
+            for name, folder in adapters.items()
+            if name not in grouped
+        }
+
+    def outputs(
+        self, encoded: Mapping[str, Encoded], few: bool = False
+    ) -> dict[str, Float[np.ndarray, 'N W']]:
+        """Return, for each adapter with examples, the outputs for what is encoded for it.
+
+        `few` is as in `Applied.outputs`.
+        """
+        found = {
+            name: self._alone[name].outputs(own, few)
+            for name, own in encoded.items()
+            if name in self._alone
+        }
+        for routed in self._routed:
+            own = {name: encoded[name] for name in routed.names if name in encoded}
+            found |= routed.outputs(own, few) if own else {}
+        return found
 
 
 def _groups(adapters: Mapping[str, AdapterFolder], tasks: Mapping[str, Task]) -> list[list[str]]:
@@ -169,40 +191,54 @@ def bank_of(
     return model, tree
 
 
-def _routed(
-    adapters: Mapping[str, AdapterFolder],
-    loaded: LoadedBackbone,
-    encoded: Mapping[str, Encoded],
-    config: Config,
-    tasks: Mapping[str, Task],
-    dropped: Dropped,
-) -> dict[str, np.ndarray]:
-    model, tree = bank_of(adapters, loaded, dropped)
-    model = dataclasses.replace(model, dtype=dtypes.choose_dtype(config))
-    joined = join([encoded[name] for name in adapters])
-    placement = Placement.of(config)
-    own = {name: branch for name, branch in tree.items() if name != 'backbone'}
-    weights = dtypes.choose_frozen_dtype(config)
-    backbone = placement.frozen({'backbone': tree['backbone']}, weights)
-    placed = backbone | placement.trainable(own)
-    policy = batching.choose(config, model, joined.sizes, placement.row_parts, training=False)
-    pad_id = loaded.config.pad_id
-    given = {}, placed, joined, policy, pad_id, placement.mesh
-    per_token = model.heads.per_token
-    task = tasks[next(iter(adapters))]  # of one kind with the others in what it needs
-    found = evaluation.outputs(
-        jit_outputs(model, task), *given, per_token=per_token, transform=task.transform
-    )
-    sizes = [encoded[name].offsets[-1] if per_token else len(encoded[name]) for name in adapters]
-    parts = np.split(found, np.cumsum(sizes)[:-1])
-    widths = [tasks[name].width(encoded[name]) for name in adapters]
-    return {n: part[:, :w] for n, part, w in zip(adapters, parts, widths, strict=True)}
+class _Routed:
+    """Adapters that are chosen by row, and the program that they have in common."""
+
+    def __init__(
+        self,
+        adapters: Mapping[str, AdapterFolder],
+        loaded: LoadedBackbone,
+        config: Config,
+        tasks: Mapping[str, Task],
+        dropped: Dropped,
+        held: inference.Held,
+    ) -> None:
+        model, tree = bank_of(adapters, loaded, dropped)
+        self.names, self._config, self._tasks = tuple(adapters), config, tasks
+        self._model = dataclasses.replace(model, dtype=dtypes.choose_dtype(config))
+        self._placement = Placement.of(config)
+        frozen = {'backbone': tree['backbone']}
+        own = {name: branch for name, branch in tree.items() if name not in frozen}
+        backbone = inference.placed_once(frozen, self._placement, config, held)
+        self._placed = backbone | self._placement.trainable(own)
+        self._task = tasks[self.names[0]]  # of one kind with the others in what it needs
+        self._forward = jit_outputs(self._model, self._task)
+
+    def outputs(self, encoded: Mapping[str, Encoded], few: bool) -> dict[str, np.ndarray]:
+        """Return the outputs of each adapter that has examples."""
+        joined = join(encoded, self.names)
+        per_token, placement = self._model.heads.per_token, self._placement
+        choose = batching.choose_for_few if few else batching.choose
+        parts = placement.row_parts
+        policy = choose(self._config, self._model, joined.sizes, parts, training=False)
+        given = self._placed, joined, policy, self._model.config.pad_id, placement.mesh
+        found = evaluation.outputs(
+            self._forward, {}, *given, per_token=per_token, transform=self._task.transform
+        )
+        own = encoded.values()
+        sizes = [one.offsets[-1] if per_token else len(one) for one in own]
+        split = np.split(found, np.cumsum(sizes)[:-1])
+        return {
+            name: part[:, : self._tasks[name].width(one)]
+            for (name, one), part in zip(encoded.items(), split, strict=True)
+        }
 
 
-def join(parts: Sequence[Encoded]) -> Encoded:
-    """Return the examples of several sets one after another, numbered by set as `adapter`."""
+def join(encoded: Mapping[str, Encoded], names: Sequence[str]) -> Encoded:
+    """Return the examples of several sets on end; `adapter` numbers the names of the sets."""
+    parts = list(encoded.values())
     lengths = np.concatenate([part.lengths for part in parts])
-    counts = [len(part) for part in parts]
+    numbers = np.array([names.index(name) for name in encoded], np.int32)
     inputs = {
         name: np.concatenate([part.examples[name] for part in parts])
         for name in READ
@@ -211,5 +247,5 @@ def join(parts: Sequence[Encoded]) -> Encoded:
     return Encoded(
         tokens=tokens_on_end(parts),
         offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-        examples=inputs | {'adapter': np.repeat(np.arange(len(parts), dtype=np.int32), counts)},
+        examples=inputs | {'adapter': np.repeat(numbers, [len(part) for part in parts])},
     )
