@@ -31,8 +31,10 @@ def generate(
 ) -> Found:
     """Return what the model writes for each row of the batch; a pure function of arrays.
 
-    Rows hold one text each. Without the cache all tokens are computed anew for each word, which an
-    adapter needs that looks along the whole text.
+    The batch is as `Model.apply` takes it, with one text a row. `rules` say what a text begins and
+    ends with, how long it may be and what may not be written; `how` is the search: greedy, with
+    beams, or drawn, for which it needs a `key`. Without the cache all tokens are computed anew for
+    each word; it is not used either for an adapter that looks along the whole text.
 
     Raises:
         ValueError: the backbone has no decoder, the text may grow longer than its positions, a

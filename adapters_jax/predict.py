@@ -3,18 +3,27 @@
     python -m adapters_jax.predict --adapter=DIR --input=in.jsonl --output=out.jsonl
     python -m adapters_jax.predict --adapter=a=DIR,b=DIR --input=in.jsonl --output=out.jsonl
 
-Input: one JSON object a line with `text`, or `text_a` and `text_b`, or `question` and `context`, or
-`choices` and what they belong to, or `tokens` to be tagged, or the path of an `image` or of an
-`audio` file; a masked language model's `text` has a `[MASK]`. With several adapters also `adapter`,
-the name of the one to use. Output: for each, in order, the object plus `prediction` (a `label` that
-it had is `gold` then) and, for classification, `label` and `logits`, for sets of
-labels `probabilities`, for questions `start` and `end` (characters of the context), `score` and
-`n_best`, for choices `index` and `scores`, for missing words `masks`. DIR is an adapter of this
-project, of AdapterHub or of PEFT; which, is found out. Several adapters share one backbone and,
-where they can be chosen by row, one program and its batches. With `--drop_layers=N` adapters are
-left out of the N lowest layers, and with `--off` altogether: task and head are over the backbone
-as it was, also where the adapter tuned some of it. `--frozen_dtype=int8` keeps the backbone in a
-quarter of its memory.
+DIR is an adapter of this project, of AdapterHub or of PEFT; which, is found out.
+
+Input: one JSON object a line. By task it has
+
+- `text`, or `text_a` and `text_b`; for a masked language model a `text` with a `[MASK]`;
+- `question` and `context`; or `choices` and what they belong to; or `tokens` to be tagged;
+- the path of an `image` or of an `audio` file;
+- with several adapters also `adapter`, the name of the one to use.
+
+Output: for each, in order, the object plus `prediction`, and
+
+- for classes `label` and `logits` (a `label` that the object had is `gold` then);
+- for sets of labels `logits` and `probabilities`;
+- for questions `start` and `end` (characters of the context), `score` and `n_best`;
+- for choices `index` and `scores`; for missing words `masks`.
+
+Several adapters share one backbone and, where they can be chosen by row, one program and its
+batches. With `--drop_layers=N` adapters are left out of the N lowest layers, with
+`--drop_layers=A-B` of layers A to B, and with `--off` altogether: task and head are over the
+backbone as it was, also where the adapter tuned some of it. `--frozen_dtype=int8` keeps the
+backbone in a quarter of its memory.
 """
 
 import json
@@ -160,9 +169,11 @@ def predict(
 ) -> Rows:
     """Return each row with its prediction; the rows are objects with the task's text fields.
 
-    With adapters by name, each row's field `adapter` says which is its own. `backbone` replaces the
+    `adapter` is a folder, or folders by name; then each row's field `adapter` names its own. Each
+    call reads the folders and compiles: give it many rows. `backbone` replaces the
     name that the adapter was trained with, for a copy elsewhere; its weights must be the same.
-    `frozen_dtype` is what frozen weights are stored in, as in `config.training`. `lines` are the
+    A batch has four times `batch_size` texts, since nothing is trained. `frozen_dtype` is what
+    frozen weights are stored in, as in `config.training`. `lines` are the
     rows' numbers in their file, for messages; else they are counted. With `off` adapters are
     switched off, and what they tuned of the backbone is what it was. Everything is loaded and
     compiled for this call; see `Predictor`.
@@ -293,7 +304,7 @@ def _define() -> dict[str, flags.FlagHolder]:
             'What frozen weights are stored in.',
         ),
         'off': flags.DEFINE_bool('off', False, 'Leave adapters out: the bare backbone, same head.'),
-        'batch_size': flags.DEFINE_integer('batch_size', 32, 'Batches have four times as many.'),
+        'batch_size': flags.DEFINE_integer('batch_size', 32, 'A quarter of the texts of a batch.'),
     }
 
 

@@ -1,7 +1,8 @@
 """Train an adapter: `python -m adapters_jax.train --config=configs/quickstart.py --workdir=DIR`.
 
-Run again with the same workdir, it continues from the last checkpoint; a finished run says so.
-This file is kept short so that everything it does can be imported and tested.
+Run again with the same config and workdir, it continues from the last checkpoint; a finished run
+says so. The workdir then holds `adapter/` (the best one on the validation split), `summary.json`,
+`metrics.jsonl`, `config.json`, `data.json`, `log.txt`, `tensorboard/` and `checkpoints/`.
 """
 
 import logging
@@ -21,6 +22,8 @@ _LOG = logging.getLogger('adapters_jax.train')  # __name__ is '__main__' on the 
 
 def train(config: Config, workdir: str | Path) -> dict[str, Any]:
     """Train what `config` describes in `workdir`, and return the summary that is written there.
+
+    A config is made by `get_config` of a file in configs/; its keys are those of `defaults`.
 
     Raises:
         ValueError, FileNotFoundError: a mistake in the config or the data, before any step.
