@@ -191,6 +191,11 @@ def _readable(path: pathlib.Path) -> Iterator[None]:
         yield
     except UnicodeDecodeError as error:
         raise ValueError(_not_decodable(path, error)) from None
+    except UnicodeError as error:  # of UTF-16, whose first bytes tell their order
+        raise ValueError(
+            f'{path}: {error}; set data.encoding to what it is in, for instance to utf-16-le or '
+            'utf-8-sig.'
+        ) from None
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise ValueError(f'{path} is no whole gzip file ({error}); fetch it again.') from None
 

@@ -151,6 +151,7 @@ def test_text_files_without_tabs_hold_one_text_a_line(tmp_path):
         ('x.csv', b'a,b\n\xe9,1\n', {}, r'x\.csv is not utf-8.*data\.encoding'),
         ('x.csv', b'\xe9,1\n', {}, r'x\.csv is not utf-8.*data\.encoding'),
         ('x.jsonl', b'\xe9\n', {}, r'x\.jsonl is not utf-8.*data\.encoding'),
+        ('x.csv', 'a,b\n', {'encoding': 'utf-16'}, r'x\.csv: UTF-16 stream .* to utf-16-le'),
         ('x.xlsx', '', {}, r'x\.xlsx is of no kind.*\.csv.*data\.delimiter'),
         ('x.json', '{"a": [], "b": []}', {}, r'x\.json: name the lists .* x\.json#a; .* has a, b'),
         ('x.json#a+c', '{"a": [], "b": [], "c": 1}', {}, r'x\.json#a\+c: name .* has a, b'),
