@@ -134,8 +134,9 @@ def build(
     """Checks the chosen columns and puts them into a Dataset with the normal names.
 
     kind: 'class' (labels become str), 'number' (float) or 'classes' (list of str; of a list, or of
-    a text with `separator` between the names). labelled: whether labels must be there; a
-    split all of whose labels are empty is unlabelled. place(i): where row i stands, for messages.
+    a text with `separator` between the names). labelled: whether labels must be there; else a
+    split all of whose labels are empty, or -1, is unlabelled. place(i): where row i stands, for
+    messages.
     Raises ValueError naming the row: empty text, missing label, a number that is none.
     """
     if kind not in KINDS:
@@ -143,6 +144,8 @@ def build(
     features = {key: datasets.Value('string') for key in columns if key != 'label'}
     values = {key: _texts(columns[key], key, place) for key in features}
     labels = columns.get('label', ())
+    if not labelled and are_hidden(labels):
+        labels = ()
     # The empty text is the empty set; a split of such alone is unlabelled only where it may be.
     sets = labelled and kind == 'classes' and any(isinstance(label, str) for label in labels)
     if sets or any(not _missing(label) for label in labels):

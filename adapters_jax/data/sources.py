@@ -234,8 +234,6 @@ def _hub_split(form: Form, rows: datasets.Dataset, labelled: bool, where: str) -
     chosen = form.choose(rows.column_names, labelled, where)
     values = {key: rows[name][:] for key, name in chosen.items()}
     place = functools.partial('{}, row {}'.format, where)
-    if not labelled and columns.are_hidden(values.get('label', ())):
-        del values['label']
     feature = rows.features[chosen['label']] if 'label' in values else None
     if isinstance(feature, datasets.ClassLabel):
         # The hub marks labels that are kept secret by -1.

@@ -150,6 +150,14 @@ def test_hidden_labels_of_any_type_are_none(monkeypatch, hidden):
     assert found['test'].column_names == ['text_a']
 
 
+@pytest.mark.parametrize('kind', ['class', 'number', 'classes'])
+def test_labels_that_a_test_file_hides_are_none(tmp_path, kind):
+    put(tmp_path, train__csv=CSV.replace('even', '2').replace('odd', '1'))
+    (tmp_path / 'test.csv').write_text('text,label\nc,-1\nd,-1\n')
+    found = load(config(dir=str(tmp_path)), kind)
+    assert found['test'].column_names == ['text_a'] and 'label' in found['train'].column_names
+
+
 def test_one_class_with_a_comma_in_its_name_is_one(monkeypatch):
     rows = datasets.Dataset.from_dict({'text': ['a'], 'label': [0]})
     names = datasets.ClassLabel(names=['salt, pepper', 'other'])
