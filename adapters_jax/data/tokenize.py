@@ -266,7 +266,8 @@ def _read(path: pathlib.Path, names: Sequence[str]) -> dict[str, np.ndarray] | N
         # numpy leaves a file that it opened itself open where it cannot read it.
         with path.open('rb') as file, np.load(file, allow_pickle=False) as stored:
             return {name: stored[name] for name in names}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    # RuntimeError: a byte that says how what follows is packed, or that it is encrypted.
+    except (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile) as error:
         _LOG.warning('The cached encoding %s is damaged (%s): encoding again.', path, error)
         return None
 

@@ -100,7 +100,10 @@ def test_a_damaged_cache_file_is_replaced(tokenizer, tmp_path, caplog):
     fresh = encode(split, tokenizer, 9, cache_dir=tmp_path)
     (path,) = tmp_path.iterdir()
     whole = path.read_bytes()
-    for damaged in (b'', whole[: len(whole) // 2], b'rubbish'):
+    packed = whole.index(b'PK\x01\x02') + 10  # how the first member is, by the table of contents
+    other = bytearray(whole)
+    other[packed] = 255
+    for damaged in (b'', whole[: len(whole) // 2], b'rubbish', bytes(other)):
         path.write_bytes(damaged)
         again = encode(split, tokenizer, 9, cache_dir=tmp_path)
         assert again.fingerprint() == fresh.fingerprint()
