@@ -60,10 +60,12 @@ def text_rows(objects: Objects, lines: Iterable[int], pair: bool | None) -> Rows
     """
     if pair is None:
         pair = 'text_b' in objects[0]
-    names = {'text_a': 'text_a' if pair or 'text_a' in objects[0] else 'text'}
+    names, wanted = {'text_a': 'text'}, '"text"'
     if pair:
-        names['text_b'] = 'text_b'
-    wanted = '"text_a" and "text_b": the adapter is for pairs' if pair else '"text"'
+        names = {'text_a': 'text_a', 'text_b': 'text_b'}
+        wanted = '"text_a" and "text_b": the adapter is for pairs'
+    elif 'text_a' in objects[0]:
+        names, wanted = {'text_a': 'text_a'}, '"text_a", as the first one has'
     lines = list(lines)
     check_texts(objects, lines, names.values(), wanted)
     for number, given in zip(lines, objects, strict=True):

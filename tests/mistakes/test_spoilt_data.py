@@ -63,7 +63,10 @@ def test_texts_longer_than_allowed_are_cut_and_counted(toys, tmp_path, caplog):
         ('{"text": "a"}\n{"txt": "b"}\n', "line 2 has no text under 'text'.*this one has: txt"),
         ('{"text": "a"}\n{"text": 3}\n', "line 2: 'text' is 3; expected a text"),
         ('{"text": "  "}\n', "line 1: the text under 'text' is empty"),
-        ('{"text_a": "x"}\n{"text": "x"}\n', "line 2 has no text under 'text_a'"),
+        (
+            '{"text_a": "x"}\n{"text": "x"}\n',
+            'line 2 has no text under \'text_a\'; expected "text_a", as the first one has',
+        ),
         ('\n \n', 'the input holds no examples'),
         ('\udcff{"text": "a"}\n', 'in.jsonl is not UTF-8'),
     ],
