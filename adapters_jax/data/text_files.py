@@ -344,4 +344,9 @@ def _parquet(path: pathlib.Path, layout: Layout) -> Table:
         rows = pyarrow.parquet.read_table(content).to_pylist()
     except (pyarrow.ArrowException, OSError) as error:
         raise ValueError(f'{path} is no whole Parquet file ({error}); fetch it again.') from None
+    except (ValueError, OverflowError) as error:  # what Arrow holds and Python does not
+        raise ValueError(
+            f'{path} holds a text that is not UTF-8, or a date beyond the year 9999 ({error}); '
+            'mend it, or leave out its column.'
+        ) from None
     return _of_objects(path, iter(enumerate(rows, start=1)))

@@ -109,6 +109,16 @@ def test_parquet_may_be_compressed_as_a_whole(tmp_path):
     assert read(path) == read(tmp_path / 'x.parquet')
 
 
+@pytest.mark.parametrize(
+    'column',
+    [pyarrow.array([2**31 - 1], pyarrow.date32()), pyarrow.array([b'\xff']).view('string')],
+)
+def test_what_parquet_holds_and_python_does_not_is_named(tmp_path, column):
+    pyarrow.parquet.write_table(pyarrow.table({'x': column}), tmp_path / 'x.parquet')
+    with pytest.raises(ValueError, match=r'x\.parquet holds a text .* or a date .* leave out its'):
+        open_table(tmp_path / 'x.parquet', Layout())
+
+
 @pytest.mark.parametrize('keep', [0, 40, -4])
 def test_damaged_parquet_files_are_named(tmp_path, keep):
     path = tmp_path / 'x.parquet'
