@@ -5,6 +5,7 @@ exactly one guess; each value is checked here, while the line it came from is st
 """
 
 import dataclasses
+import decimal
 import functools
 import math
 import pathlib
@@ -173,14 +174,14 @@ def at_lines(path: pathlib.Path, lines: Sequence[int]) -> Callable[[int], str]:
 
 
 def class_name(value: Any, row: int, place: Callable[[int], str]) -> str:
-    """A class as readable text: 'sports', '3' (also from 3.0), 'true'."""
+    """A class as readable text: 'sports', '3' (also from 3.0 and 3.00), 'true'."""
     if _missing(value):
         raise ValueError(f'{place(row)}: the label is empty; give one or remove the row.')
     if isinstance(value, bool):
         return str(value).lower()
-    if isinstance(value, float) and value.is_integer():
+    if isinstance(value, float | decimal.Decimal) and value % 1 == 0:
         return str(int(value))
-    if not isinstance(value, str | int | float):
+    if not isinstance(value, str | int | float | decimal.Decimal):
         raise ValueError(f'{place(row)}: the label {value!r} is neither text nor a number.')
     check_encodable(str(value), f'{place(row)}: the label')
     return str(value).strip()

@@ -1,5 +1,6 @@
 import math
 import pathlib
+from decimal import Decimal
 
 import pytest
 
@@ -100,6 +101,8 @@ def test_header_that_cannot_be_seen_is_an_error():
 def test_integer_like_classes_stay_readable():
     columns = {'text_a': ['x', 'y', 'z'], 'label': [1, 2.0, ' three ']}
     assert build(columns, 'class', True, PLACE)['label'][:] == ['1', '2', 'three']
+    columns['label'] = [Decimal('1.00'), Decimal('2.5'), math.inf]
+    assert build(columns, 'class', True, PLACE)['label'][:] == ['1', '2.5', 'inf']
     columns['label'] = [True, False, True]
     assert build(columns, 'class', True, PLACE)['label'][:] == ['true', 'false', 'true']
 
