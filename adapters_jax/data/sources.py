@@ -135,7 +135,7 @@ def _from_files(data: Mapping[str, Any], form: Form) -> Splits:
     layout = layout_of(data, form.header_in)
     found = {}
     for split, path in folders.find_files(data).items():
-        plain = form.whole_lines and '.txt' in path.suffixes and not layout.delimiter
+        plain = form.whole_lines and text_files.suffix_of(path) == '.txt' and not layout.delimiter
         # No line has a line feed in it, so this divides none.
         own = dataclasses.replace(layout, delimiter='\n') if plain else layout
         table = text_files.open_table(path, own)

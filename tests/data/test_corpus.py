@@ -19,6 +19,8 @@ def read(tmp_path, name, text, **data):
 
 def test_files_of_every_kind(tmp_path):
     assert read(tmp_path, 'a.txt', 'one\ttwo, three\n \n\nfour\n') == ['one\ttwo, three', 'four']
+    assert read(tmp_path, 'A.TXT', 'one\ttwo\nthree\n') == ['one\ttwo', 'three']
+    assert read(tmp_path, 'b.txt.csv', 'text,label\n"a, b",x\n') == ['a, b']
     assert read(tmp_path, 'b.csv', 'text,label\n"a, b",x\nc,\n') == ['a, b', 'c']
     lines = [{'text': 'a'}, {'text': ''}, {'text': 'b'}, {'other': 1}]
     assert read(tmp_path, 'c.jsonl', '\n'.join(map(json.dumps, lines))) == ['a', 'b']
