@@ -296,7 +296,7 @@ def _is_object(text: str) -> bool:
 def _json(path: pathlib.Path, layout: Layout) -> Table:
     file, keys = file_of(path)
     held = read_json(file, layout.encoding)
-    lists = {k: v for k, v in held.items() if isinstance(v, list)} if isinstance(held, dict) else {}
+    lists = {k: v for k, v in held.items() if _holds_rows(v)} if isinstance(held, dict) else {}
     if any(key not in lists for key in keys) or (lists and not keys):
         raise ValueError(
             f'{path}: name the lists to read, as in {file.name}#{next(iter(lists), "train")}; the '
@@ -304,8 +304,18 @@ def _json(path: pathlib.Path, layout: Layout) -> Table:
         )
     rows = [row for key in keys for row in lists[key]] if keys else held
     if not isinstance(rows, list):
-        raise ValueError(f'{path} must hold a list of objects; for one object a line use .jsonl.')
+        raise ValueError(
+            f'{path} must hold a list of objects, one for each row; for one object a line use '
+            '.jsonl.'
+        )
     return _of_objects(path, iter(enumerate(rows, start=1)))
+
+
+def _holds_rows(value: Any) -> bool:
+    """Whether it is a list of rows, perhaps with a mistake, and not of a column's values."""
+    if not isinstance(value, list):
+        return False
+    return not value or any(isinstance(row, dict | list) for row in value)
 
 
 def _parse(text: str, path: pathlib.Path, line: int) -> Any:
