@@ -53,9 +53,12 @@ def split_off(
         size = round(share * len(first_row))
         held, left = _hold_out(left, classes, size, np.random.default_rng([seed, len(members)]))
         if not held.size:
+            many = len(np.unique(classes))
+            kept = f', of {many} classes, which keep one each' if many > 1 else ''
             raise ValueError(
-                f'{len(pool)} rows ({len(first_row)} with texts of their own) are too few to cut '
-                f'{share:.0%} off as {name}; give a file for it, or change data.split_fractions.'
+                f'{len(pool)} rows ({len(first_row)} with texts of their own{kept}) are too few to '
+                f'cut {share:.0%} off as {name}; give a file for it, or change '
+                'data.split_fractions.'
             )
         members[name] = held
     members = {'train': left, **members}

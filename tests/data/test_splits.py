@@ -121,6 +121,13 @@ def test_impossible_cuts_are_refused(size, fractions, message):
         split_off(pool_of([f't{i}' for i in range(size)], ['a'] * size), fractions, 0)
 
 
+def test_a_class_of_its_own_for_each_text_is_told():
+    # As where numbers are read as classes.
+    pool = pool_of([f't{i}' for i in range(30)], [str(i) for i in range(30)])
+    with pytest.raises(ValueError, match=r'30 rows .* of 30 classes, which keep one each'):
+        split_off(pool, FRACTIONS, 0)
+
+
 @pytest.mark.parametrize(('column', 'listed'), [('text_a', False), ('tokens', True)])
 @pytest.mark.parametrize(
     ('shared', 'level'), [(0, None), (1, logging.INFO), (2, logging.WARNING), (20, logging.WARNING)]
