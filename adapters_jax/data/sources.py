@@ -208,6 +208,8 @@ def from_hub(
         if role is None or (role == 'train' and suffix):
             continue
         key = f'{role}_{suffix}' if suffix else role  # MNLI has validation_matched
+        if key in found:
+            _LOG.warning('%s: of its splits for %s the last one is used, %s.', name, key, split)
         found[key] = read(rows, role != 'test', f'{name}, split {split}')
     if 'train' not in found:
         raise ValueError(f'{name} has no split for training; its splits are {", ".join(loaded)}.')

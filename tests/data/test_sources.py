@@ -138,6 +138,13 @@ def test_hub_data_gets_its_class_names_and_loses_hidden_labels(monkeypatch):
     assert found['test'].column_names == ['text_a']
 
 
+def test_of_two_splits_for_one_use_it_is_told_which_is_used(monkeypatch, caplog):
+    names = ('train', 'dev', 'validation')
+    hub(monkeypatch, {name: hub_split([1], text=[name]) for name in names})
+    assert load(config(name='some/set'), 'class')['validation']['text_a'][:] == ['validation']
+    assert 'some/set: of its splits for validation the last one is used, valid' in caplog.text
+
+
 @pytest.mark.parametrize('hidden', [-1, -1.0, '-1'])
 def test_hidden_labels_of_any_type_are_none(monkeypatch, hidden):
     splits = {
