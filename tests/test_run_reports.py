@@ -274,3 +274,12 @@ def test_a_folder_without_runs_and_a_run_twice(written, tmp_path):
     twice = runs.find([str(written), str(written)], 'test')
     with pytest.raises(ValueError, match='are the same run'):
         runs.groups(twice)
+
+
+def test_a_run_that_diverged_is_not_sent_to_evaluate(tmp_path):
+    workdir = write_run(tmp_path, 'lora', 0, 0.5)
+    (workdir / 'evaluation_test.json').unlink()
+    told = {'finished': 'diverged: the loss of step 4 is nan'}
+    (workdir / 'summary.json').write_text(json.dumps(told))
+    with pytest.raises(ValueError, match='step 4 is nan; it left no adapter to evaluate: name the'):
+        runs.find([str(tmp_path)], 'test')

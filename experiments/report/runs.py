@@ -6,7 +6,7 @@ import json
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from adapters_jax import tasks
 from adapters_jax.config import NEUTRAL_KEYS
@@ -108,6 +108,7 @@ def find(folders: Sequence[str], split: str) -> list[Run]:
 
     Raises:
         FileNotFoundError: a folder without finished runs, or a run without its evaluation.
+        ValueError: a run that diverged before it had an adapter.
     """
     found = []
     for folder in folders:
@@ -123,17 +124,27 @@ def find(folders: Sequence[str], split: str) -> list[Run]:
 
 def _read(workdir: Path, split: str) -> Run:
     evaluation = workdir / f'evaluation_{split}.json'
+    summary = json.loads((workdir / 'summary.json').read_text('utf-8'))
     if not evaluation.exists():
-        options = shlex.join([f'--workdir={workdir}', f'--split={split}'])
-        raise FileNotFoundError(
-            f'{workdir} has no evaluation_{split}.json; run '
-            f'`python -m adapters_jax.evaluate {options}`, or report another split'
-        )
-    config, summary, scores = (
-        json.loads(path.read_text())
-        for path in (workdir / 'config.json', workdir / 'summary.json', evaluation)
+        _tell_missing(workdir, split, summary)
+    config, scores = (
+        json.loads(path.read_text('utf-8')) for path in (workdir / 'config.json', evaluation)
     )
     return Run(workdir, dict(_flat(config)), summary, scores['metrics'], split)
+
+
+def _tell_missing(workdir: Path, split: str, summary: Mapping[str, Any]) -> NoReturn:
+    finished = summary.get('finished', '')
+    if finished.startswith('diverged') and not (workdir / 'adapter').exists():
+        raise ValueError(
+            f'{workdir} {finished}; it left no adapter to evaluate: name the folders '
+            'of the other runs in --runs, or move this one away'
+        )
+    options = shlex.join([f'--workdir={workdir}', f'--split={split}'])
+    raise FileNotFoundError(
+        f'{workdir} has no evaluation_{split}.json; run '
+        f'`python -m adapters_jax.evaluate {options}`, or report another split'
+    )
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = '') -> Iterator[tuple[str, Any]]:
