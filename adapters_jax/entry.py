@@ -163,11 +163,13 @@ def run(define: Define, main: Callable[..., None]) -> None:
 
 def _is_absent(flag: flags.FlagHolder) -> bool:
     # An empty one is a shell's variable that is not set, and would be the current directory.
-    return flag.value is None or (flag.default is None and flag.value == '')
+    return flag.value is None or (flag.default is None and flag.value in ('', []))
 
 
 def _at_home(value: Any) -> Any:
     """Return a flag's value with '~' as a shell has it, which leaves it to us after a '='."""
+    if isinstance(value, list):
+        return [_at_home(item) for item in value]
     from_home = isinstance(value, str) and value.startswith('~/')
     return str(Path(value).expanduser()) if from_home else value
 
