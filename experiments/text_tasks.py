@@ -175,7 +175,7 @@ def _define() -> dict[str, flags.FlagHolder]:
         'data': flags.DEFINE_string('data', '', 'Folder of the sets, each in its own.'),
         'tasks': flags.DEFINE_list('tasks', list(TASKS), 'Which tasks.'),
         'methods': flags.DEFINE_list('methods', ['houlsby'], 'Which methods.'),
-        'seeds': flags.DEFINE_integer('seeds', 3, 'How many seeds, from 0.'),
+        'seeds': flags.DEFINE_integer('seeds', 3, 'How many seeds, from 0.', lower_bound=1),
     }
 
 

@@ -2,13 +2,17 @@
 
 import importlib
 import json
+import os
 import re
+import subprocess
+import sys
 
 import pytest
 
 from adapters_jax.adapters.presets import PRESETS
 from adapters_jax.config import assign, to_json
 from experiments import conformance, families, table, text_tasks
+from experiments.table import ROOT
 
 
 def of_seeds(values):
@@ -160,3 +164,21 @@ def test_every_test_that_the_pages_name_is_there():
     for path, name in named:
         source = (table.ROOT / path).read_text()
         assert f'\ndef {name}(' in source, f'{path}::{name}'
+
+
+@pytest.mark.parametrize(
+    ('module', 'option', 'told'),
+    [
+        ('report', '--runs=', '--runs must be given'),
+        ('report', '--runs=~/none', '/home/none holds no finished run'),
+        ('text_tasks', '--seeds=0', 'flag --seeds=0: 0 is not a positive integer'),
+        ('bench.mixed_adapters', '--repeats=0', 'flag --repeats=0: 0 is not a positive integer'),
+        ('bench.mixed_adapters', '--lengths=a', "--lengths has 'a'; expected numbers of tokens"),
+    ],
+)
+def test_a_mistake_in_an_option_is_a_sentence(tmp_path, module, option, told):
+    line = [sys.executable, '-m', f'experiments.{module}', option, f'--output={tmp_path / "out"}']
+    given = os.environ | {'HOME': str(tmp_path / 'home')}
+    done = subprocess.run(line, capture_output=True, text=True, check=False, cwd=ROOT, env=given)
+    assert done.returncode == 2 and told in done.stderr
+    assert done.stderr.startswith('error: ') and done.stderr.count('\n') == 1

@@ -1,6 +1,6 @@
 """A batch whose rows use sixteen adapters, against the same batch with one.
 
-    python -m experiments.bench.mixed_adapters --output=DIR
+    python -m experiments.bench.mixed_adapters --output=DIR [--lengths=32,128] [--repeats=7]
 
 64 rows over 16 adapters, each row's drawn at random, on MiniLM: bottlenecks of size 48 (Pfeiffer's
 place and both places) and LoRA of rank 8; inference and a training step. Beside it the same rows in
@@ -10,16 +10,17 @@ Writes `mixed_adapters.json` and `mixed_adapters.md`.
 
 import json
 import logging
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags
+from absl import flags
 
-from adapters_jax import xla
+from adapters_jax import entry, files, xla
 from adapters_jax.adapters import registry
 from adapters_jax.adapters.bank import Bank
 from adapters_jax.interop.backbones import LoadedBackbone, load_backbone
@@ -226,17 +227,29 @@ def _command(result: dict[str, Any]) -> str:
     return f'python -m experiments.bench.mixed_adapters --output=DIR {options}'
 
 
-def main(_: list[str]) -> None:
-    """Measure, and write the figures."""
-    output = Path(flags.FLAGS.output)
-    repeats = flags.FLAGS.repeats
-    rows = measure([int(x) for x in flags.FLAGS.lengths], repeats)
+def main(output: str, lengths: Sequence[str], repeats: int) -> None:
+    """Measure, and write the figures.
+
+    Raises:
+        ValueError: a length that is no number of tokens.
+    """
+    if wrong := [given for given in lengths if not given.isdecimal() or int(given) < 1]:
+        raise ValueError(f'--lengths has {wrong[0]!r}; expected numbers of tokens, such as 32,128')
+    directory = files.make_directory(output)
+    rows = measure([int(given) for given in lengths], repeats)
     result = {'rows': rows, 'repeats': repeats} | provenance.describe()
-    write(output, 'mixed_adapters', result, render)
+    write(directory, 'mixed_adapters', result, render)
+
+
+def _define() -> dict[str, flags.FlagHolder]:
+    return {
+        'output': flags.DEFINE_string('output', None, 'Directory to write to.'),
+        'lengths': flags.DEFINE_list('lengths', ['32', '128'], 'Tokens of a row.'),
+        'repeats': flags.DEFINE_integer('repeats', 7, 'Rounds.', lower_bound=1),
+    }
 
 
 if __name__ == '__main__':
-    flags.DEFINE_string('output', None, 'Directory to write to.', required=True)
-    flags.DEFINE_list('lengths', ['32', '128'], 'Tokens of a row.')
-    flags.DEFINE_integer('repeats', 7, 'Rounds.')
-    app.run(main)
+    # The public libraries stand on torch, which our commands keep transformers from importing.
+    os.environ['USE_TORCH'] = '1'
+    entry.run(_define, main)
