@@ -120,6 +120,7 @@ def test_the_command_fails_where_something_was_lost(tmp_path, monkeypatch):
 
     run()
     assert json.loads((tmp_path / 'faults.json').read_text())['trials'] == [trial]
+    assert 'are the same to the bit' in (tmp_path / 'faults.md').read_text()
     surprise = {'faults': [record | {'surprises': ['a traceback']}]}
     # One that crashed by itself, before its fault came, counts.
     crashed = {'faults': [record | {'hit': False, 'surprises': ['exit status 2']}]}
@@ -127,5 +128,7 @@ def test_the_command_fails_where_something_was_lost(tmp_path, monkeypatch):
         with pytest.raises(SystemExit) as caught:
             run(change)
         assert caught.value.code == 1
+        same = 'are the same to the bit' in (tmp_path / 'faults.md').read_text()
+        assert same == (change in (surprise, crashed))
     with pytest.raises(ValueError, match=r'--faults=0.*expected 1 or more'):
         command.main(str(tmp_path), 0, 0, 1)

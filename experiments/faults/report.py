@@ -55,16 +55,18 @@ def render(result: dict[str, Any]) -> str:
     """Return the Markdown table, and below it how it was made."""
     lines = [f'| {" | ".join(COLUMNS)} |', f'|{"---|" * len(COLUMNS)}']
     sums = totals(result)
-    whole = {'fault': 'all', 'most steps taken again': '', **sums}
-    for row in [*rows(result), whole]:
+    every = {'fault': 'all', 'most steps taken again': '', **sums}
+    for row in [*rows(result), every]:
         lines.append(f'| {" | ".join(str(row[column]) for column in COLUMNS)} |')
     faults = sum(len(trial['faults']) for trial in result['trials'])
+    whole = not sums['lost'] and not sums['wrong']
+    same = ': adapters, metrics and scores are the same to the bit' * whole
     note = (
         f'{len(result["trials"])} runs of {result["steps"]} steps, a checkpoint every '
         f'{result["checkpoint_every"]}, of {len(result["runs"])} kinds ({"; ".join(result["runs"])}'
         '), each disturbed up to five times at random moments, started again each time, and '
-        'compared in the end with one that nothing disturbed: adapters, metrics and scores are '
-        f'the same to the bit. Seed {result["seed"]}, {result["minutes"]:.0f} minutes, '
+        f'compared in the end with one that nothing disturbed{same}. '
+        f'Seed {result["seed"]}, {result["minutes"]:.0f} minutes, '
         f'{result["processes"]} at a time, on {where(result)}. Made by '
         f'`python -m experiments.faults --output=DIR --faults={faults} '
         f'--seed={result["seed"]} --processes={result["processes"]}`.'
