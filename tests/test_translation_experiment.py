@@ -82,6 +82,8 @@ def test_the_table_has_a_row_for_each_run():
     assert '| a | 50 (25 %) | 61 |  |  | 31.2 | 55.0 |  |  |  |  |' in table
     assert '| b | - | 61 |' in table
     assert 'after 12 epochs: `lora` 0.01 (3.88) or 0.003 (4.19). Of 1 rows' in table
+    assert '--language_epochs=1 --methods=`' in table  # seed 0 needs no option
+    assert '--methods= --seed=3`' in translation.render(result | {'seed': 3})
 
 
 def test_the_rate_is_the_one_with_the_lower_cross_entropy(tmp_path, monkeypatch):

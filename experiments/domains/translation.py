@@ -191,6 +191,7 @@ def run(
         'epochs': epochs,
         'tuning_epochs': tuning_epochs,
         'language_epochs': language_epochs,
+        'seed': seed,
         'base_seconds': summary['seconds'],
         **describe(),
     }
@@ -268,7 +269,8 @@ def _of_command(result: Mapping[str, Any]) -> str:
     names = ('epochs', 'tuning_epochs', 'trial_epochs', 'language_epochs')
     options = ' '.join(f'--{name}={result[name]:g}' for name in names)
     start = 'python -m experiments.domains.translation --data=DATA --output=DIR'
-    return f'{start} {options} --methods={methods}'
+    seed = result.get('seed', 0)
+    return f'{start} {options} --methods={methods}' + f' --seed={seed}' * bool(seed)
 
 
 def _define() -> dict[str, flags.FlagHolder]:
