@@ -2,14 +2,18 @@
 
 import json
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 from all_papers import NAMES, paper, row
 
 from experiments.papers import __main__ as again
-from experiments.papers import report, summary
+from experiments.papers import command, report, summary
+from experiments.papers.runner import Runner
 from experiments.papers.study import Finding, Results
+from experiments.table import ROOT
 
 STORED = sorted(summary.FOLDER.glob('*/*.json'))
 
@@ -171,3 +175,17 @@ def test_a_report_is_judged_anew_without_training(tmp_path, capsys):
         again.main([str(tmp_path)])
     with pytest.raises(SystemExit, match='no folder is given'):
         again.main([])
+
+
+def test_a_report_of_other_options_is_told_before_anything_is_trained(tmp_path):
+    folder = tmp_path / 'hu2022_small'
+    folder.mkdir()
+    (folder / 'hu2022.json').write_text('{"source": "paper", "scale": "small", "options": []}')
+    own = Runner(paper('hu2022'), 'small', '', tmp_path / 'runs', ['trec'], ['seed=1'])
+    with pytest.raises(ValueError, match='is of no --option, not --option=seed=1; set another'):
+        command.finish(own, folder)
+    line = [sys.executable, '-m', 'experiments.hu2022', '--shard=0/2', '--option=seed=1']
+    line.append(f'--output={tmp_path}')
+    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and 'is of no --option, not --option=seed=1' in done.stderr
+    assert not (tmp_path / 'runs').exists()

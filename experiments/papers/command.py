@@ -28,6 +28,7 @@ whatever is missing still, and reports. On SLURM:
 import json
 import logging
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 
@@ -60,10 +61,11 @@ def run(paper: Paper) -> None:
         options: list[str],
     ) -> None:
         runner = Runner(paper, scale, data, Path(output) / 'runs', tasks, options, source)
+        directory = Path(output) / report.folder(paper.name, scale, source)
         if shard:
+            earlier(runner, directory)
             train_part(runner, shard)
             return
-        directory = Path(output) / report.folder(paper.name, scale, source)
         finish(runner, files.make_directory(directory))
 
     entry.run(_define, main)
@@ -86,6 +88,20 @@ def _names(cells: list[Cell]) -> str:
     return ', '.join(cell.name for cell in cells)
 
 
+def earlier(runner: Runner, directory: Path) -> dict[str, Any] | None:
+    """Return the report that is there, which this one extends; None where there is none.
+
+    Raises:
+        ValueError: it is of another scale or source, or of other options.
+    """
+    path = directory / f'{runner.paper.name}.json'
+    if not path.exists():
+        return None
+    found = json.loads(path.read_text('utf-8'))
+    report.check_same(found, runner.scale, runner.version, runner.options)
+    return found
+
+
 def finish(runner: Runner, directory: Path) -> None:
     """Train what is missing, examine and report.
 
@@ -94,6 +110,7 @@ def finish(runner: Runner, directory: Path) -> None:
         ValueError: the report that is there is of another scale or source, or of other options.
     """
     paper, scale = runner.paper, runner.scale
+    earlier(runner, directory)  # before hours of training
     if waiting := runner.train(grid.Shard(0, 1)):
         raise NotYetError(
             f'no report yet: another job trains, or has to train before, {_names(waiting)}; run '
@@ -102,9 +119,7 @@ def finish(runner: Runner, directory: Path) -> None:
     rows = [row for cell in runner.cells for row in runner.rows(cell)]
     results = Results(rows, {}, scale)
     results.examined = paper.examine(results, runner.runs)
-    before = directory / f'{paper.name}.json'
-    if before.exists():
-        known = json.loads(before.read_text('utf-8'))
+    if known := earlier(runner, directory):
         results = report.extended(known, results, runner.version, runner.options)
     result = {
         'paper': paper.name,

@@ -97,6 +97,19 @@ def extended(
     Raises:
         ValueError: a report of another scale or source, or of other options.
     """
+    check_same(before, results.scale, version, options)
+    known, _ = from_json(before)
+    new = {(row.task, row.way) for row in results.rows}
+    rows = [row for row in known.rows if (row.task, row.way) not in new] + results.rows
+    return Results(rows, _merged(known.examined, results.examined), results.scale)
+
+
+def check_same(before: Mapping[str, Any], scale: str, version: str, options: Sequence[str]) -> None:
+    """Refuse to extend a report by rows that were made in another way.
+
+    Raises:
+        ValueError: a report of another scale or source, or of other options.
+    """
     if before.get('source', 'paper') != version:
         raise ValueError(
             f'the report that is there is of source {before["source"]!r}, not {version!r}; set '
@@ -107,15 +120,11 @@ def extended(
             f'the report that is there is of {_told_options(earlier)}, not '
             f'{_told_options(options)}; set another --output'
         )
-    known, _ = from_json(before)
-    if known.scale != results.scale:
+    if before['scale'] != scale:
         raise ValueError(
-            f'the report that is there is of scale {known.scale!r}, not {results.scale!r}; set '
+            f'the report that is there is of scale {before["scale"]!r}, not {scale!r}; set '
             'another --output'
         )
-    new = {(row.task, row.way) for row in results.rows}
-    rows = [row for row in known.rows if (row.task, row.way) not in new] + results.rows
-    return Results(rows, _merged(known.examined, results.examined), results.scale)
 
 
 def _told_options(options: Sequence[str]) -> str:
