@@ -175,6 +175,17 @@ def test_a_report_is_judged_anew_without_training(tmp_path, capsys):
         again.main([str(tmp_path)])
     with pytest.raises(SystemExit, match='no folder is given'):
         again.main([])
+    again.main(['--help'])
+    assert 'python -m experiments.papers DIR/PAPER_SCALE' in capsys.readouterr().out
+
+
+def test_what_is_no_report_is_not_judged(tmp_path):
+    (tmp_path / 'other.json').write_text('{"rows": 3}')
+    with pytest.raises(SystemExit, match='holds no report; expected the folder PAPER_SCALE'):
+        again.main([str(tmp_path)])
+    (tmp_path / 'hu2022.json').write_text('{"paper": ')
+    with pytest.raises(SystemExit, match=r'hu2022\.json is not JSON: '):
+        again.main([str(tmp_path)])
 
 
 def test_a_report_of_other_options_is_told_before_anything_is_trained(tmp_path):

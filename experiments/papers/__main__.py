@@ -9,6 +9,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from experiments.output import write
 from experiments.papers import report
@@ -30,29 +31,46 @@ def judge(directory: Path) -> None:
 
     Raises:
         FileNotFoundError: there is none.
+        ValueError: a file there is no JSON.
     """
-    found = sorted(directory.glob('*.json'))
-    if not found:
-        raise FileNotFoundError(
-            f'{directory} holds no report; expected the folder PAPER_SCALE that `python -m '
-            'experiments.PAPER` has written, with PAPER.json'
-        )
-    stored = json.loads(found[0].read_text('utf-8'))
+    stored = {'source': 'paper', 'options': [], **read(directory)}
     results, _ = report.from_json(stored)
-    stored = {'source': 'paper', 'options': [], **stored}
     made = stored['source'], stored['options']
     judged = report.judged(find(stored['paper']), results, directory, *made)
     write(directory, stored['paper'], {**stored, **judged}, report.render)
 
 
+def read(directory: Path) -> dict[str, Any]:
+    """Return the report that a folder holds.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: a file there is no JSON.
+    """
+    for path in sorted(directory.glob('*.json')):
+        try:
+            stored = json.loads(path.read_text('utf-8'))
+        except ValueError as error:
+            raise ValueError(f'{path} is not JSON: {error}') from error
+        if isinstance(stored, dict) and 'paper' in stored:
+            return stored
+    raise FileNotFoundError(
+        f'{directory} holds no report; expected the folder PAPER_SCALE that `python -m '
+        'experiments.PAPER` has written, with PAPER.json'
+    )
+
+
 def main(directories: Sequence[str]) -> None:
     """Judge the reports of these folders."""
+    if {'-h', '--help'} & {*directories}:
+        print(__doc__)
+        return
     if not directories:
         sys.exit('error: no folder is given; expected python -m experiments.papers DIR/PAPER_SCALE')
     try:
         for directory in directories:
             judge(Path(directory))
-    except OSError as error:
+    except (OSError, ValueError) as error:
         sys.exit(f'error: {error}')
 
 
