@@ -283,3 +283,13 @@ def test_a_run_that_diverged_is_not_sent_to_evaluate(tmp_path):
     (workdir / 'summary.json').write_text(json.dumps(told))
     with pytest.raises(ValueError, match='step 4 is nan; it left no adapter to evaluate: name the'):
         runs.find([str(tmp_path)], 'test')
+
+
+@pytest.mark.parametrize(
+    'name', ['summary.json', 'evaluation_test.json', 'predictions_test.jsonl', 'metrics.jsonl']
+)
+def test_a_copy_that_was_cut_off_is_named(written, tmp_path, name):
+    path = written / 'lora_1_0.1' / name
+    path.write_text(path.read_text()[:-4])
+    with pytest.raises(ValueError, match=f'lora_1_0.1/{name} is not JSON .*: copy the run anew'):
+        run_report(written, tmp_path, baseline='method=full')

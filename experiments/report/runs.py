@@ -45,7 +45,7 @@ class Run:
         path = self.workdir / f'predictions_{self.split}.jsonl'
         if not path.exists():
             return None
-        return [json.loads(line) for line in path.read_text('utf-8').split('\n') if line]
+        return _lines(path)
 
     @property
     def right(self) -> list[bool] | None:
@@ -72,8 +72,8 @@ class Run:
         the first that is noted: of MNLI 'validation_matched'.
         """
         path = self.workdir / 'metrics.jsonl'
-        lines = path.read_text().splitlines() if path.exists() else []
-        rows = [row for row in map(json.loads, lines) if name in row['values']]
+        lines = _lines(path) if path.exists() else []
+        rows = [row for row in lines if name in row['values']]
         found = [row for row in rows if (row['split'] != 'train') == validation]
         own = [row for row in found if row['split'] == found[0]['split']]
         return [(row['step'], row['values'][name]) for row in own]
@@ -124,12 +124,10 @@ def find(folders: Sequence[str], split: str) -> list[Run]:
 
 def _read(workdir: Path, split: str) -> Run:
     evaluation = workdir / f'evaluation_{split}.json'
-    summary = json.loads((workdir / 'summary.json').read_text('utf-8'))
+    summary = _values(workdir / 'summary.json')
     if not evaluation.exists():
         _tell_missing(workdir, split, summary)
-    config, scores = (
-        json.loads(path.read_text('utf-8')) for path in (workdir / 'config.json', evaluation)
-    )
+    config, scores = map(_values, (workdir / 'config.json', evaluation))
     return Run(workdir, dict(_flat(config)), summary, scores['metrics'], split)
 
 
@@ -145,6 +143,29 @@ def _tell_missing(workdir: Path, split: str, summary: Mapping[str, Any]) -> NoRe
         f'{workdir} has no evaluation_{split}.json; run '
         f'`python -m adapters_jax.evaluate {options}`, or report another split'
     )
+
+
+def _values(path: Path) -> dict[str, Any]:
+    return _parsed(path, path.read_text('utf-8'))
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    # Not splitlines: JSON strings may hold other line separators than this one.
+    return [_parsed(path, line) for line in path.read_text('utf-8').split('\n') if line]
+
+
+def _parsed(path: Path, text: str) -> dict[str, Any]:
+    """Return what a file, or a line of it, holds.
+
+    Raises:
+        ValueError: it is not as it was written: a copy that was cut off, say.
+    """
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise ValueError(
+            f'{path} is not JSON ({error}): copy the run anew, or leave it out of --runs'
+        ) from error
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = '') -> Iterator[tuple[str, Any]]:
