@@ -1,6 +1,6 @@
 """What every experiment leaves: its numbers as JSON, and the tables that they make as Markdown."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,13 @@ def where(result: dict[str, Any]) -> str:
 def shortened(commit: str) -> str:
     """Return the first letters of a commit, with the + of one whose files had changed since."""
     return commit[:7] + '+' * commit.endswith('+')
+
+
+def commits(names: Iterable[str]) -> str:
+    """Return commits in a line, each once, and what a + behind one means where there is one."""
+    found = sorted({shortened(name) for name in names})
+    changed = any(name.endswith('+') for name in found)
+    return ', '.join(f'`{name}`' for name in found) + ' (+: files had changed since)' * changed
 
 
 def write(

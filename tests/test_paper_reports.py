@@ -116,7 +116,16 @@ def test_a_report_tells_how_often_the_last_value_of_a_grid_was_chosen(tmp_path, 
 def test_options_are_told_of_all_runs():
     stored = json.loads(STORED[0].read_text())
     text = report.render(stored | {'options': ['seed=1', 'training.steps=2']})
-    assert ' All runs have `--option=seed=1 --option=training.steps=2`.' in text
+    said = ' All runs have `--option=seed=1 --option=training.steps=2`'
+    assert f'200 steps of 32.{said}, in place of what is said above. ' in text
+    whole = stored | {'options': ['seed=1', 'training.steps=2'], 'settings': ''}
+    assert f'{said}. ' in report.render(whole)
+
+
+def test_a_commit_whose_files_had_changed_is_told_apart():
+    stored = json.loads(STORED[0].read_text())
+    stored['rows'] = [own | {'commits': ['abcdef012', 'abcdef012+']} for own in stored['rows']]
+    assert 'commits `abcdef0`, `abcdef0+` (+: files had changed since). ' in report.render(stored)
 
 
 @pytest.mark.parametrize(

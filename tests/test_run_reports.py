@@ -69,6 +69,14 @@ def test_runs_that_differ_in_the_seed_alone_are_one_row(written):
     assert names == [f'full, {rate}=0.1', f'lora, {rate}=0.1', f'lora, {rate}=0.2']
 
 
+def test_a_commit_whose_files_had_changed_is_told_apart(tmp_path):
+    path = write_run(tmp_path / 'runs', 'lora', 0, 0.5) / 'summary.json'
+    path.write_text(path.read_text().replace('abcdef123', 'abcdef123+'))
+    write_run(tmp_path / 'runs', 'lora', 1, 0.5)
+    text = (run_report(tmp_path / 'runs', tmp_path) / 'report.md').read_text()
+    assert 'commits `abcdef1`, `abcdef1+` (+: files had changed since).' in text
+
+
 def test_settings_can_be_left_out(tmp_path):
     write_run(tmp_path, 'lora', 0, 0.5, dir='/here')
     write_run(tmp_path, 'lora', 1, 0.5, dir='/there')

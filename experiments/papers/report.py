@@ -9,6 +9,7 @@ from typing import Any
 
 from adapters_jax.training import grid
 from experiments import edges
+from experiments.output import commits
 from experiments.papers.study import Finding, Paper, Results, Row, Table, spread, told_share
 
 EXPECTED = 'expected.json'
@@ -152,8 +153,9 @@ def render(result: Mapping[str, Any]) -> str:
         f'{result["settings"]}{_whose(result)} '
         f'Tasks: {told_tasks(result)}.{_open(result)}{_sentence(result.get("edges", ""))} '
         'All runs together: '
-        f'{minutes(results):.0f} minutes of training on {_all(results, "machines")}; commits '
-        f'{_all(results, "commits")}. Made by `{result["command"]}`. Published, in brackets where '
+        f'{minutes(results):.0f} minutes of training on {_machines(results)}; commits '
+        f'{commits(name for row in results.rows for name in row.commits)}. '
+        f'Made by `{result["command"]}`. Published, in brackets where '
         'a row and task are the same (trained parameters are those of the backbone of the paper): '
         f'{expected["source"]}.'
     )
@@ -169,7 +171,8 @@ def render(result: Mapping[str, Any]) -> str:
 def _whose(result: Mapping[str, Any]) -> str:
     code, options = result['source'] != 'paper', result.get('options', [])
     told = ' Settings are those of the published code (`--source=code`).' * code
-    return told + f' All runs have `{_told_options(options)}`.' * bool(options)
+    instead = ', in place of what is said above' * bool(result['settings'])
+    return told + f' All runs have `{_told_options(options)}`{instead}.' * bool(options)
 
 
 def _sentence(text: str) -> str:
@@ -204,9 +207,8 @@ def minutes(results: Results) -> float:
     return sum(row.spent for row in results.rows) / 60
 
 
-def _all(results: Results, what: str) -> str:
-    found = sorted({name for row in results.rows for name in getattr(row, what)})
-    return ', '.join(f'`{name[:7]}`' if what == 'commits' else name for name in found)
+def _machines(results: Results) -> str:
+    return ', '.join(sorted({name for row in results.rows for name in row.machines}))
 
 
 def _seeds(results: Results) -> str:

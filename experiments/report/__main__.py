@@ -21,7 +21,7 @@ from typing import Any
 from absl import flags
 
 from adapters_jax import entry, files
-from experiments.output import write
+from experiments.output import commits, write
 from experiments.report import figures
 from experiments.report.runs import Group, Run, find, groups, seconds_of
 from experiments.report.significance import compare
@@ -126,9 +126,9 @@ def render(result: dict[str, Any]) -> str:
     """Return the Markdown table, and below it where it comes from."""
     head, *lines = cells(result)
     hardware = '; '.join(sorted({kind for own in result['rows'] for kind in own['hardware']}))
-    commits = ', '.join(sorted({f'`{c[:7]}`' for own in result['rows'] for c in own['commits']}))
+    made = commits(name for own in result['rows'] for name in own['commits'])
     note = f'{result["metric"]} on {result["split"]}, mean ± s.d. over seeds; seconds of training '
-    note += f'on {hardware}; commits {commits}.'
+    note += f'on {hardware}; commits {made}.'
     if result['baseline']:
         note += (
             f' Differences are to {result["baseline"]}, over common seeds, with the 95 % interval '
