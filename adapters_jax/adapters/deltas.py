@@ -59,7 +59,7 @@ def combine_deltas(
     ]
     combined = params.flatten(combine([params.unflatten(member) for member in filled], weights))
     factors = {place: split(delta, rank) for place, delta in combined.items()}
-    return _as_lora(methods, factors, trees[0])
+    return _as_lora(methods, factors, trees)
 
 
 def concatenate(
@@ -76,7 +76,7 @@ def concatenate(
         for place, (a, b) in _factors(method, tree).items():
             before = factors.get(place, (a[:, :0], b[:0]))
             factors[place] = np.hstack([before[0], a]), np.vstack([before[1], weight * b])
-    return _as_lora(methods, factors, trees[0])
+    return _as_lora(methods, factors, trees)
 
 
 def combine_factors(
@@ -105,7 +105,7 @@ def combine_factors(
     a = params.flatten(combine([_only(tree, 'a') for tree in trees], signed))
     b = params.flatten(combine([_only(tree, 'b') for tree in trees], roots))
     factors = {path[:-2]: (a[path], b[f'{path[:-2]}/b']) for path in a}
-    return _as_lora(methods, factors, trees[0])
+    return _as_lora(methods, factors, trees)
 
 
 def deltas(method: Method, tree: Tree) -> dict[str, Delta]:
@@ -191,10 +191,12 @@ def _only(tree: Tree, factor: str) -> Tree:
 
 
 def _as_lora(
-    methods: Sequence[LowRank], factors: Mapping[str, Factors], like: Tree
+    methods: Sequence[LowRank], factors: Mapping[str, Factors], like: Sequence[Tree]
 ) -> tuple[LoRA, Tree]:
-    """Return factors that hold all scales as a LoRA, in the type of the leaves of `like`."""
-    old = jax.tree.leaves(like)[0]
+    """Return factors that hold all scales as a LoRA, in the type of the first leaf of `like`."""
+    ranks = {place.removeprefix('layer_'): a.shape[1] for place, (a, _) in factors.items()}
+    method = _described(methods, ranks)  # first: without ranks there is no leaf either
+    old = jax.tree.leaves(list(like))[0]
 
     def convert(x: np.ndarray) -> Any:
         new = x.astype(old.dtype)
@@ -203,8 +205,7 @@ def _as_lora(
     leaves = {}
     for place, (a, b) in factors.items():
         leaves[f'{place}/a'], leaves[f'{place}/b'] = convert(a), convert(b)
-    ranks = {place.removeprefix('layer_'): a.shape[1] for place, (a, _) in factors.items()}
-    return _described(methods, ranks), params.unflatten(leaves)
+    return method, params.unflatten(leaves)
 
 
 def _described(methods: Sequence[LowRank], ranks: Mapping[str, int]) -> LoRA:

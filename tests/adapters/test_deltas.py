@@ -378,3 +378,12 @@ def test_the_gate_of_a_feed_forward_network_is_kept():
     fresh = combined.init(jax.random.key(0), gated, {})
     assert set(params.flatten(fresh)) == set(params.flatten(tree))
     assert 'layer_0/feed_forward/gate/a' in params.flatten(tree)
+
+
+def test_an_adapter_that_lost_all_its_triplets_adds_nothing():
+    gone = AdaLoRA(rank_pattern={'1/attention/query': 0, '1/attention/value': 0})
+    own = random_lora(0, r=2)
+    for combine in (functools.partial(deltas.combine_deltas, rank=2), deltas.concatenate):
+        assert_deltas(combine([gone, own[0]], [{}, own[1]], [1, 1]), deltas.deltas(*own))
+        with pytest.raises(ValueError, match='every rank is 0'):
+            combine([gone], [{}], [1])
