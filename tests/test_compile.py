@@ -220,7 +220,7 @@ def test_the_command_reads_no_weights_and_writes_what_it_says(tmp_path):
         (['--devices=2', '--config.mesh.fsdp=3'], 'mesh.fsdp is 3 but 2 devices are present'),
         (['--devices=2', '--length=-3'], '--length is -3; expected 0 or more'),
         (['--devices=2', '--labels=-1'], '--labels is -1; expected 0 or more'),
-        (['--devices=2', '--length=500'], 'a row has 500 tokens; expected as many as the 64 pos'),
+        (['--devices=2', '--length=500'], 'a row has 500 tokens; expected 256 at most: the 64 pos'),
     ],
 )
 def test_what_cannot_be_checked_is_one_sentence(tmp_path, options, sentence):
@@ -263,6 +263,14 @@ def test_a_schedule_of_steps_that_only_the_data_tells_is_accepted(caplog):
     given.training.trunk_cache = 'float32'
     ahead.plan(given)
     assert 'what is compiled here computes them' in caplog.text
+
+
+def test_a_row_may_be_as_long_as_those_that_texts_share_in_training():
+    given = entry.load_config(f'{GOLDENS / "small.py"}:method=head')
+    of = ahead.plan(given, length=256)  # of texts of 16 tokens, or fewer
+    assert of.batch['input_ids'].shape[1] == 256
+    given.task.name = 'multiple_choice'  # an example is a question with each of its candidates
+    assert ahead.plan(given, length=1000).batch['input_ids'].shape[1] == 1000
 
 
 def test_more_devices_than_jax_has_found_already():

@@ -84,8 +84,7 @@ def choose_shared_packing(
     longest, shortest = max(x[0] for x in groups), min(x[-1] for x in groups)
     means = np.array([lengths.mean() for lengths in groups])
     best = None
-    # Beyond twice the longest text allowed, attention costs more than the padding saved.
-    for row_length in range(_round_up(longest, 8), max(2 * _round_up(max_length, 8), 256) + 1, 8):
+    for row_length in range(_round_up(longest, 8), longest_row(max_length) + 1, 8):
         segments = max(1, min(int(2 * row_length / means.min()) + 1, row_length // int(shortest)))
         # What an example takes of its rows, with its part of their padding.
         taken = sum(
@@ -111,6 +110,14 @@ def choose_shared_packing(
             *(examples, batch_size, policy.row_length, rows_multiple),
         )
     return policy
+
+
+def longest_row(max_length: int) -> int:
+    """The most tokens of a row that texts of up to max_length tokens share.
+
+    Beyond twice the longest text allowed, attention costs more than the padding saved.
+    """
+    return max(2 * _round_up(max_length, 8), 256)
 
 
 def choose_shared_buckets(

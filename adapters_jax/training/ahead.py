@@ -18,6 +18,7 @@ from jax.experimental import topologies
 
 from adapters_jax import sharding
 from adapters_jax.config import Config
+from adapters_jax.data import policies
 from adapters_jax.data.encoded import TAGS
 from adapters_jax.interop.backbones import describe_backbone
 from adapters_jax.params import Tree
@@ -161,10 +162,12 @@ def _batch(
     length = length or config.data.max_length
     if not 1 <= texts <= max(length, 1):
         raise ValueError(f'a row has {texts} texts; expected 1 to {max(length, 1)}, its tokens')
-    if limit is not None and length > max(limit, 2 * config.data.max_length):
+    longest = max(limit or 0, policies.longest_row(config.data.max_length))
+    # An example of several texts is as long as all of them, and lies in one row.
+    if limit is not None and length > longest and not experiment.task.several_texts:
         raise ValueError(
-            f'a row has {length} tokens; expected as many as the {limit} positions of the backbone '
-            'at most, or twice data.max_length where texts share a row'
+            f'a row has {length} tokens; expected {longest} at most: the {limit} positions of the '
+            'backbone, or twice data.max_length (256 or more) where texts share a row'
         )
     tokens = dict.fromkeys(names, jnp.int32)
     per_text = {'starts': jnp.int32, 'example_mask': bool, 'example_id': jnp.int32}
