@@ -160,6 +160,8 @@ def own_rows(mesh: Mesh, rows: int) -> tuple[int, int]:
 def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     """Place a batch's rows, of which each process gives its own (`own_rows`), on the devices.
 
+    Those of a CPU may work in the memory of the batch, which nobody may change then.
+
     Raises:
         ValueError: rows that do not divide over the devices.
     """
@@ -197,13 +199,13 @@ def put_replicated(tree: Any, mesh: Mesh) -> Any:
 
 
 def put(tree: Any, where: NamedSharding) -> Any:
-    """Place every leaf, which may be a random key, and of which each process has all."""
+    """Place a copy of every leaf, which may be a random key, and of which each process has all."""
 
     def own(leaf: Any) -> jax.Array:
         if isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             data = own(jax.random.key_data(leaf))
             return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
-        host = np.asarray(leaf)
+        host = np.array(leaf)  # where it is aligned, a CPU's device would work in the given memory
         return jax.make_array_from_callback(host.shape, where, lambda index: host[index])
 
     return jax.tree.map(own, tree)

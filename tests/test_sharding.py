@@ -89,3 +89,13 @@ def test_what_is_shared_is_no_part_of_what_it_came_from():
     np.testing.assert_array_equal(placed['x'], np.arange(6))
     del given
     np.testing.assert_array_equal(jax.jit(lambda x: x + 1)(placed['x']), np.arange(1, 7))
+
+
+@pytest.mark.parametrize('devices', [1, 4])
+def test_what_every_device_has_is_a_copy(devices):
+    memory = np.zeros(1088, np.uint8)
+    first = -memory.ctypes.data % 64  # an array that begins here could be taken as it is
+    given = memory[first : first + 1024].view(np.float32)
+    placed = sharding.put_replicated({'x': given}, sharding.make_mesh(devices))['x']
+    given[:] = 1
+    assert all((np.asarray(part.data) == 0).all() for part in placed.addressable_shards)
