@@ -40,15 +40,15 @@ class Layout:
         """Read `REGEX=axis,axis`: `-` for a dimension left whole, `fsdp+tensor` for two axes.
 
         Raises:
-            ValueError: no such form, or an axis that no mesh has.
+            ValueError: no such form, an axis that no mesh has, or one that is named twice.
         """
         pattern, found, dimensions = text.rpartition('=')
         parts = [part.strip().split('+') for part in dimensions.split(',')]
-        names = {name for part in parts for name in part}
-        if not found or not names <= {'-', *AXES}:
+        names = [name for part in parts if part != ['-'] for name in part]
+        if not found or not {*names} <= {*AXES} or len({*names}) < len(names):
             raise ValueError(
-                f"mesh.rules has {text!r}; expected 'REGEX=axis,axis' with the axes "
-                f"{', '.join(AXES)} or '-', as in 'adapters/.*/kernel=fsdp,-'"
+                f"mesh.rules has {text!r}; expected 'REGEX=axis,axis' with each of the axes "
+                f"{', '.join(AXES)} once at most, or '-', as in 'adapters/.*/kernel=fsdp,-'"
             )
         try:
             re.compile(pattern)

@@ -146,6 +146,8 @@ def test_frozen_weights_may_be_whole_and_adapters_in_parts(toys, tmp_path):
         ),
         ({'mesh__frozen': 'half'}, "mesh.frozen is 'half'; expected one of sharded, replicated"),
         ({'mesh__rules': ('.*=rows',)}, "mesh.rules has '.*=rows'; expected 'REGEX=axis,axis'"),
+        ({'mesh__rules': ('.*=fsdp,fsdp',)}, r"'\.\*=fsdp,fsdp'; expected .* once at most"),
+        ({'mesh__rules': ('.*=fsdp+-',)}, r"mesh.rules has '\.\*=fsdp\+-'; expected"),
         ({'mesh__rules': ('(=fsdp',)}, 'whose REGEX is none'),
     ],
 )
