@@ -220,6 +220,11 @@ def test_the_command_reads_no_weights_and_writes_what_it_says(tmp_path):
         (['--devices=2', '--config.mesh.fsdp=3'], 'mesh.fsdp is 3 but 2 devices are present'),
         (['--devices=2', '--length=-3'], '--length is -3; expected 0 or more'),
         (['--devices=2', '--labels=-1'], '--labels is -1; expected 0 or more'),
+        (
+            ['--devices=2', '--config.data.max_length=100'],
+            'max_length is 100, but the model has 64 positions; set it to 64 or less',
+        ),
+        (['--devices=2', '--config.data.max_length=-3'], 'max_length is -3, which leaves no room'),
         (['--devices=2', '--length=500'], 'a row has 500 tokens; expected 256 at most: the 64 pos'),
     ],
 )

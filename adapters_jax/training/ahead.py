@@ -18,7 +18,7 @@ from jax.experimental import topologies
 
 from adapters_jax import sharding
 from adapters_jax.config import Config
-from adapters_jax.data import policies
+from adapters_jax.data import policies, tokenize
 from adapters_jax.data.encoded import TAGS
 from adapters_jax.interop.backbones import describe_backbone
 from adapters_jax.params import Tree
@@ -159,6 +159,8 @@ def _batch(
         # An example fills a row, whose length is that of what is to be written, if anything.
         names, texts = [], 1
         length = length if experiment.task.writes else 1
+    else:  # as when texts are read, whose tokenizer takes a few tokens more
+        tokenize.check_length(config.data.max_length, limit, special=0)
     length = length or config.data.max_length
     if not 1 <= texts <= max(length, 1):
         raise ValueError(f'a row has {texts} texts; expected 1 to {max(length, 1)}, its tokens')
