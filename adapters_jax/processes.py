@@ -7,6 +7,7 @@ the others before they wait for it in vain.
 """
 
 import contextlib
+import hashlib
 import json
 import os
 import re
@@ -178,6 +179,27 @@ def gather(value: Any) -> list[Any]:
     if first is not None:
         raise _elsewhere(first, messages)
     return [message[_VALUE] for message in messages]
+
+
+def check_alike(given: Mapping[str, Any]) -> None:
+    """Refuse JSON values, by what they are called, that are not the same for all processes.
+
+    Raises:
+        ValueError: another one than process 0 has; what differs is named.
+        ElsewhereError: the same, of another process.
+    """
+    if jax.process_count() == 1:
+        return
+    texts = {name: json.dumps(value, sort_keys=True) for name, value in given.items()}
+    own = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items()}
+    with together():
+        first = gather(own)[0]
+        differing = [name for name in own if own[name] != first[name]]
+        if differing:
+            raise ValueError(
+                f'not the same here as for process 0: {", ".join(differing)}; give all processes '
+                'the same command, over the same files'
+            )
 
 
 def _exchange(message: dict[str, Any]) -> tuple[int | None, list[dict[str, Any]]]:

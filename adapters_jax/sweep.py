@@ -26,7 +26,7 @@ from ml_collections import config_flags
 from adapters_jax import config as configs
 from adapters_jax import entry, files, processes
 from adapters_jax.config import Config
-from adapters_jax.train import CONFIG, check_same_run
+from adapters_jax.train import CONFIG, check_same_elsewhere, check_same_run
 from adapters_jax.training import grid, ranking
 from adapters_jax.training.progress import read_end
 from adapters_jax.tuning import choose, populations, pruning, report, results, rungs, search
@@ -62,6 +62,7 @@ def sweep(config: Config, workdir: str | Path) -> dict[str, Any]:
             runs, found = [], []
             for group in groups:
                 run = build(group[0].config)
+                check_same_elsewhere(config, run)
                 found.append(check(run))
                 if side_by_side or not runs:  # others are built again when it is their turn
                     runs.append(run)
@@ -126,8 +127,12 @@ def sweep_shard(config: Config, workdir: str | Path, shard: grid.Shard) -> list[
     build = populations.Builder()
     with processes.together():
         check_same_run(config, workdir)
-        configs_ = [groups[number][0].config for number in mine or [0]]
-        populations.common_task([populations.check_built(build(own)) for own in configs_])
+        found = []
+        for number in mine or [0]:
+            run = build(groups[number][0].config)
+            check_same_elsewhere(config, run)
+            found.append(populations.check_built(run))
+        populations.common_task(found)
     if processes.is_writer():
         files.write_json(workdir / CONFIG, configs.to_json(config))
     if not mine:

@@ -13,7 +13,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from adapters_jax import entry, files, processes
-from adapters_jax.config import Config, differences, read, to_json
+from adapters_jax.config import Config, decisive, differences, read, to_json
 from adapters_jax.training import experiment, loop, multitask, multitask_run
 from adapters_jax.training.progress import CONFIG, SUMMARY, read_end
 
@@ -39,6 +39,7 @@ def train(config: Config, workdir: str | Path) -> dict[str, Any]:
                 return read_end(summary)
             loop.check(config)
             built = multitask.build(config) if config.tasks else experiment.build(config)
+            check_same_elsewhere(config, built)
         kind = multitask_run.MultitaskRun if config.tasks else loop.Trainer
         trainer = kind(built, workdir)
         # Written only now: a config with a mistake in it makes no claim on the workdir.
@@ -67,6 +68,17 @@ def check_same_run(config: Config, workdir: Path) -> None:
             f'{workdir} holds a run with another config ({"; ".join(changed)}); give the same '
             'config to continue it, or another --workdir'
         )
+
+
+def check_same_elsewhere(config: Config, built: experiment.Experiment) -> None:
+    """Refuse processes that are to train one run, but have other settings or files.
+
+    Raises:
+        ValueError: not the same config, or not the same files, as process 0 has.
+    """
+    parts = {'backbone': built.backbone.fingerprint, 'data': built.fingerprints}
+    parts |= {'adapters': built.adapters_fingerprint}
+    processes.check_alike({'config': decisive(config)} | parts)
 
 
 def main(config: Config, workdir: str) -> None:

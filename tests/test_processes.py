@@ -14,6 +14,7 @@ import pytest
 import toy
 
 from adapters_jax import processes
+from adapters_jax.training.experiment import Experiment
 from adapters_jax.training.run import Run
 
 STEPS = 50
@@ -293,6 +294,23 @@ def test_a_mistake_is_told_once_and_ends_all(toys, tmp_path):
         said = f'error: {number}data.train: there is no file'
         assert told(done[0])[-1].startswith(said), done[0].err
     assert not (workdir / 'config.json').exists()
+
+
+def have_other_files():
+    """Find other data under the same name, as where each machine has files of its own."""
+    Experiment.fingerprints = property(lambda _: {'train': 'others'})
+
+
+@pytest.mark.parametrize('differing', ['config', 'data'])
+def test_processes_that_would_train_something_else_are_refused(toys, tmp_path, differing):
+    workdir, mesh = tmp_path / 'run', (-1, 1, 1)
+    lines = [arguments(toys, workdir, mesh), arguments(toys, workdir, mesh)]
+    lines[1] += ['--config.seed=1'] if differing == 'config' else []
+    prepare = have_other_files if differing == 'data' else no_change
+    done = finish(start('train', lines, tmp_path, prepare=prepare))
+    assert [d.status for d in done] == [2, 2], [d.err for d in done]
+    said = f'process 1: not the same here as for process 0: {differing}; give all processes the'
+    assert said in done[0].err and not (workdir / 'config.json').exists()
 
 
 def test_directories_that_are_not_shared_are_refused(toys, tmp_path):
