@@ -13,7 +13,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from adapters_jax import entry, files, processes
-from adapters_jax.config import Config, decisive, differences, read, to_json
+from adapters_jax.config import Config, decisive, differences, is_place, read, to_json
 from adapters_jax.training import experiment, loop, multitask, multitask_run
 from adapters_jax.training.progress import CONFIG, SUMMARY, read_end
 
@@ -78,7 +78,8 @@ def check_same_elsewhere(config: Config, built: experiment.Experiment) -> None:
     """
     parts = {'backbone': built.backbone.fingerprint, 'data': built.fingerprints}
     parts |= {'adapters': built.adapters_fingerprint}
-    processes.check_alike({'config': decisive(config)} | parts)
+    settings = {key: value for key, value in decisive(config).items() if not is_place(key)}
+    processes.check_alike({'config': settings} | parts)
 
 
 def main(config: Config, workdir: str) -> None:
