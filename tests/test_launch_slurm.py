@@ -113,6 +113,12 @@ def test_a_task_waits_for_its_command_to_save(cluster):
     assert (done.returncode, calls[-2:]) == (128 + signal.SIGTERM, ['saved', REQUEUED])
 
 
+def test_a_limit_of_restarts_that_is_no_number_is_told_at_the_beginning(cluster):
+    done, calls = cluster('train', TASK='exit 143', ADAPTERS_JAX_RESTARTS='ten')
+    assert done.returncode and calls == []
+    assert "ADAPTERS_JAX_RESTARTS is 'ten'; expected a number, such as 10" in done.stderr
+
+
 @pytest.mark.parametrize('given', [{'cwd': '/'}, {'SLURM_JOB_ID': ''}])
 def test_a_job_outside_of_a_checkout_says_so(cluster, given):
     done, calls = cluster('train', **given)

@@ -67,7 +67,9 @@ class Texts:
     def of(cls, data: Mapping[str, Any], kind: str) -> Self:
         """Return the form that the config's section `data` asks for."""
         given = Choice(**(data.get('columns') or {}))
-        return cls(given, kind, data.get('label_separator') or ',', bool(data.get('skip_empty')))
+        # As typed in a shell, like the delimiter.
+        separator = (data.get('label_separator') or ',').replace('\\t', '\t')
+        return cls(given, kind, separator, bool(data.get('skip_empty')))
 
     @property
     def names_classes(self) -> bool:

@@ -120,6 +120,9 @@ def test_labels_of_a_list_and_of_a_cell(tmp_path):
     cells = 'text,label\nx,a;b\ny,\nz,c\n'
     found = read(tmp_path, 'in.csv', cells, label_separator=';')
     assert found['label'][:] == [['a', 'b'], [], ['c']]
+    tabs = cells.replace(';', '\t')
+    found = read(tmp_path, 'in.csv', tabs, label_separator='\\t')  # as a shell has it
+    assert found['label'][:] == [['a', 'b'], [], ['c']]
 
 
 @pytest.mark.parametrize(
