@@ -16,7 +16,7 @@ Options = dict[str, str | int | bool]
 
 # XLA 0.10 hands matrix products of a CPU, and what is computed before and after them, to YNNPACK.
 # Without it a forward pass is faster, a training step takes two thirds of the memory for
-# temporaries, and a few hundredths less time: all of it measured in
+# temporaries, and a tenth less time: all of it measured in
 # experiments/results/bench/products.json. The option lists what YNNPACK may have: single
 # convolutions, of which there are none.
 EIGEN_PRODUCTS: Options = {

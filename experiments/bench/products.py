@@ -3,12 +3,15 @@
     python -m experiments.bench.products --output=DIR [--rounds=15]
 
 Products in float32 of the shapes that a batch of 32 x 128 tokens has in MiniLM and BERT-base, and a
-training step and a forward pass of MiniLM, with our options (`adapters_jax.xla`) and without; and
-gradients for the input of a product where rows are few (`adapters_jax.products`). Writes
-DIR/products.json and DIR/products.md.
+training step and a forward pass of MiniLM, with our options (`adapters_jax.xla`) and without;
+gradients for the input of a product where rows are few (`adapters_jax.products`), by themselves and
+one after another as in a pass backwards; and how many cores work on the products of attention.
+Writes DIR/products.json and DIR/products.md.
 """
 
 import contextlib
+import functools
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
@@ -32,7 +35,13 @@ FEW = (
     *((1024, 768, 3072), (1024, 3072, 768)),
     *((512, 1024, 4096), (512, 4096, 1024), (128, 4096, 1024)),
 )
+# Rows, hidden and inner size: the feed-forward networks that these kernels are of.
+PASSES = ((440, 384, 1536), (1024, 768, 3072), (512, 1024, 4096), (128, 1024, 4096))
+LAYERS = 6
+# A part of that batch: 8 texts of 128 tokens, in 12 heads of 32 numbers.
+HEADS = (8, 12, 128, 32)
 PAUSE = 0.05
+WATCHED = 2.0  # seconds in which the cores at work are counted
 
 
 Calls = dict[str, Callable[[], Any]]
@@ -59,6 +68,47 @@ def gradient_calls(shape: tuple[int, int, int]) -> Calls:
         'ours': _compiled(products.input_gradient, options, *given),
         'torch': _by_torch(lambda gradient, kernel: gradient @ kernel.T, *given),
     }
+
+
+def pass_calls(shape: tuple[int, int, int]) -> Calls:
+    """Return the products of a pass backwards through feed-forward networks, done by each."""
+    rows, hidden, inner = shape
+    given = _random((rows, hidden), *[(hidden, inner), (inner, hidden)] * LAYERS)
+    options = xla.options(lean=True)
+    return {
+        'default': _compiled(_backwards(lambda x, kernel: x @ kernel.T, jnp.tanh), options, *given),
+        'ours': _compiled(_backwards(products.input_gradient, jnp.tanh), options, *given),
+        'torch': _by_torch(_backwards(lambda x, kernel: x @ kernel.T, lambda x: x.tanh()), *given),
+    }
+
+
+def _backwards(gradient: Callable[..., Any], between: Callable[..., Any]) -> Callable[..., Any]:
+    def run(x: Any, *kernels: Any) -> Any:
+        for kernel in reversed(kernels):
+            x = between(gradient(x, kernel))
+        return x
+
+    return run
+
+
+def attention_calls() -> Calls:
+    """Return the products of queries and keys in all heads, done by each."""
+    given = _random(HEADS, HEADS)
+    scores = functools.partial(jnp.einsum, 'BHTK,BHSK->BHTS')
+    return {
+        'default': _compiled(scores, {}, *given),
+        'ours': _compiled(scores, xla.options(), *given),
+        'torch': _by_torch(lambda query, key: query @ key.mT, *given),
+    }
+
+
+def cores_at_work(call: Callable[[], Any], seconds: float = WATCHED) -> float:
+    """Return the seconds of a processor that this process takes in a second of these calls."""
+    jax.block_until_ready(call())
+    begin, worked = time.perf_counter(), time.process_time()
+    while (passed := time.perf_counter() - begin) < seconds:
+        jax.block_until_ready(call())
+    return (time.process_time() - worked) / passed
 
 
 def _random(*shapes: tuple[int, int]) -> list[np.ndarray]:
@@ -112,7 +162,13 @@ def measure(rounds: int) -> dict[str, Any]:
         temporary = {name: program.temporary for name, program in made.items()}
         whole[mode] = {'ratio': ratio.value, 'spread': [ratio.low, ratio.high]}
         whole[mode]['temporary'] = temporary
-    return {'products': rated, 'gradients': gradients, 'programs': whole}
+    times = 2 * LAYERS  # up and down
+    passes = [_rates(pass_calls(shape), shape, rounds, times) for shape in PASSES]
+    attention = _rates(attention_calls(), (*HEADS, HEADS[2]), rounds)
+    attention['cores'] = {name: cores_at_work(call) for name, call in attention_calls().items()}
+    measured = {'products': rated, 'gradients': gradients, 'attention': attention}
+    measured |= {'passes': passes}
+    return measured | {'programs': whole}
 
 
 def _rounds_of_programs(rounds: int) -> int:
@@ -120,9 +176,11 @@ def _rounds_of_programs(rounds: int) -> int:
     return max(3, rounds // 3)
 
 
-def _rates(calls: Calls, shape: tuple[int, int, int], rounds: int) -> dict[str, Any]:
+def _rates(
+    calls: Calls, shape: tuple[int, ...], rounds: int, products_each: int = 1
+) -> dict[str, Any]:
     times = compare(calls, rounds, pause=PAUSE)
-    work = 2 * np.prod(shape, dtype=float) / 1e9
+    work = 2 * products_each * np.prod(shape, dtype=float) / 1e9
     return {'shape': shape, 'gflops': {name: work / one.median for name, one in times.items()}}
 
 
@@ -136,6 +194,14 @@ def render(result: dict[str, Any]) -> str:
         '|---|---|---|---|',
     ]
     lines += map(_row, result['gradients'])
+    lines += [
+        '',
+        f'| a pass of {LAYERS} layers, rows x hidden x inner | differentiated | ours | torch |',
+    ]
+    lines += ['|---|---|---|---|', *map(_row, result['passes'])]
+    lines += ['', '| texts x heads x product | XLA as it comes | with our options | torch |']
+    lines += ['|---|---|---|---|', _row(result['attention'])]
+    cores = result['attention']['cores']
     ratios = (
         f'{mode} {Ratio(found["ratio"], *found["spread"])}'
         for mode, found in result['programs'].items()
@@ -143,8 +209,11 @@ def render(result: dict[str, Any]) -> str:
     less = result['programs']['training']['temporary']
     note = (
         f'GFLOP/s in float32, medians of {result["rounds"]} rounds in turns, on '
-        f'{where(result)}. Time of MiniLM on 32 x 128 tokens as XLA comes over that with our '
-        f'options: {", ".join(ratios)}, of {_rounds_of_programs(result["rounds"])} rounds; '
+        f'{where(result)}. Products by themselves are called one at a time, for each of which '
+        'threads wake; in a pass they follow one another, as in training. On the last one work '
+        f'{cores["ours"]:.1f} cores with our options, {cores["torch"]:.1f} in torch. Time of '
+        'MiniLM on 32 x 128 tokens as XLA comes over that with our options: '
+        f'{", ".join(ratios)}, of {_rounds_of_programs(result["rounds"])} rounds; '
         'temporaries of the training step: '
         f'{less["default"] / 2**20:,.0f} MiB, {less["ours"] / 2**20:,.0f} MiB with our options.'
     )
