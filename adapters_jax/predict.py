@@ -39,6 +39,7 @@ from adapters_jax import config as configs
 from adapters_jax import files
 from adapters_jax.adapters import dropping
 from adapters_jax.adapters.dropping import Dropped
+from adapters_jax.data.tokenize import Tokenizer
 from adapters_jax.tasks.task import Task
 from adapters_jax.training import dtypes, experiment, fitting, serving
 
@@ -82,6 +83,7 @@ class Predictor:
         }
         self._dropped = drop_layers
         self._tasks: dict[str, Task] = {}
+        self._tokenizers: dict[Path, Tokenizer | None] = {}
         self._serving: dict[tuple[str, ...], serving.Serving] = {}
 
     def __call__(self, rows: Iterable[dict[str, Any]]) -> Rows:
@@ -112,15 +114,16 @@ class Predictor:
             )
             for name, own in places.items()
         }
+        tokenizers = {name: self._tokenizer(name) for name in places}
         encoded = {
-            name: serving.encode(texts[name], tasks[name], *self._loaded[name]) for name in places
+            name: serving.encode(texts[name], tasks[name], *self._loaded[name], tokenizers[name])
+            for name in places
         }
         found = self._on_devices(names, tasks).outputs(encoded, few)
         result: Rows = [{}] * len(rows)
         for name, own in places.items():
             told = tasks[name].predict(found[name], encoded[name], texts[name])
-            tokenizer = fitting.tokenizer_of(self._loaded[name][1])
-            told = tasks[name].worded(told, texts[name], tokenizer)
+            told = tasks[name].worded(told, texts[name], tokenizers[name])
             for place, one in zip(own, told, strict=True):
                 result[place] = _beside(rows[place], one)
         _tell_replaced(rows, result)
@@ -138,6 +141,13 @@ class Predictor:
             made = serving.Serving(folders, shared, config, tasks, self._dropped)
             self._serving = {names: made}
         return self._serving[names]
+
+    def _tokenizer(self, name: str) -> Tokenizer | None:
+        """Return the tokenizer of an adapter's backbone, read once."""
+        loaded = self._loaded[name][1]
+        if loaded.directory not in self._tokenizers:
+            self._tokenizers[loaded.directory] = fitting.tokenizer_of(loaded)
+        return self._tokenizers[loaded.directory]
 
     def _task(self, name: str) -> Task:
         """Return the task of an adapter, having tried whether the adapter can be used as asked.

@@ -7,6 +7,7 @@ import toy
 import untrained
 
 from adapters_jax.predict import Predictor, predict
+from adapters_jax.training import fitting
 
 METHODS = {'lora': 'lora[r=2]', 'pfeiffer': 'pfeiffer[size=4]', 'top': 'top_layers[layers=1]'}
 WORDS = ['the', 'cat', 'near', 'a', 'storm', 'and', 'bread', 'with', 'soup', 'or', 'rice']
@@ -56,6 +57,16 @@ def test_it_answers_as_predict_does_and_compiles_for_few_shapes(adapters):
         logits(ask(more)), logits(predict(adapters['lora'], more)), atol=1e-5
     )
     assert ask([]) == []
+
+
+def test_the_tokenizer_is_read_once(adapters, monkeypatch):
+    read, tokenizer_of = [], fitting.tokenizer_of
+    monkeypatch.setattr(
+        fitting, 'tokenizer_of', lambda loaded: read.append(loaded) or tokenizer_of(loaded)
+    )
+    ask = Predictor(adapters['lora'])
+    assert [ask(texts_of(3))[0]['logits'] for _ in range(2)] == [ask(texts_of(3))[0]['logits']] * 2
+    assert len(read) == 1
 
 
 def test_each_row_has_its_own_adapter_and_the_backbone_is_held_once(adapters):

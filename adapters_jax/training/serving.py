@@ -20,6 +20,7 @@ from adapters_jax.adapters.bank import BACKBONE, Bank
 from adapters_jax.adapters.dropping import Dropped
 from adapters_jax.config import Config
 from adapters_jax.data.encoded import READ, Encoded, tokens_on_end
+from adapters_jax.data.tokenize import Tokenizer
 from adapters_jax.interop import adapter_folder, formats
 from adapters_jax.interop.adapter_folder import AdapterFolder
 from adapters_jax.interop.backbones import LoadedBackbone
@@ -71,9 +72,15 @@ def _check_same(first: str, held: LoadedBackbone, name: str, own: LoadedBackbone
 
 
 def encode(
-    rows: datasets.Dataset, task: Task, folder: AdapterFolder, loaded: LoadedBackbone
+    rows: datasets.Dataset,
+    task: Task,
+    folder: AdapterFolder,
+    loaded: LoadedBackbone,
+    tokenizer: Tokenizer | None = None,
 ) -> Encoded:
     """Encode the rows of a task as a finished adapter was trained on them.
+
+    `tokenizer` is the backbone's, where it is in memory already.
 
     Raises:
         ValueError: preprocessing that gives other tags than the adapter knows, or a tokenizer that
@@ -81,8 +88,8 @@ def encode(
     """
     model, chain = experiment.bind(folder, loaded), preprocessing.chain_of(folder)
     preprocessing.check_tags(model.method, chain)
-    tokenizer, positions = fitting.tokenizer_of(loaded), model.text_positions
-    encoding = Encoding(tokenizer, folder.max_length, positions, chain=chain)
+    tokenizer = fitting.tokenizer_of(loaded) if tokenizer is None else tokenizer
+    encoding = Encoding(tokenizer, folder.max_length, model.text_positions, chain=chain)
     return fitting.encode(task, rows, encoding, loaded)
 
 
