@@ -190,10 +190,7 @@ class Model:
         return backbone.apply(
             {'params': params['backbone']},
             inputs_of(batch),
-            batch.get('token_type_ids'),
-            batch.get('positions'),
-            mask=_mask(batch),
-            tags=batch.get('tags'),
+            **_beside(batch),
             sites=sites,
             deterministic=key is None,
             known=batch.get('trunk'),
@@ -295,10 +292,7 @@ class Model:
         _, sown = backbone.apply(
             {'params': params['backbone']},
             inputs_of(batch),
-            batch.get('token_type_ids'),
-            batch.get('positions'),
-            mask=_mask(batch),
-            tags=batch.get('tags'),
+            **_beside(batch),
             mutable=['trunk'],
         )
         seen = sown['trunk']
@@ -351,6 +345,12 @@ def inputs_of(batch: Batch) -> Array:
         )
     values = batch[name]
     return values[:, 0] if 'pixels' in batch and values.ndim == 5 else values
+
+
+def _beside(batch: Batch) -> dict[str, Any]:
+    """Return what the backbone is told of the inputs, by its own names."""
+    told = {name: batch.get(name) for name in ('token_type_ids', 'positions', 'tags')}
+    return told | {'mask': _mask(batch)}
 
 
 def _mask(batch: Batch) -> Bool[Array, 'B 1 #T T'] | None:
