@@ -15,7 +15,7 @@ from ml_collections import config_flags
 from adapters_jax import entry, files, processes
 from adapters_jax.config import Config, decisive, differences, is_place, read, to_json
 from adapters_jax.training import experiment, loop, multitask, multitask_run
-from adapters_jax.training.progress import CONFIG, SUMMARY, read_end
+from adapters_jax.training.progress import CHECKPOINTS, CONFIG, SUMMARY, read_end
 
 _LOG = logging.getLogger('adapters_jax.train')  # __name__ is '__main__' on the command line
 
@@ -61,7 +61,7 @@ def check_same_run(config: Config, workdir: Path) -> None:
         ValueError: the settings that differ, with both values.
     """
     path = workdir / CONFIG
-    begun = not (workdir / SUMMARY).exists() and any((workdir / 'checkpoints').glob('[0-9]*'))
+    begun = not (workdir / SUMMARY).exists() and any((workdir / CHECKPOINTS).glob('[0-9]*'))
     changed = differences(read(path), config, anywhere=begun) if path.exists() else []
     if changed:
         raise ValueError(

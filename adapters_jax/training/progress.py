@@ -9,7 +9,7 @@ from typing import Any
 
 from adapters_jax.tasks.task import Task
 
-SUMMARY, CONFIG = 'summary.json', 'config.json'  # of a workdir
+SUMMARY, CONFIG, CHECKPOINTS = 'summary.json', 'config.json', 'checkpoints'  # of a workdir
 DATA = 'data.json'  # a fingerprint of each split, as it was in training
 Results = Mapping[str, Mapping[str, float]]  # the metrics of each validation split
 

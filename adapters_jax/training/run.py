@@ -29,7 +29,13 @@ from adapters_jax.training import batching, evaluation, monitor, provenance, tru
 from adapters_jax.training.checkpoint import Checkpoints
 from adapters_jax.training.experiment import Experiment
 from adapters_jax.training.placement import Placement, make_mesh
-from adapters_jax.training.progress import DATA, SUMMARY, Progress, share_of_steps
+from adapters_jax.training.progress import (
+    CHECKPOINTS,
+    DATA,
+    SUMMARY,
+    Progress,
+    share_of_steps,
+)
 from adapters_jax.training.state import step_options
 
 # A scheduler's way to end a process, Ctrl-C, and the end of the terminal.
@@ -187,7 +193,7 @@ class Run(abc.ABC):
         """
         with (
             self._stoppable(),
-            Checkpoints(self.workdir / 'checkpoints', self.identity) as self.checkpoints,
+            Checkpoints(self.workdir / CHECKPOINTS, self.identity) as self.checkpoints,
             self._monitored(),
         ):
             if not self.saved:  # and not again after a pause
