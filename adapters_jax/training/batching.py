@@ -71,17 +71,18 @@ def choose(
     return policies.choose_buckets(lengths, size)
 
 
-def choose_for_few(
-    config: Config, model: Model, lengths: np.ndarray, devices: int, training: bool = False
+def choose_forward(
+    config: Config, model: Model, lengths: np.ndarray, devices: int, few: bool
 ) -> policies.Policy:
-    """Return how a few examples are laid out, whatever their lengths, in one of few shapes.
+    """Return how examples are laid out to be passed forward.
 
-    Rows and lengths are powers of two, or what there is at most of them. More examples than a
-    batch holds are laid out as ever.
+    As `choose` has it, or, with `few`, whatever their lengths in one of few shapes: rows and
+    lengths are powers of two, or what there is at most of them. More examples than a batch holds
+    are many.
     """
     most = config.training.batch_size * 4
-    if len(lengths) > most:
-        return choose(config, model, lengths, devices, training)
+    if not few or len(lengths) > most:
+        return choose(config, model, lengths, devices, training=False)
     rows, longest = min(_power(len(lengths)), most), int(lengths.max(initial=1))
     if model.config.reads == TOKENS:
         longest = max(longest, min(_power(longest, _SHORT), config.data.max_length))

@@ -59,9 +59,8 @@ class Applied:
 
         With `few` batches are as small as the examples need, and of few different shapes.
         """
-        choose = batching.choose_for_few if few else batching.choose
         parts = self._placement.row_parts
-        policy = choose(self._config, self.model, encoded.sizes, parts, training=False)
+        policy = batching.choose_forward(self._config, self.model, encoded.sizes, parts, few)
         return evaluation.outputs(
             self._forward,
             self._trainable,

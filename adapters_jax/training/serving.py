@@ -225,9 +225,8 @@ class _Routed:
         """Return the outputs of each adapter that has examples."""
         joined = join(encoded, self.names)
         per_token, placement = self._model.heads.per_token, self._placement
-        choose = batching.choose_for_few if few else batching.choose
         parts = placement.row_parts
-        policy = choose(self._config, self._model, joined.sizes, parts, training=False)
+        policy = batching.choose_forward(self._config, self._model, joined.sizes, parts, few)
         given = self._placed, joined, policy, self._model.config.pad_id, placement.mesh
         found = evaluation.outputs(
             self._forward, {}, *given, per_token=per_token, transform=self._task.transform
